@@ -1,0 +1,29 @@
+"""BERT as pure JAX functions: paper-exact, pod-grade, schedule-first."""
+
+from bert_jax.bert import Bert, load
+from bert_jax.config import Config, DataConfig, MaskPolicy, MeshConfig, ModelConfig, OptimConfig, TrainConfig
+from bert_jax.errors import Failure, UserError
+from bert_jax.heads import mlm_logits, nsp_logits
+from bert_jax.masking import mask_tokens
+from bert_jax.model import encode
+from bert_jax.train import pretrain
+
+__version__ = "0.1.0"
+__all__ = [
+    "Bert",
+    "Config",
+    "DataConfig",
+    "Failure",
+    "MaskPolicy",
+    "MeshConfig",
+    "ModelConfig",
+    "OptimConfig",
+    "TrainConfig",
+    "UserError",
+    "encode",
+    "load",
+    "mask_tokens",
+    "mlm_logits",
+    "nsp_logits",
+    "pretrain",
+]

@@ -1,0 +1,215 @@
+"""Checkpoints: device state, data position, config and tokenizer, written by Orbax in the background.
+
+Orbax commits a step atomically, but does not notice flipped bits in array data when it reads them. Each checkpoint
+therefore carries a checksum of every array, computed on the devices that hold it, and is verified when it is read;
+a damaged step is set aside and the one before it is used.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import sys
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from absl import logging as absl_logging
+from etils import epath
+from jaxtyping import Array, UInt32
+
+from bert_jax import tokenizers
+from bert_jax.config import Config
+from bert_jax.errors import Failure
+from bert_jax.heads import init_params
+from bert_jax.tokenizers import Tokenizer
+
+DIRECTORY = "checkpoints"
+_STATE, _META = "state", "meta"
+_PARAMS = "params"
+
+T = TypeVar("T")
+
+
+class Meta(NamedTuple):
+    """What a checkpoint holds beside the arrays."""
+
+    config: Config
+    tokenizer: Tokenizer
+    corpus: str
+    """Digest of the corpus that ``data`` is a position in."""
+    data: dict[str, Any]
+    """State of the data iterator: the next batch to come."""
+
+
+class Checkpoints:
+    """The checkpoints of one run directory.
+
+    Args:
+      run: the run directory.
+      keep: newest steps kept when another is saved; None to read only.
+    """
+
+    def __init__(self, run: epath.PathLike, *, keep: int | None = None) -> None:
+        self.path = epath.Path(run) / DIRECTORY
+        # Orbax reports every save at several places; what users need to know is said by this package.
+        absl_logging.set_verbosity(absl_logging.ERROR)
+        policy = ocp.checkpoint_managers.LatestN(keep) if keep else None
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=policy,
+            cleanup_tmp_directories=keep is not None,
+            read_only=keep is None,
+            enable_async_checkpointing=True,
+        )
+        handlers = {_STATE: ocp.PyTreeCheckpointHandler(), _META: ocp.JsonCheckpointHandler()}
+        self._manager = ocp.CheckpointManager(epath.Path(self.path), options=options, item_handlers=handlers)
+
+    def save(self, step: int, state: Any, meta: Meta) -> None:
+        """Write a checkpoint in the background; the state may be donated as soon as this returns.
+
+        Raises:
+          Failure: this save, or the one still in the background, could not be written (a full disk).
+        """
+        content = {
+            "config": json.loads(meta.config.to_json()),
+            "tokenizer": {name: base64.b64encode(data).decode() for name, data in meta.tokenizer.files.items()},
+            "corpus": meta.corpus,
+            "data": meta.data,
+            "checksums": checksums(state),
+        }
+        item = {"content": content, "digest": _digest(content)}
+        try:
+            self._manager.save(step, args=ocp.args.Composite(**{_STATE: ocp.args.PyTreeSave(state), _META: ocp.args.JsonSave(item)}))
+        except (OSError, ValueError) as error:
+            raise self._not_written(step, error) from error
+
+    def wait(self) -> None:
+        """Return when everything saved is committed; raises as :meth:`save` does."""
+        try:
+            self._manager.wait_until_finished()
+        except (OSError, ValueError) as error:
+            raise self._not_written(None, error) from error
+
+    def close(self) -> None:
+        self._manager.close()
+
+    def latest(self) -> int | None:
+        """Newest committed step, or None."""
+        return self._manager.latest_step()
+
+    def restore(self, abstract: Any) -> tuple[Any, Meta] | None:
+        """The newest checkpoint that is whole, or None where nothing was ever saved; damaged ones are set aside.
+
+        Args:
+          abstract: a tree of ``jax.ShapeDtypeStruct`` with shardings; any mesh may read what another wrote.
+
+        Raises:
+          Failure: there are checkpoints and all of them are damaged.
+        """
+
+        def read(step: int) -> tuple[Any, Meta]:
+            meta, sums = self._read_meta(step)
+            args = ocp.args.PyTreeRestore(abstract, restore_args=ocp.checkpoint_utils.construct_restore_args(abstract))
+            state = self._manager.restore(step, args=ocp.args.Composite(**{_STATE: args}))[_STATE]
+            _verify(checksums(state), sums)
+            return state, meta
+
+        return self._newest(read, set_aside=True)
+
+    def restore_params(self) -> tuple[Any, Meta] | None:
+        """Parameters alone of the newest checkpoint that is whole, on the default device; nothing is changed on disk.
+
+        Raises:
+          Failure: there are checkpoints and all of them are damaged.
+        """
+
+        def read(step: int) -> tuple[Any, Meta]:
+            meta, sums = self._read_meta(step)
+            place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+            shapes = jax.eval_shape(lambda: {_PARAMS: init_params(meta.config.model, jax.random.key(0))})
+            tree = abstract(shapes, jax.tree.map(lambda _: place, shapes))
+            args = ocp.args.PyTreeRestore(tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree), partial_restore=True)
+            state = self._manager.restore(step, args=ocp.args.Composite(**{_STATE: args}))[_STATE]
+            _verify(checksums(state), sums)
+            return state[_PARAMS], meta
+
+        return self._newest(read, set_aside=False)
+
+    def _newest(self, read: Callable[[int], T], *, set_aside: bool) -> T | None:
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        for step in steps:
+            try:
+                return read(step)
+            except Exception as error:  # Orbax and TensorStore raise whatever a damaged file leads them to.
+                print(f"bert-jax: checkpoint {self.path / str(step)} is damaged ({_first_line(error)}); the one before it is used.", file=sys.stderr)
+                if set_aside:
+                    self._set_aside(step)
+        if steps:
+            raise Failure(f"All checkpoints in {self.path} are damaged ({', '.join(map(str, steps))}).")
+        return None
+
+    def _read_meta(self, step: int) -> tuple[Meta, dict[str, int]]:
+        """Everything of a checkpoint but its arrays, and the arrays' checksums."""
+        item = self._manager.restore(step, args=ocp.args.Composite(**{_META: ocp.args.JsonRestore()}))[_META]
+        content = item["content"]
+        if _digest(content) != item["digest"]:
+            raise ValueError("its description differs from its digest")
+        files = {name: base64.b64decode(data) for name, data in content["tokenizer"].items()}
+        config = Config.from_json(json.dumps(content["config"]))
+        return Meta(config, tokenizers.from_files(files), content["corpus"], content["data"]), content["checksums"]
+
+    def _set_aside(self, step: int) -> None:
+        if jax.process_index() == 0 and (self.path / str(step)).exists():
+            (self.path / str(step)).rename(self.path / f"damaged-{step}")
+        self._manager.reload()
+
+    def _not_written(self, step: int | None, error: Exception) -> Failure:
+        what = "The last checkpoint" if step is None else f"Checkpoint {step}"
+        last = self.latest()
+        kept = f"step {last} is the newest whole one" if last is not None else "there is none yet"
+        return Failure(f"{what} could not be written to {self.path} ({_first_line(error)}); {kept}.")
+
+
+def checksums(tree: Any) -> dict[str, int]:
+    """A 32-bit checksum of each array of a tree, by its path, on whatever mesh the arrays live.
+
+    Each word of the array is multiplied by an odd number of its own and summed modulo 2**32: any single flipped
+    bit changes the sum.
+    """
+    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+    return dict(zip(names, map(int, jax.device_get(_checksum_all(jax.tree.leaves(tree)))), strict=True))
+
+
+@jax.jit
+def _checksum_all(leaves: list[Array]) -> list[UInt32[Array, ""]]:
+    return [_checksum(leaf) for leaf in leaves]
+
+
+def _checksum(leaf: Array) -> UInt32[Array, ""]:
+    words = jax.lax.bitcast_convert_type(leaf, jnp.dtype(f"uint{8 * leaf.dtype.itemsize}")).astype(jnp.uint32)
+    index = jnp.zeros((), jnp.uint32)
+    for axis, size in enumerate(leaf.shape):
+        index = index * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis)
+    return jnp.sum(words * ((2 * index + 1) * jnp.uint32(0x9E3779B1)), dtype=jnp.uint32)
+
+
+def _verify(found: dict[str, int], stored: dict[str, int]) -> None:
+    wrong = [name for name, value in found.items() if stored.get(name) != value]
+    if wrong:
+        raise ValueError(f"{len(wrong)} of {len(found)} arrays differ from their checksums, {wrong[0]} among them")
+
+
+def abstract(shapes: Any, shardings: Any) -> Any:
+    """Shapes with shardings, as :meth:`Checkpoints.restore` takes them."""
+    return jax.tree.map(lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, shardings)
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -1,0 +1,42 @@
+"""bert-jax fill-mask."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Annotated
+
+import tyro
+
+import bert_jax
+
+
+@dataclasses.dataclass(frozen=True)
+class FillMask:
+    """Print the likeliest pieces under each [MASK] of a text, with their probabilities.
+
+    Example: bert-jax fill-mask runs/quickstart "Paris is the [MASK] of France."
+    """
+
+    run: Annotated[str, tyro.conf.Positional]
+    """Run directory."""
+    text: Annotated[str, tyro.conf.Positional]
+    """Text with one or more [MASK]."""
+    top_k: int = 5
+    """Pieces to print for each [MASK]."""
+    json: bool = False
+    """Print JSON: for each [MASK] a list of {piece, probability}."""
+
+
+def main(arguments: list[str]) -> int:
+    options = tyro.cli(FillMask, prog="bert-jax fill-mask", args=arguments)
+    guesses = bert_jax.load(options.run).fill_mask(options.text, top_k=options.top_k)
+    if options.json:
+        print(json.dumps([[guess._asdict() for guess in place] for place in guesses], ensure_ascii=False))
+        return 0
+    for number, place in enumerate(guesses, 1):
+        if len(guesses) > 1:
+            print(f"[MASK] {number}")
+        for guess in place:
+            print(f"{guess.probability:7.2%}  {guess.piece}")
+    return 0

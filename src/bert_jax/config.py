@@ -1,0 +1,364 @@
+"""Frozen dataclasses that describe a run, the sizes of the papers, validation in sentences, JSON.
+
+Every dataclass checks itself when it is made, so a wrong value is refused where it is written,
+whether that is a Python file, a command line or a stored ``config.json``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import typing
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from etils import epath
+
+from bert_jax.errors import UserError
+
+Activation = Literal["gelu", "gelu_tanh", "relu", "tanh"]
+# The names under which other projects' config.json files know the same functions.
+ACTIVATION_ALIASES = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
+POSITION_ALIASES = {"absolute": "learned"}
+
+# (layers, hidden, heads): Devlin et al. 2018, section 3; Turc et al. 2019, table 1.
+SIZES = {
+    "tiny": (2, 128, 2),
+    "mini": (4, 256, 4),
+    "small": (4, 512, 8),
+    "medium": (8, 512, 8),
+    "base": (12, 768, 12),
+    "large": (24, 1024, 16),
+}
+
+
+def _require(condition: bool, sentence: str) -> None:
+    if not condition:
+        raise UserError(sentence)
+
+
+def _require_share(name: str, value: float) -> None:
+    _require(0.0 <= value < 1.0, f"{name} is {value}; it must be at least 0 and below 1.")
+
+
+def _require_positive(name: str, value: float) -> None:
+    _require(value > 0, f"{name} is {value}; it must be greater than 0.")
+
+
+def _check_choices(value: Any, where: str) -> None:
+    for name, hint in typing.get_type_hints(type(value)).items():
+        if typing.get_origin(hint) is Literal:
+            chosen, choices = getattr(value, name), typing.get_args(hint)
+            _require(chosen in choices, f"{where}.{name} is {chosen!r}; choose one of {', '.join(map(str, choices))}.")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Shape and arithmetic of the encoder; defaults are BERT-Base (Devlin et al. 2018, section 3).
+
+    The first thirteen fields carry the names of the original's ``bert_config.json``.
+    """
+
+    vocab_size: int = 30522
+    """V, number of word pieces."""
+    hidden_size: int = 768
+    """D."""
+    num_hidden_layers: int = 12
+    """L."""
+    num_attention_heads: int = 12
+    """H; it must divide hidden_size."""
+    intermediate_size: int = 3072
+    """F."""
+    hidden_act: Activation = "gelu"
+    """"gelu" is the exact erf form, which the released checkpoints were trained with; "gelu_tanh" is what the original's code computes since February 2019."""
+    hidden_dropout_prob: float = 0.1
+    attention_probs_dropout_prob: float = 0.1
+    max_position_embeddings: int = 512
+    type_vocab_size: int = 2
+    initializer_range: float = 0.02
+    layer_norm_eps: float = 1e-12
+    position_embedding_type: Literal["learned", "sinusoidal"] = "learned"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Compute dtype; parameters, layer norm, softmax and losses stay float32."""
+    layers: Literal["scan", "unroll"] = "unroll"
+    """How the layer stack is compiled, from the same parameter tree: scan compiles one layer, unroll runs faster on a CPU."""
+    remat: Literal["none", "dots", "full"] = "none"
+    """What the backward pass recomputes: nothing, all but the matrix products, or whole layers."""
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):
+            _require_positive(f"model.{name}", getattr(self, name))
+        for name in ("max_position_embeddings", "type_vocab_size", "initializer_range", "layer_norm_eps"):
+            _require_positive(f"model.{name}", getattr(self, name))
+        _require(
+            self.hidden_size % self.num_attention_heads == 0,
+            f"model.hidden_size {self.hidden_size} is not divisible by model.num_attention_heads {self.num_attention_heads}.",
+        )
+        _require_share("model.hidden_dropout_prob", self.hidden_dropout_prob)
+        _require_share("model.attention_probs_dropout_prob", self.attention_probs_dropout_prob)
+        _check_choices(self, "model")
+
+    @property
+    def head_size(self) -> int:
+        """K, width of one attention head."""
+        return self.hidden_size // self.num_attention_heads
+
+    @classmethod
+    def size(cls, name: str, **changes: Any) -> ModelConfig:
+        """A published size, "tiny" to "large", with the given fields changed."""
+        _require(name in SIZES, f"There is no size {name!r}; choose one of {', '.join(SIZES)}.")
+        layers, hidden, heads = SIZES[name]
+        shape = dict(num_hidden_layers=layers, hidden_size=hidden, num_attention_heads=heads, intermediate_size=4 * hidden)
+        return cls(**(shape | changes))
+
+    @classmethod
+    def from_bert_json(cls, path: epath.PathLike, **changes: Any) -> ModelConfig:
+        """Read the original's ``bert_config.json`` or a ``config.json`` that follows it.
+
+        Keys that say nothing about the encoder's arithmetic (``architectures``, token ids, …) are passed over.
+
+        Raises:
+          UserError: the file is missing, is not JSON, belongs to another architecture or holds a bad value.
+        """
+        stored = read_json(path)
+        kind = stored.get("model_type", "bert")
+        _require(kind == "bert", f"{path} describes a {kind!r} model; only BERT is read.")
+        known = {f.name for f in dataclasses.fields(cls)}
+        fields = {key: value for key, value in stored.items() if key in known}
+        act = fields.get("hidden_act", "gelu")
+        fields["hidden_act"] = ACTIVATION_ALIASES.get(act, act)
+        position = fields.get("position_embedding_type", "learned")
+        fields["position_embedding_type"] = POSITION_ALIASES.get(position, position)
+        return cls(**(fields | changes))
+
+
+@dataclass(frozen=True)
+class MaskPolicy:
+    """What is chosen for prediction and what replaces it (Devlin et al. 2018, section 3.1 and appendix A.1)."""
+
+    rate: float = 0.15
+    """Share of an example's tokens, specials counted, that are predicted: round(rate · length), at least one."""
+    select: Literal["token", "word"] = "token"
+    """"word" chooses all pieces of a word or none, and passes over a word that would exceed the count."""
+    replace: tuple[float, float, float] = (0.8, 0.1, 0.1)
+    """Shares of the chosen tokens that become the mask token, become a random piece, and stay as they are."""
+    max_predictions: int | None = None
+    """Most predictions in one example (the original's max_predictions_per_seq); none by default."""
+    mask_id: int | None = None
+    """Id of the mask token; a run takes it from its tokenizer."""
+    vocab_size: int | None = None
+    """Random pieces are drawn from [0, vocab_size), specials included, as the original does; a run takes it from its model."""
+
+    def __post_init__(self) -> None:
+        _require(0.0 <= self.rate <= 1.0, f"mask.rate is {self.rate}; it must lie in [0, 1].")
+        _require(
+            all(share >= 0 for share in self.replace) and math.isclose(sum(self.replace), 1.0, abs_tol=1e-6),
+            f"mask.replace is {self.replace}; its three shares must not be negative and must sum to 1.",
+        )
+        if self.max_predictions is not None:
+            _require_positive("mask.max_predictions", self.max_predictions)
+        _check_choices(self, "mask")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which corpus is read and how examples are made from its documents."""
+
+    corpus: str
+    """Directory that `bert-jax prepare` wrote."""
+    sequence_length: int = 128
+    """S, tokens in a row, [CLS] and [SEP] included."""
+    batch_size: int = 256
+    """B, rows in a global batch, over all devices and hosts."""
+    pairs: bool = True
+    """Sentence pairs with next-sentence labels; without, rows are contiguous sentences of one document and there is no NSP loss."""
+    random_next: float = 0.5
+    """Probability that the second segment comes from another document."""
+    short_sequences: float = 0.1
+    """Probability that a document is cut to a random shorter target length."""
+    dupe_factor: int | None = None
+    """Epochs after which examples and masks repeat (the original's static masking); none: never."""
+
+    def __post_init__(self) -> None:
+        _require(self.sequence_length >= 5, f"data.sequence_length is {self.sequence_length}; a pair needs at least 5 tokens.")
+        _require_positive("data.batch_size", self.batch_size)
+        for name in ("random_next", "short_sequences"):
+            _require(0.0 <= getattr(self, name) <= 1.0, f"data.{name} is {getattr(self, name)}; it must lie in [0, 1].")
+        if self.dupe_factor is not None:
+            _require_positive("data.dupe_factor", self.dupe_factor)
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """Optimizer, schedule, clipping and accumulation; defaults are the paper's (appendix A.2)."""
+
+    name: Literal["bert_adam", "adamw", "lamb"] = "bert_adam"
+    """"bert_adam" has no bias correction, as the original; "adamw" has; "lamb" adds per-layer trust ratios."""
+    peak_lr: float = 1e-4
+    warmup_steps: int = 10_000
+    decay: Literal["from_zero", "from_peak"] = "from_zero"
+    """Linear decay to 0 at the last step: the original's line starts at step 0, so the rate drops at the end of warm-up; "from_peak" starts at the peak."""
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-6
+    weight_decay: float = 0.01
+    """Decoupled; layer norms and biases are not decayed, everything else is."""
+    clip_norm: float = 1.0
+    """Global gradient norm above which gradients are scaled down."""
+    accumulate: int = 1
+    """Micro-batches whose gradients make one step; the result is that of the whole batch at once."""
+
+    def __post_init__(self) -> None:
+        for name in ("peak_lr", "eps", "clip_norm", "accumulate"):
+            _require_positive(f"optim.{name}", getattr(self, name))
+        _require(self.warmup_steps >= 0, f"optim.warmup_steps is {self.warmup_steps}; it must not be negative.")
+        _require(self.weight_decay >= 0, f"optim.weight_decay is {self.weight_decay}; it must not be negative.")
+        _require_share("optim.b1", self.b1)
+        _require_share("optim.b2", self.b2)
+        _check_choices(self, "optim")
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each mesh axis; their product is the number of devices."""
+
+    data: int = -1
+    """Data parallel; -1 takes the devices that the other axes leave."""
+    fsdp: int = 1
+    """Data parallel with parameters and optimizer state divided."""
+    tensor: int = 1
+    """Attention heads, feed-forward and vocabulary divided."""
+
+    def __post_init__(self) -> None:
+        _require(self.data == -1 or self.data > 0, f"mesh.data is {self.data}; give a number of devices, or -1 for the rest.")
+        _require_positive("mesh.fsdp", self.fsdp)
+        _require_positive("mesh.tensor", self.tensor)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Length of the run and what happens along it."""
+
+    steps: int = 1_000_000
+    seed: int = 0
+    eval_every: int = 10_000
+    """Steps between held-out evaluations; the last step is always evaluated."""
+    eval_batches: int | None = None
+    """Held-out batches per evaluation; none: all of them."""
+    save_every: int = 1_000
+    """Steps between checkpoints; the last step is always saved."""
+    keep: int = 3
+    """Newest checkpoints kept."""
+    log_every: int = 10
+    """Steps between lines in metrics.jsonl and TensorBoard."""
+    distributed: bool = False
+    """Join a multi-host run with jax.distributed.initialize, which finds TPU pods and Slurm by itself."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "eval_every", "save_every", "keep", "log_every"):
+            _require_positive(f"train.{name}", getattr(self, name))
+        if self.eval_batches is not None:
+            _require_positive("train.eval_batches", self.eval_batches)
+
+
+@dataclass(frozen=True)
+class Config:
+    """A pretraining run."""
+
+    run: str
+    """Directory of checkpoints, logs and the picture; the same command goes on where it stopped."""
+    data: DataConfig
+    model: ModelConfig = ModelConfig()
+    mask: MaskPolicy = MaskPolicy()
+    optim: OptimConfig = OptimConfig()
+    mesh: MeshConfig = MeshConfig()
+    parallel: Literal["mesh", "pmap"] = "mesh"
+    """"mesh" compiles for an explicit mesh; "pmap" is replicated data parallelism over the local devices."""
+    train: TrainConfig = TrainConfig()
+
+    def __post_init__(self) -> None:
+        model, data, optim = self.model, self.data, self.optim
+        _require(
+            data.sequence_length <= model.max_position_embeddings,
+            f"data.sequence_length {data.sequence_length} goes past model.max_position_embeddings {model.max_position_embeddings}; "
+            "shorten the sequence or enlarge the position table.",
+        )
+        _require(not data.pairs or model.type_vocab_size >= 2, f"Pairs need two token types; model.type_vocab_size is {model.type_vocab_size}.")
+        _require(
+            data.batch_size % optim.accumulate == 0,
+            f"data.batch_size {data.batch_size} is not divisible by optim.accumulate {optim.accumulate}.",
+        )
+        _require(
+            optim.warmup_steps < self.train.steps,
+            f"optim.warmup_steps {optim.warmup_steps} leaves nothing of train.steps {self.train.steps} to decay over.",
+        )
+        _require(
+            self.parallel == "mesh" or (self.mesh.fsdp, self.mesh.tensor) == (1, 1),
+            f"parallel is pmap, which replicates parameters, but mesh.fsdp is {self.mesh.fsdp} and mesh.tensor {self.mesh.tensor}; use --parallel mesh.",
+        )
+        _check_choices(self, "config")
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), indent=2)
+
+    @classmethod
+    def from_json(cls, text: str) -> Config:
+        """Inverse of :meth:`to_json`.
+
+        Raises:
+          UserError: a key that no field has, a missing one, or a refused value.
+        """
+        return _build(cls, json.loads(text), "config")
+
+
+# Sections and fields that do not change what a run computes: they may differ when it is resumed.
+_FREE_ON_RESUME = {
+    ("run",), ("data", "corpus"), ("mesh",), ("parallel",),
+    ("train", "eval_every"), ("train", "eval_batches"), ("train", "save_every"), ("train", "keep"), ("train", "log_every"),
+    ("train", "distributed"),
+}  # fmt: skip
+
+
+def differences(stored: Config, given: Config) -> list[str]:
+    """Fields, as ``section.field: stored -> given``, that make a resumed run another run."""
+
+    def walk(a: Any, b: Any, path: tuple[str, ...]) -> list[str]:
+        if path in _FREE_ON_RESUME:
+            return []
+        if dataclasses.is_dataclass(a):
+            return [line for f in dataclasses.fields(a) for line in walk(getattr(a, f.name), getattr(b, f.name), (*path, f.name))]
+        return [] if a == b else [f"{'.'.join(path)}: {a} -> {b}"]
+
+    return walk(stored, given, ())
+
+
+def read_json(path: epath.PathLike) -> dict[str, Any]:
+    """A JSON object from a local or remote file; a UserError says what is wrong with it."""
+    path = epath.Path(path)
+    try:
+        value = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"There is no file {path}.") from None
+    except (IsADirectoryError, NotADirectoryError):
+        raise UserError(f"{path} is a directory, not a JSON file.") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not JSON: {error}.") from None
+    _require(isinstance(value, dict), f"{path} holds a {type(value).__name__}, not a JSON object.")
+    return value
+
+
+def _build(cls: type, values: dict[str, Any], where: str) -> Any:
+    hints = typing.get_type_hints(cls)
+    unknown = sorted(set(values) - set(hints))
+    _require(not unknown, f"{where} has no field {', '.join(unknown)}.")
+    fields = {}
+    for name, value in values.items():
+        hint = hints[name]
+        if dataclasses.is_dataclass(hint):
+            value = _build(typing.cast(type, hint), value, f"{where}.{name}")
+        fields[name] = tuple(value) if isinstance(value, list) else value
+    try:
+        return cls(**fields)
+    except TypeError as error:
+        raise UserError(f"{where} is incomplete: {error}.") from None

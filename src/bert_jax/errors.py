@@ -1,0 +1,15 @@
+"""The two ways the package says no; the command line turns them into exit statuses."""
+
+
+class UserError(ValueError):
+    """A mistake in what the user gave: one sentence that says what is wrong, where and what to do.
+
+    The command line prints the sentence and leaves with status 2.
+    """
+
+
+class Failure(RuntimeError):
+    """Something failed that the user did not ask for: a full disk, a damaged checkpoint, a non-finite loss.
+
+    The command line prints the sentence and leaves with status 1.
+    """

@@ -1,0 +1,79 @@
+"""What a run says while it goes on: a progress bar, JSON lines, TensorBoard."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from etils import epath
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from tensorboardX import SummaryWriter
+
+METRICS = "metrics.jsonl"
+
+
+class RunLog:
+    """Logs of one run; only the first process of a multi-host run writes.
+
+    Lines of ``metrics.jsonl`` hold ``step``, ``split`` ("train" or "held_out"), ``seconds`` since this start and
+    the metrics. Lines beyond the step at which a run is resumed are dropped: they will be computed again.
+
+    Args:
+      run: the run directory.
+      start: step at which this start goes on.
+      steps: last step.
+    """
+
+    def __init__(self, run: epath.PathLike, *, start: int, steps: int) -> None:
+        self._writes = jax.process_index() == 0
+        self.console = Console(stderr=True, quiet=not self._writes)
+        self._began = time.perf_counter()
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn())
+        self._bar = Progress(*columns, console=self.console, refresh_per_second=4)
+        self._task = self._bar.add_task("compiling", total=steps, completed=start)
+        if self._writes:
+            path = epath.Path(run) / METRICS
+            kept = [line for line in read_metrics(run) if line["step"] <= start] if path.exists() else []
+            path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+            self._file = path.open("a")
+            self._board = SummaryWriter(str(epath.Path(run) / "tensorboard"), purge_step=start + 1)
+            self._bar.start()
+
+    def progress(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Move the bar."""
+        shown = f"loss {metrics['loss']:.3f}  mlm {metrics['mlm_accuracy']:.1%}  nsp {metrics['nsp_accuracy']:.1%}  {metrics['tokens_per_second']:,.0f} tokens/s"
+        self._bar.update(self._task, completed=step, description=shown)
+
+    def write(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
+        """Add a line and the TensorBoard scalars."""
+        if self._writes:
+            line: dict[str, Any] = {"step": step, "split": split, "seconds": round(time.perf_counter() - self._began, 3)}
+            self._file.write(json.dumps(line | dict(metrics)) + "\n")
+            self._file.flush()
+            for name, value in metrics.items():
+                self._board.add_scalar(f"{split}/{name}", value, step)
+
+    def say(self, sentence: str) -> None:
+        """Print above the bar."""
+        self.console.print(sentence, highlight=False, soft_wrap=True)
+
+    def close(self) -> None:
+        if self._writes:
+            self._bar.stop()
+            self._file.close()
+            self._board.close()
+
+
+def read_metrics(run: epath.PathLike) -> list[dict[str, Any]]:
+    """Lines of a run's ``metrics.jsonl``; one that a killed process left unfinished is passed over."""
+    lines = []
+    for text in (epath.Path(run) / METRICS).read_text().splitlines():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            continue
+    return lines

@@ -1,0 +1,62 @@
+"""Pretraining losses as (sum, weight), divided once, by the weight of the whole global batch.
+
+A mean of per-device or per-micro-batch means would weigh a token by the company it is in; sums do not.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+from bert_jax.config import ModelConfig
+from bert_jax.heads import mlm_logits, nsp_logits
+from bert_jax.model import Batch, Params, encode
+
+Sums = dict[str, tuple[Array, Array]]
+"""Name -> (sum, weight), both float32 scalars."""
+
+
+def cross_entropy(logits: Float[Array, "*B C"], labels: Int[Array, "*B"]) -> Float[Array, "*B"]:
+    """Negative log-likelihood in nats, in float32; the class axis may be divided over devices."""
+    logits = logits.astype(jnp.float32)
+    hit = jnp.arange(logits.shape[-1]) == labels[..., None]
+    return jax.nn.logsumexp(logits, axis=-1) - jnp.where(hit, logits, 0.0).sum(-1)
+
+
+def classification(logits: Float[Array, "B M C"], labels: Int[Array, "B M"], weights: Float[Array, "B M"]) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+    """Weighted cross-entropy and accuracy over all places, each as (sum, weight)."""
+    weight = weights.sum()
+    loss = (weights * cross_entropy(logits, labels)).sum()
+    correct = (weights * (logits.argmax(-1) == labels)).sum()
+    return (loss, weight), (correct, weight)
+
+
+def pretraining(config: ModelConfig, params: Params, batch: Batch, *, key: Key[Array, ""] | None = None) -> Sums:
+    """Masked-word and next-sentence losses and accuracies of a masked batch (Devlin et al. 2018, appendix A.2).
+
+    Args:
+      config, params: the model.
+      batch: what ``mask_tokens`` returns.
+      key: dropout key, or None for evaluation.
+
+    Returns:
+      Sums under ``mlm_loss, mlm_accuracy, nsp_loss, nsp_accuracy``, losses in nats.
+    """
+    encoded = encode(config, params, batch, key=key)
+    with jax.named_scope("mlm"):
+        logits = mlm_logits(config, params, encoded.hidden, batch["mlm_positions"])
+        mlm_loss, mlm_accuracy = classification(logits, batch["mlm_ids"], batch["mlm_weights"])
+    with jax.named_scope("nsp"):
+        logits = nsp_logits(config, params, encoded.pooled)
+        nsp_loss, nsp_accuracy = classification(logits, batch["nsp_labels"], batch["nsp_weights"])
+    return {"mlm_loss": mlm_loss, "mlm_accuracy": mlm_accuracy, "nsp_loss": nsp_loss, "nsp_accuracy": nsp_accuracy}
+
+
+def means(sums: Sums) -> dict[str, Array]:
+    """Divide each sum by its weight; 0 where there was nothing to weigh (no pairs, say).
+
+    ``loss`` is the paper's: the mean masked-word loss plus the mean next-sentence loss.
+    """
+    values = {name: jnp.where(weight > 0, total / jnp.maximum(weight, 1.0), 0.0) for name, (total, weight) in sums.items()}
+    return {"loss": values["mlm_loss"] + values["nsp_loss"], **values}

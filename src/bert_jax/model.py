@@ -1,0 +1,184 @@
+"""The encoder of Devlin et al. 2018: Flax names, creates and stacks the parameters, pure functions compute.
+
+The tree is the same however layers are compiled: every layer's parameters are stacked along a leading axis L.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+from bert_jax import ops, positions, sharding
+from bert_jax.attention import attention
+from bert_jax.config import ModelConfig
+
+Params = dict[str, Any]
+Batch = dict[str, Array]
+
+_REMAT_POLICIES = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full": None}
+
+
+class Encoded(NamedTuple):
+    """What the encoder says of a batch."""
+
+    hidden: Float[Array, "B S D"]
+    """Last layer's states; those of padding are meaningless."""
+    pooled: Float[Array, "B E D"]
+    """tanh projection of each example's first token."""
+
+
+class Block(nn.Module):
+    """A named group of parameters."""
+
+    config: ModelConfig
+
+    def weight(self, name: str, *shape: int) -> Array:
+        """A truncated-normal matrix (the original's ``create_initializer``), ready to compute with."""
+        return self._declare(name, nn.initializers.truncated_normal(self.config.initializer_range), shape, self.config.dtype)
+
+    def vector(self, name: str, *shape: int, value: float = 0.0) -> Array:
+        """A bias or a layer-norm parameter; kept in float32, in which it is added."""
+        return self._declare(name, nn.initializers.constant(value), shape, "float32")
+
+    def _declare(self, name: str, init: nn.initializers.Initializer, shape: tuple[int, ...], dtype: str) -> Array:
+        key = sharding.parameter_key((*self.path, name))
+        return sharding.gather(self.param(name, init, shape, jnp.float32).astype(dtype), key)
+
+
+class Affine(Block):
+    """A product with a kernel, plus a bias over the axes that the kernel brings in."""
+
+    equation: str
+    shape: tuple[int, ...]
+    axes: tuple[str | None, ...] | None = None
+    """Logical axes of the result, where the product sums over a divided axis."""
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B *S"]) -> Float[Array, "B *T"]:
+        inputs, result = self.equation.split("->")
+        brought = tuple(size for letter, size in zip(inputs.split(",")[1], self.shape, strict=True) if letter in result)
+        kernel, bias = self.weight("kernel", *self.shape), self.vector("bias", *brought)
+        return ops.einsum(self.equation, x, kernel, axes=self.axes) + bias.astype(x.dtype)
+
+
+class Norm(Block):
+    """Layer norm with its scale and bias."""
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+        scale, bias = self.vector("scale", x.shape[-1], value=1.0), self.vector("bias", x.shape[-1])
+        return ops.layer_norm(x, scale, bias, eps=self.config.layer_norm_eps)
+
+
+class Embeddings(Block):
+    """Sum of word, position and type embeddings, normalised, then dropped out (section 3, figure 2)."""
+
+    @nn.compact
+    def __call__(self, batch: Batch, keys: Key[Array, " B"] | None) -> Float[Array, "B S D"]:
+        config, width = self.config, self.config.hidden_size
+        x = ops.lookup(self.weight("word", config.vocab_size, width), batch["ids"])
+        if config.position_embedding_type == "learned":
+            table = self.weight("position", config.max_position_embeddings, width)
+        else:
+            table = jnp.asarray(positions.sinusoidal(config.max_position_embeddings, width), config.dtype)
+        x = x + ops.lookup(table, batch["positions"])
+        x = x + ops.lookup(self.weight("type", config.type_vocab_size, width), batch["types"])
+        x = Norm(config, name="norm")(x)
+        return ops.dropout(x, keys, config.hidden_dropout_prob)
+
+
+class SelfAttention(Block):
+    """Multi-head self-attention, its output projection, and the post-norm residual."""
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B S D"], segments: Int[Array, "B S"], keys: Key[Array, " B"] | None) -> Float[Array, "B S D"]:
+        config, width = self.config, self.config.hidden_size
+        heads = (config.num_attention_heads, config.head_size)
+        q, k, v = (Affine(config, "BSD,DHK->BSHK", (width, *heads), name=name)(x) for name in ("query", "key", "value"))
+        mixed = attention(q, k, v, segments, keys=_head_keys(keys, heads[0]), dropout=config.attention_probs_dropout_prob)
+        out = Affine(config, "BSHK,HKD->BSD", (*heads, width), ("batch", None, None), name="output")(mixed)
+        return Norm(config, name="norm")(x + ops.dropout(out, _site(keys, 1), config.hidden_dropout_prob))
+
+
+class FeedForward(Block):
+    """The two-layer network and the post-norm residual."""
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B S D"], keys: Key[Array, " B"] | None) -> Float[Array, "B S D"]:
+        config, width, inner = self.config, self.config.hidden_size, self.config.intermediate_size
+        y = Affine(config, "BSD,DF->BSF", (width, inner), name="inner")(x)
+        y = ops.ACTIVATIONS[config.hidden_act](y)
+        y = Affine(config, "BSF,FD->BSD", (inner, width), ("batch", None, None), name="outer")(y)
+        return Norm(config, name="norm")(x + ops.dropout(y, _site(keys, 2), config.hidden_dropout_prob))
+
+
+class Layer(Block):
+    """One post-norm transformer layer, in the form that ``nn.scan`` takes."""
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B S D"], layer: Int[Array, ""], segments: Array, keys: Array | None) -> tuple[Array, None]:
+        keys = _site(keys, layer)
+        with jax.named_scope("attention"):
+            x = SelfAttention(self.config, name="attention")(x, segments, keys)
+        with jax.named_scope("ffn"):
+            return FeedForward(self.config, name="ffn")(x, keys), None
+
+
+class Bert(Block):
+    """Embeddings, the layer stack and the pooler."""
+
+    @nn.compact
+    def __call__(self, batch: Batch, key: Key[Array, ""] | None = None) -> Encoded:
+        config, count = self.config, self.config.num_hidden_layers
+        keys = None if key is None else jax.vmap(jax.random.fold_in, (None, 0))(key, batch["examples"][:, 0])
+        with jax.named_scope("embeddings"):
+            x = Embeddings(config, name="embeddings")(batch, _site(keys, count))
+        layer = Layer
+        if config.remat != "none":
+            # Inside a loop nothing can undo the recomputation; unrolled, the compiler has to be kept from it.
+            layer = nn.remat(Layer, prevent_cse=config.layers == "unroll", policy=_REMAT_POLICIES[config.remat])
+        stack = nn.scan(
+            layer,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(0, nn.broadcast, nn.broadcast),
+            length=count,
+            unroll=count if config.layers == "unroll" else 1,
+        )
+        with jax.named_scope("layers"):
+            x, _ = stack(config, name="layers")(x, jnp.arange(count), batch["segments"], keys)
+        with jax.named_scope("pooler"):
+            first = ops.gather_positions(x, batch["cls_positions"])
+            pooled = jnp.tanh(Affine(config, "BED,DC->BEC", (config.hidden_size,) * 2, name="pooler")(first))
+        return Encoded(x, pooled)
+
+
+def encode(config: ModelConfig, params: Params, batch: Batch, *, key: Key[Array, ""] | None = None) -> Encoded:
+    """Encode a batch; a pure function of its arguments.
+
+    Args:
+      config: shape and arithmetic.
+      params: a tree with the encoder's parameters under ``"bert"``; heads beside it are not looked at.
+      batch: ``ids``, ``types``, ``positions``, ``segments`` [B, S] and ``cls_positions`` [B, E]; with a key also ``examples`` [B, E].
+      key: dropout key, or None for no dropout.
+
+    Returns:
+      hidden [B, S, D] and pooled [B, E, D] in ``config.dtype``.
+    """
+    return Bert(config).apply({"params": params["bert"]}, batch, key)  # type: ignore[return-value]
+
+
+def _site(keys: Key[Array, " B"] | None, number: int | Int[Array, ""]) -> Key[Array, " B"] | None:
+    return None if keys is None else ops.fold_rows(keys, number)
+
+
+def _head_keys(keys: Key[Array, " B"] | None, heads: int) -> Key[Array, "B H"] | None:
+    # Keys divided over heads as the probabilities are: a device draws for its own heads only.
+    if keys is None:
+        return None
+    numbers = sharding.split(jnp.arange(heads), "heads")
+    return jax.vmap(lambda key: jax.vmap(lambda head: jax.random.fold_in(key, head))(numbers))(_site(keys, 0))

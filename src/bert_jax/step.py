@@ -1,0 +1,112 @@
+"""The pure training and evaluation steps, the same under every launcher."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, Key, UInt32
+
+from bert_jax import losses
+from bert_jax.config import Config
+from bert_jax.heads import init_params
+from bert_jax.losses import Sums
+from bert_jax.masking import mask_tokens
+from bert_jax.model import Batch, Params
+
+_INIT, _MASK, _DROPOUT, _EVAL_MASK = range(4)
+
+T = TypeVar("T")
+Metrics = dict[str, Float[Array, ""]]
+
+
+class TrainState(NamedTuple):
+    """Everything that a step reads and writes on the device."""
+
+    step: Int[Array, ""]
+    params: Params
+    opt_state: optax.OptState
+    key: UInt32[Array, " W"]
+    """Data of the root key, which never changes: each use folds in its purpose, the step or the example."""
+
+
+TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+EvalStep = Callable[[Params, Batch], Sums]
+
+
+def init_state(config: Config, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state before the first step, a function of ``config.train.seed``."""
+    key = jax.random.key(config.train.seed)
+    params = init_params(config.model, jax.random.fold_in(key, _INIT))
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), jax.random.key_data(key))
+
+
+def make_train_step(config: Config, optimizer: optax.GradientTransformation, *, axis_name: str | None = None) -> TrainStep:
+    """Build ``train_step(state, batch) -> (state, metrics)``.
+
+    Args:
+      config: the run.
+      optimizer: what :func:`bert_jax.optim.make_optimizer` returns.
+      axis_name: the axis over which a launcher maps rows (``pmap``); None where arrays are global.
+    """
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        root = jax.random.wrap_key_data(state.key)
+        dropout = jax.random.fold_in(jax.random.fold_in(root, _DROPOUT), state.step)
+        batch = mask_tokens(jax.random.fold_in(root, _MASK), batch, config.mask, state.step)
+        weights = _sum_over({"mlm": batch["mlm_weights"].sum(), "nsp": batch["nsp_weights"].sum()}, axis_name)
+
+        def loss(params: Params, part: Batch) -> tuple[Array, Sums]:
+            sums = losses.pretraining(config.model, params, part, key=dropout)
+            parts = (sums[f"{name}_loss"][0] / jnp.maximum(weight, 1.0) for name, weight in weights.items())
+            return sum(parts, jnp.float32(0)), sums
+
+        grads, sums = _accumulate(jax.grad(loss, has_aux=True), state.params, batch, config.optim.accumulate)
+        grads, sums = _sum_over((grads, sums), axis_name)
+        with jax.named_scope("optimizer"):
+            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+            params = optax.apply_updates(state.params, updates)
+        metrics = losses.means(sums) | {"grad_norm": optax.tree.norm(grads)}
+        return TrainState(state.step + 1, params, opt_state, state.key), metrics
+
+    return train_step
+
+
+def make_eval_step(config: Config, unigram: Float[Array, " V"], *, axis_name: str | None = None) -> EvalStep:
+    """Build ``eval_step(params, batch) -> sums`` with masks that are the same at every evaluation.
+
+    Args:
+      config: the run.
+      unigram: log-probability of each piece by its frequency alone; its loss on the same masked tokens is the
+        ``unigram_loss`` that a model has to beat. ``nsp_random`` is the share of random pairs.
+      axis_name: as for :func:`make_train_step`.
+    """
+
+    def eval_step(params: Params, batch: Batch) -> Sums:
+        key = jax.random.fold_in(jax.random.key(config.train.seed), _EVAL_MASK)
+        batch = mask_tokens(key, batch, config.mask, config.train.steps)
+        sums = losses.pretraining(config.model, params, batch)
+        scores = jnp.where(batch["mlm_weights"] > 0, -unigram[batch["mlm_ids"]], 0.0)
+        sums["unigram_loss"] = (scores.sum(), batch["mlm_weights"].sum())
+        sums["nsp_random"] = ((batch["nsp_weights"] * batch["nsp_labels"]).sum(), batch["nsp_weights"].sum())
+        return _sum_over(sums, axis_name)
+
+    return eval_step
+
+
+def _accumulate(grad: Callable[[Params, Batch], tuple[Params, Sums]], params: Params, batch: Batch, parts: int) -> tuple[Params, Sums]:
+    """Sum gradients and metric sums over ``parts`` micro-batches, one after the other."""
+    if parts == 1:
+        return grad(params, batch)
+    # Row r goes to micro-batch r mod parts: every device then keeps its own rows.
+    micro = jax.tree.map(lambda x: jnp.swapaxes(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 0, 1), batch)
+    total = grad(params, jax.tree.map(lambda x: x[0], micro))
+    add = lambda total, part: (jax.tree.map(jnp.add, total, grad(params, part)), None)  # noqa: E731
+    return jax.lax.scan(add, total, jax.tree.map(lambda x: x[1:], micro))[0]
+
+
+def _sum_over(tree: T, axis_name: str | None) -> T:
+    return tree if axis_name is None else jax.lax.psum(tree, axis_name)

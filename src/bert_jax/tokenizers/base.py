@@ -1,0 +1,66 @@
+"""What the rest of the package knows of a tokenizer, and the names every vocabulary has to hold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from bert_jax.errors import UserError
+
+PAD, UNK, CLS, SEP, MASK = SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+class Pieces(NamedTuple):
+    """A tokenized text."""
+
+    ids: np.ndarray
+    """int32 [N]."""
+    starts: np.ndarray
+    """bool [N], whether a piece begins a word."""
+
+
+class Specials(NamedTuple):
+    """Ids of the five special pieces."""
+
+    pad: int
+    unk: int
+    cls: int
+    sep: int
+    mask: int
+
+
+class Tokenizer(Protocol):
+    """Text to pieces and back; an instance is its files, byte for byte."""
+
+    files: dict[str, bytes]
+    """File name -> content; what a directory, a corpus and a checkpoint keep."""
+    pieces: list[str]
+    """Piece of each id."""
+    specials: Specials
+
+    def encode(self, texts: Sequence[str]) -> list[Pieces]:
+        """Pieces of each text, without special pieces; a literal [MASK] in a text is ordinary text."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Readable text of pieces."""
+        ...
+
+
+def find_specials(pieces: Iterable[str], where: str) -> Specials:
+    """Ids of the special pieces.
+
+    Raises:
+      UserError: one is missing, or a piece stands twice.
+    """
+    index: dict[str, int] = {}
+    for number, piece in enumerate(pieces):
+        if piece in index:
+            raise UserError(f"{where} holds {piece!r} twice, as ids {index[piece]} and {number}.")
+        index[piece] = number
+    missing = [piece for piece in SPECIALS if piece not in index]
+    if missing:
+        raise UserError(f"{where} has no {', '.join(missing)}; a BERT vocabulary needs {' '.join(SPECIALS)}.")
+    return Specials(*(index[piece] for piece in SPECIALS))
