@@ -64,7 +64,10 @@ class Bert:
         # Rows of the model beyond the tokenizer's pieces, if any, are padding.
         probabilities = np.asarray(jax.nn.softmax(logits[0, :, : len(self.tokenizer.pieces)], axis=-1))
         best = np.argsort(-probabilities, axis=-1)[:, :top_k]
-        return [[Guess(self.tokenizer.pieces[piece], float(row[piece])) for piece in pieces] for row, pieces in zip(probabilities, best, strict=True)]
+        return [
+            [Guess(self.tokenizer.pieces[piece], float(row[piece])) for piece in pieces]
+            for row, pieces in zip(probabilities, best, strict=True)
+        ]
 
     def _ids(self, text: Text) -> tuple[list[int], int]:
         """Ids with special pieces, and how many of them belong to the first segment."""
@@ -75,7 +78,10 @@ class Bert:
         for part in second:
             ids += [*self._pieces(part), specials.sep]
         if len(ids) > self.config.max_position_embeddings:
-            raise UserError(f"The text has {len(ids)} pieces, special ones counted; the model has {self.config.max_position_embeddings} positions.")
+            raise UserError(
+                f"The text has {len(ids)} pieces, special ones counted; "
+                f"the model has {self.config.max_position_embeddings} positions."
+            )
         return ids, length
 
     def _pieces(self, text: str) -> list[int]:

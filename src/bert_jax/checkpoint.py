@@ -54,7 +54,7 @@ class Checkpoints:
     """
 
     def __init__(self, run: epath.PathLike, *, keep: int | None = None) -> None:
-        self.path = epath.Path(run) / DIRECTORY
+        self.path = epath.Path(run).resolve() / DIRECTORY
         # Orbax reports every save at several places; what users need to know is said by this package.
         absl_logging.set_verbosity(absl_logging.ERROR)
         policy = ocp.checkpoint_managers.LatestN(keep) if keep else None
@@ -82,7 +82,9 @@ class Checkpoints:
         }
         item = {"content": content, "digest": _digest(content)}
         try:
-            self._manager.save(step, args=ocp.args.Composite(**{_STATE: ocp.args.PyTreeSave(state), _META: ocp.args.JsonSave(item)}))
+            self._manager.save(
+                step, args=ocp.args.Composite(**{_STATE: ocp.args.PyTreeSave(state), _META: ocp.args.JsonSave(item)})
+            )
         except (OSError, ValueError) as error:
             raise self._not_written(step, error) from error
 
@@ -131,7 +133,9 @@ class Checkpoints:
             place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
             shapes = jax.eval_shape(lambda: {_PARAMS: init_params(meta.config.model, jax.random.key(0))})
             tree = abstract(shapes, jax.tree.map(lambda _: place, shapes))
-            args = ocp.args.PyTreeRestore(tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree), partial_restore=True)
+            args = ocp.args.PyTreeRestore(
+                tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree), partial_restore=True
+            )
             state = self._manager.restore(step, args=ocp.args.Composite(**{_STATE: args}))[_STATE]
             _verify(checksums(state), sums)
             return state[_PARAMS], meta
@@ -144,7 +148,10 @@ class Checkpoints:
             try:
                 return read(step)
             except Exception as error:  # Orbax and TensorStore raise whatever a damaged file leads them to.
-                print(f"bert-jax: checkpoint {self.path / str(step)} is damaged ({_first_line(error)}); the one before it is used.", file=sys.stderr)
+                print(
+                    f"bert-jax: checkpoint {self.path / str(step)} is damaged ({_first_line(error)}); the one before it is used.",
+                    file=sys.stderr,
+                )
                 if set_aside:
                     self._set_aside(step)
         if steps:
@@ -212,4 +219,4 @@ def _digest(content: dict[str, Any]) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].split(". ")[0][:200]

@@ -38,11 +38,11 @@ def _require(condition: bool, sentence: str) -> None:
         raise UserError(sentence)
 
 
-def _require_share(name: str, value: float) -> None:
+def _require_share(name: str, value: int | float) -> None:
     _require(0.0 <= value < 1.0, f"{name} is {value}; it must be at least 0 and below 1.")
 
 
-def _require_positive(name: str, value: float) -> None:
+def _require_positive(name: str, value: int | float) -> None:
     _require(value > 0, f"{name} is {value}; it must be greater than 0.")
 
 
@@ -71,7 +71,8 @@ class ModelConfig:
     intermediate_size: int = 3072
     """F."""
     hidden_act: Activation = "gelu"
-    """"gelu" is the exact erf form, which the released checkpoints were trained with; "gelu_tanh" is what the original's code computes since February 2019."""
+    """"gelu" is the exact erf form, with which the released checkpoints were trained; the original's code computes
+    "gelu_tanh" since February 2019."""
     hidden_dropout_prob: float = 0.1
     attention_probs_dropout_prob: float = 0.1
     max_position_embeddings: int = 512
@@ -181,7 +182,10 @@ class DataConfig:
     """Epochs after which examples and masks repeat (the original's static masking); none: never."""
 
     def __post_init__(self) -> None:
-        _require(self.sequence_length >= 5, f"data.sequence_length is {self.sequence_length}; a pair needs at least 5 tokens.")
+        _require(
+            self.sequence_length >= 5,
+            f"data.sequence_length is {self.sequence_length}; a pair needs at least 5 tokens.",
+        )
         _require_positive("data.batch_size", self.batch_size)
         for name in ("random_next", "short_sequences"):
             _require(0.0 <= getattr(self, name) <= 1.0, f"data.{name} is {getattr(self, name)}; it must lie in [0, 1].")
@@ -198,7 +202,8 @@ class OptimConfig:
     peak_lr: float = 1e-4
     warmup_steps: int = 10_000
     decay: Literal["from_zero", "from_peak"] = "from_zero"
-    """Linear decay to 0 at the last step: the original's line starts at step 0, so the rate drops at the end of warm-up; "from_peak" starts at the peak."""
+    """Linear decay to 0 at the last step: the original's line starts at step 0, so that the rate drops at the end of
+    warm-up; "from_peak" starts there at the peak."""
     b1: float = 0.9
     b2: float = 0.999
     eps: float = 1e-6
@@ -284,7 +289,10 @@ class Config:
             f"data.sequence_length {data.sequence_length} goes past model.max_position_embeddings {model.max_position_embeddings}; "
             "shorten the sequence or enlarge the position table.",
         )
-        _require(not data.pairs or model.type_vocab_size >= 2, f"Pairs need two token types; model.type_vocab_size is {model.type_vocab_size}.")
+        _require(
+            not data.pairs or model.type_vocab_size >= 2,
+            f"Pairs need two token types; model.type_vocab_size is {model.type_vocab_size}.",
+        )
         _require(
             data.batch_size % optim.accumulate == 0,
             f"data.batch_size {data.batch_size} is not divisible by optim.accumulate {optim.accumulate}.",
@@ -295,7 +303,8 @@ class Config:
         )
         _require(
             self.parallel == "mesh" or (self.mesh.fsdp, self.mesh.tensor) == (1, 1),
-            f"parallel is pmap, which replicates parameters, but mesh.fsdp is {self.mesh.fsdp} and mesh.tensor {self.mesh.tensor}; use --parallel mesh.",
+            f"parallel is pmap, which replicates parameters, but mesh.fsdp is {self.mesh.fsdp} "
+            f"and mesh.tensor {self.mesh.tensor}; use --parallel mesh.",
         )
         _check_choices(self, "config")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -31,7 +33,9 @@ class Pretraining(Block):
         self.mlm = MaskedWords(self.config)
         self.nsp = Affine(self.config, "BED,DC->BEC", (self.config.hidden_size, 2))
 
-    def words(self, hidden: Float[Array, "B S D"], positions: Int[Array, "B M"], word: Float[Array, "V D"]) -> Float[Array, "B M V"]:
+    def words(
+        self, hidden: Float[Array, "B S D"], positions: Int[Array, "B M"], word: Float[Array, "V D"]
+    ) -> Float[Array, "B M V"]:
         return self.mlm(ops.gather_positions(hidden, positions), word)
 
     def next_sentence(self, pooled: Float[Array, "B E D"]) -> Float[Array, "B E 2"]:
@@ -41,15 +45,17 @@ class Pretraining(Block):
         return self.words(hidden, positions, word), self.next_sentence(pooled)
 
 
-def mlm_logits(config: ModelConfig, params: Params, hidden: Float[Array, "B S D"], positions: Int[Array, "B M"]) -> Float[Array, "B M V"]:
+def mlm_logits(
+    config: ModelConfig, params: Params, hidden: Float[Array, "B S D"], positions: Int[Array, "B M"]
+) -> Float[Array, "B M V"]:
     """float32 scores of every piece at M positions of each row; the decoder is the word table (tied)."""
     word = params["bert"]["embeddings"]["word"]
-    return Pretraining(config).apply({"params": params}, hidden, positions, word, method="words")  # type: ignore[return-value]
+    return cast(Array, Pretraining(config).apply({"params": params}, hidden, positions, word, method="words"))
 
 
 def nsp_logits(config: ModelConfig, params: Params, pooled: Float[Array, "B E D"]) -> Float[Array, "B E 2"]:
     """float32 scores of each pair: index 0 means the true next sentence, 1 a random one, as in the original."""
-    return Pretraining(config).apply({"params": params}, pooled, method="next_sentence")  # type: ignore[return-value]
+    return cast(Array, Pretraining(config).apply({"params": params}, pooled, method="next_sentence"))
 
 
 def init_params(config: ModelConfig, key: Key[Array, ""]) -> Params:

@@ -32,7 +32,14 @@ class RunLog:
         self._writes = jax.process_index() == 0
         self.console = Console(stderr=True, quiet=not self._writes)
         self._began = time.perf_counter()
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn())
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("ETA"),
+            TimeRemainingColumn(),
+        )
         self._bar = Progress(*columns, console=self.console, refresh_per_second=4)
         self._task = self._bar.add_task("compiling", total=steps, completed=start)
         if self._writes:
@@ -45,13 +52,20 @@ class RunLog:
 
     def progress(self, step: int, metrics: Mapping[str, float]) -> None:
         """Move the bar."""
-        shown = f"loss {metrics['loss']:.3f}  mlm {metrics['mlm_accuracy']:.1%}  nsp {metrics['nsp_accuracy']:.1%}  {metrics['tokens_per_second']:,.0f} tokens/s"
+        shown = (
+            f"loss {metrics['loss']:.3f}  mlm {metrics['mlm_accuracy']:.1%}  nsp {metrics['nsp_accuracy']:.1%}  "
+            f"{metrics['tokens_per_second']:,.0f} tokens/s"
+        )
         self._bar.update(self._task, completed=step, description=shown)
 
     def write(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
         """Add a line and the TensorBoard scalars."""
         if self._writes:
-            line: dict[str, Any] = {"step": step, "split": split, "seconds": round(time.perf_counter() - self._began, 3)}
+            line: dict[str, Any] = {
+                "step": step,
+                "split": split,
+                "seconds": round(time.perf_counter() - self._began, 3),
+            }
             self._file.write(json.dumps(line | dict(metrics)) + "\n")
             self._file.flush()
             for name, value in metrics.items():

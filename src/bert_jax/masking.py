@@ -10,8 +10,10 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Int, Key
 
+from bert_jax import ops
 from bert_jax.config import MaskPolicy
 from bert_jax.errors import UserError
 from bert_jax.model import Batch
@@ -24,10 +26,7 @@ def prediction_slots(policy: MaskPolicy, length: int, examples: int) -> int:
 
     One example predicts round(rate · tokens), at least 1; rounding and the minimum add less than one each.
     """
-    if examples == 1:
-        slots = max(1, round(length * policy.rate))
-    else:
-        slots = int(length * policy.rate) + examples
+    slots = max(1, round(length * policy.rate)) if examples == 1 else int(length * policy.rate) + examples
     if policy.max_predictions is not None:
         slots = min(slots, policy.max_predictions * examples)
     return min(slots, length)
@@ -41,7 +40,8 @@ def mask_tokens(key: Key[Array, ""], batch: Batch, policy: MaskPolicy, step: Int
 
     Args:
       key: the run's masking key.
-      batch: ``ids, segments, offsets, words`` [B, S] and ``examples`` [B, E]; tokens with ``words`` -1 (specials, padding) are never chosen.
+      batch: ``ids, segments, offsets, words`` [B, S] and ``examples`` [B, E]; tokens with ``words`` -1 (specials,
+        padding) are never chosen.
       policy: what to choose and how to replace it, with ``mask_id`` and ``vocab_size`` filled in.
       step: the training step, at which a policy's schedules are read.
 
@@ -57,7 +57,7 @@ def mask_tokens(key: Key[Array, ""], batch: Batch, policy: MaskPolicy, step: Int
         ids, segments, examples = batch["ids"], batch["segments"], batch["examples"]
         token_example = jnp.take_along_axis(examples, jnp.maximum(segments - 1, 0), axis=1)
         chosen = _choose(key, batch, token_example, policy)
-        replaced = _replace(key, ids, token_example, batch["offsets"], policy)
+        replaced = _replace(key, batch, token_example, policy.replace, policy.mask_id, policy.vocab_size)
 
         length = ids.shape[1]
         place = jnp.sort(jnp.where(chosen, jnp.arange(length), length), axis=1)
@@ -78,14 +78,18 @@ def _choose(key: Key[Array, ""], batch: Batch, token_example: Int[Array, "B S"],
     units = batch["offsets"] if policy.select == "token" else words
     noise = jax.vmap(jax.vmap(jax.random.bits))(_token_keys(key, _SELECT, token_example, units))
     length = _total((segments > 0).astype(jnp.int32), _starts(segments))
-    count = jnp.maximum(1, jnp.round(length * policy.rate).astype(jnp.int32))
+    # Rounded by Python, in float64 and half to even as in the original: float32 differs at lengths such as 190.
+    counts = np.array([max(1, round(tokens * policy.rate)) for tokens in range(segments.shape[1] + 1)], np.int32)
     if policy.max_predictions is not None:
-        count = jnp.minimum(count, policy.max_predictions)
+        counts = np.minimum(counts, policy.max_predictions)
+    count = ops.lookup(jnp.asarray(counts), length)
 
     # Sorted, the candidates of an example lie together, unit after unit in random order.
     excluded = (words < 0).astype(jnp.int32)
     place = jnp.broadcast_to(jnp.arange(units.shape[1]), units.shape) + 0 * units
-    excluded, segments, _, units, place, count = jax.lax.sort((excluded, segments, noise, units, place, count), dimension=1, num_keys=5)
+    excluded, segments, _, units, place, count = jax.lax.sort(
+        (excluded, segments, noise, units, place, count), dimension=1, num_keys=5
+    )
     candidate = excluded == 0
     groups = _starts(2 * segments + excluded)
     unit_starts = groups | _starts(units)
@@ -100,18 +104,29 @@ def _choose(key: Key[Array, ""], batch: Batch, token_example: Int[Array, "B S"],
     # the units up to the next one that does not fit. Tokens all have size one: a single round is enough.
     taken = fit(candidate & False)
     if policy.select != "token":
-        taken, _ = jax.lax.while_loop(lambda state: jnp.any(state[1]), lambda state: (state[0] | state[1], fit(state[0] | state[1])), (taken, fit(taken)))
+        taken, _ = jax.lax.while_loop(
+            lambda state: jnp.any(state[1]),
+            lambda state: (state[0] | state[1], fit(state[0] | state[1])),
+            (taken, fit(taken)),
+        )
     return jax.lax.sort((place, taken), dimension=1, num_keys=1)[1]
 
 
-def _replace(key: Key[Array, ""], ids: Int[Array, "B S"], token_example: Int[Array, "B S"], offsets: Int[Array, "B S"], policy: MaskPolicy) -> Int[Array, "B S"]:
+def _replace(
+    key: Key[Array, ""],
+    batch: Batch,
+    token_example: Int[Array, "B S"],
+    shares: tuple[float, float, float],
+    mask_id: int,
+    vocab_size: int,
+) -> Int[Array, "B S"]:
     """What each token becomes if it is chosen."""
-    keys = _token_keys(key, _REPLACE, token_example, offsets)
-    share = jax.vmap(jax.vmap(jax.random.uniform))(keys)
-    draw = functools.partial(jax.random.randint, shape=(), minval=0, maxval=policy.vocab_size)
+    offsets = batch["offsets"]
+    share = jax.vmap(jax.vmap(jax.random.uniform))(_token_keys(key, _REPLACE, token_example, offsets))
+    draw = functools.partial(jax.random.randint, shape=(), minval=0, maxval=vocab_size)
     piece = jax.vmap(jax.vmap(draw))(_token_keys(key, _DRAW, token_example, offsets))
-    mask, random, _ = policy.replace
-    return jnp.where(share < mask, policy.mask_id, jnp.where(share < mask + random, piece, ids))
+    mask, random, _ = shares
+    return jnp.where(share < mask, mask_id, jnp.where(share < mask + random, piece, batch["ids"]))
 
 
 def _token_keys(key: Key[Array, ""], purpose: int, examples: Int[Array, "B S"], units: Int[Array, "B S"]) -> Key[Array, "B S"]:

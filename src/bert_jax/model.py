@@ -5,7 +5,7 @@ The tree is the same however layers are compiled: every layer's parameters are s
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
 import jax
@@ -95,7 +95,9 @@ class SelfAttention(Block):
     """Multi-head self-attention, its output projection, and the post-norm residual."""
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B S D"], segments: Int[Array, "B S"], keys: Key[Array, " B"] | None) -> Float[Array, "B S D"]:
+    def __call__(
+        self, x: Float[Array, "B S D"], segments: Int[Array, "B S"], keys: Key[Array, " B"] | None
+    ) -> Float[Array, "B S D"]:
         config, width = self.config, self.config.hidden_size
         heads = (config.num_attention_heads, config.head_size)
         q, k, v = (Affine(config, "BSD,DHK->BSHK", (width, *heads), name=name)(x) for name in ("query", "key", "value"))
@@ -163,13 +165,14 @@ def encode(config: ModelConfig, params: Params, batch: Batch, *, key: Key[Array,
     Args:
       config: shape and arithmetic.
       params: a tree with the encoder's parameters under ``"bert"``; heads beside it are not looked at.
-      batch: ``ids``, ``types``, ``positions``, ``segments`` [B, S] and ``cls_positions`` [B, E]; with a key also ``examples`` [B, E].
+      batch: ``ids``, ``types``, ``positions``, ``segments`` [B, S] and ``cls_positions`` [B, E]; with a key also
+        ``examples`` [B, E].
       key: dropout key, or None for no dropout.
 
     Returns:
       hidden [B, S, D] and pooled [B, E, D] in ``config.dtype``.
     """
-    return Bert(config).apply({"params": params["bert"]}, batch, key)  # type: ignore[return-value]
+    return cast(Encoded, Bert(config).apply({"params": params["bert"]}, batch, key))
 
 
 def _site(keys: Key[Array, " B"] | None, number: int | Int[Array, ""]) -> Key[Array, " B"] | None:

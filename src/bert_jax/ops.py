@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key, Shaped
 
 from bert_jax import sharding
 from bert_jax.config import Activation
@@ -65,10 +65,10 @@ def dropout(x: Float[Array, "B *N"], keys: Key[Array, " B"] | Key[Array, "B H"] 
     return jnp.where(draw(keys), x / (1.0 - rate), 0)
 
 
-def lookup(table: Float[Array, "N D"], ids: Int[Array, "B *S"]) -> Float[Array, "B *S D"]:
+def lookup(table: Shaped[Array, "N *D"], ids: Int[Array, "B *S"]) -> Shaped[Array, "B *S *D"]:
     """Rows of a table; an id outside it gives NaN rather than, silently, a neighbour's row."""
-    out = sharding.spec("batch", *(None,) * ids.ndim)
-    return sharding.replicate(table).at[ids].get(mode="fill", fill_value=jnp.nan, out_sharding=out)
+    out = sharding.spec("batch", *(None,) * (ids.ndim + table.ndim - 2))
+    return sharding.replicate(table).at[ids].get(mode="fill", out_sharding=out)
 
 
 def gather_positions(hidden: Float[Array, "B S D"], positions: Int[Array, "B M"]) -> Float[Array, "B M D"]:

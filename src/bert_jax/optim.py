@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array
 
 from bert_jax.config import OptimConfig
 
@@ -39,6 +39,8 @@ def decayed(params: optax.Params) -> optax.Params:
 
 
 class ScaleByBertAdamState(NamedTuple):
+    """First and second moments; no count, because nothing is corrected by it."""
+
     mu: optax.Updates
     nu: optax.Updates
 
@@ -52,7 +54,9 @@ def scale_by_bert_adam(b1: float, b2: float, eps: float) -> optax.GradientTransf
     def init(params: optax.Params) -> ScaleByBertAdamState:
         return ScaleByBertAdamState(optax.tree.zeros_like(params), optax.tree.zeros_like(params))
 
-    def update(updates: optax.Updates, state: ScaleByBertAdamState, params: optax.Params | None = None) -> tuple[optax.Updates, ScaleByBertAdamState]:
+    def update(
+        updates: optax.Updates, state: ScaleByBertAdamState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, ScaleByBertAdamState]:
         del params
         mu = optax.tree.update_moment(updates, state.mu, b1, 1)
         nu = optax.tree.update_moment(updates, state.nu, b2, 2)
@@ -79,7 +83,9 @@ def scale_by_layer_trust_ratio() -> optax.GradientTransformation:
         stacked = any(isinstance(key, jax.tree_util.DictKey) and key.key == "layers" for key in path)
         return jax.vmap(ratio)(param, update) if stacked else ratio(param, update)
 
-    def update(updates: optax.Updates, state: optax.EmptyState, params: optax.Params | None = None) -> tuple[optax.Updates, optax.EmptyState]:
+    def update(
+        updates: optax.Updates, state: optax.EmptyState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, optax.EmptyState]:
         if params is None:
             raise ValueError(optax.NO_PARAMS_MSG)
         return jax.tree_util.tree_map_with_path(one, updates, params, decayed(params)), state

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from typing import Any, ContextManager, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, NamedSharding
+from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from bert_jax import sharding
@@ -34,7 +34,7 @@ class Launcher(NamedTuple):
     """This process's rows -> the device batch."""
     shardings: Callable[[Any], Any]
     """Shapes of a state or of parameters -> where each leaf lives."""
-    context: Callable[[], ContextManager[Any]]
+    context: Callable[[], contextlib.AbstractContextManager[Any]]
     """To be entered around every call."""
 
 
@@ -44,7 +44,7 @@ def launch(config: Config) -> Launcher:
     Raises:
       UserError: the devices, the model or the batch do not divide as asked.
     """
-    launcher = _mesh(config) if config.parallel == "mesh" else _pmap(config)
+    launcher = on_mesh(config, sharding.make_mesh(config.mesh)) if config.parallel == "mesh" else _pmap(config)
     size, parts = config.data.batch_size, launcher.shards * config.optim.accumulate
     if size % parts:
         raise UserError(
@@ -54,8 +54,8 @@ def launch(config: Config) -> Launcher:
     return launcher
 
 
-def _mesh(config: Config) -> Launcher:
-    mesh = sharding.make_mesh(config.mesh)
+def on_mesh(config: Config, mesh: Mesh) -> Launcher:
+    """A launcher for an explicit mesh (data, fsdp, tensor) of one's own making."""
     model = config.model
     sharding.check_divisible(mesh, heads=model.num_attention_heads, hidden=model.hidden_size, ffn=model.intermediate_size)
     layout = sharding.batch_sharding(mesh)

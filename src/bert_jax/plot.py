@@ -29,16 +29,39 @@ def curves(run: epath.PathLike) -> Figure:
     return figure
 
 
-def _draw(axes: Any, train: list[dict[str, Any]], held_out: list[dict[str, Any]], name: str, title: str, floor: str = "", label: str = "") -> None:
+def _draw(
+    axes: Any,
+    train: list[dict[str, Any]],
+    held_out: list[dict[str, Any]],
+    name: str,
+    title: str,
+    floor: str = "",
+    label: str = "",
+) -> None:
     if train:
         values = np.array([line[name] for line in train])
         width = max(1, len(values) // 50)
         smooth = np.convolve(values, np.ones(width) / width, "valid")
         axes.plot([line["step"] for line in train][width - 1 :], smooth, color="0.6", lw=1, label="training")
     if held_out:
-        axes.plot([line["step"] for line in held_out], [line[name] for line in held_out], "o-", ms=3, color="C0", label="held out")
+        axes.plot(
+            [line["step"] for line in held_out],
+            [line[name] for line in held_out],
+            "o-",
+            ms=3,
+            color="C0",
+            label="held out",
+        )
         if floor:
             axes.axhline(held_out[-1][floor], color="C3", ls="--", lw=1)
-            axes.annotate(label, (1, held_out[-1][floor]), xycoords=("axes fraction", "data"), ha="right", va="bottom", color="C3", fontsize=8)
+            axes.annotate(
+                label,
+                (1, held_out[-1][floor]),
+                xycoords=("axes fraction", "data"),
+                ha="right",
+                va="bottom",
+                color="C3",
+                fontsize=8,
+            )
     axes.set(xlabel="step", title=title)
     axes.spines[["top", "right"]].set_visible(False)

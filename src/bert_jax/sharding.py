@@ -8,6 +8,8 @@ every function here leaves its argument alone.
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
@@ -20,7 +22,14 @@ DATA, FSDP, TENSOR = "data", "fsdp", "tensor"
 
 Rules = dict[str | None, tuple[str, ...]]
 
-COMPUTED: Rules = {None: (), "batch": (DATA, FSDP), "hidden": (), "heads": (TENSOR,), "ffn": (TENSOR,), "vocab": (TENSOR,)}
+COMPUTED: Rules = {
+    None: (),
+    "batch": (DATA, FSDP),
+    "hidden": (),
+    "heads": (TENSOR,),
+    "ffn": (TENSOR,),
+    "vocab": (TENSOR,),
+}
 STORED: Rules = COMPUTED | {"hidden": (FSDP,)}
 
 # Logical axes of each parameter, by the last two names of its path; stacked layers add a leading axis.
@@ -104,7 +113,7 @@ def parameter_key(path: tuple[str, ...]) -> str:
     return "/".join(path[-2:])
 
 
-def state_shardings(tree: object, mesh: Mesh) -> object:
+def state_shardings(tree: Any, mesh: Mesh | AbstractMesh) -> Any:
     """Shardings of a tree that holds parameters, or optimizer moments under the same names.
 
     A leaf whose path names no parameter (a count, a key) is replicated.
@@ -121,7 +130,7 @@ def state_shardings(tree: object, mesh: Mesh) -> object:
     return jax.tree_util.tree_map_with_path(one, tree)
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
+def batch_sharding(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """Rows of a batch over the data and fsdp axes."""
     return NamedSharding(mesh, P(_place("batch", COMPUTED, mesh)))
 
@@ -139,7 +148,11 @@ def local_rows(sharding: NamedSharding, batch_size: int) -> np.ndarray:
 
 def check_divisible(mesh: Mesh, *, heads: int, hidden: int, ffn: int) -> None:
     """Raise a UserError where a model dimension does not divide over its mesh axis."""
-    for name, size, axis in (("num_attention_heads", heads, TENSOR), ("intermediate_size", ffn, TENSOR), ("hidden_size", hidden, FSDP)):
+    for name, size, axis in (
+        ("num_attention_heads", heads, TENSOR),
+        ("intermediate_size", ffn, TENSOR),
+        ("hidden_size", hidden, FSDP),
+    ):
         if size % mesh.shape[axis]:
             raise UserError(f"model.{name} {size} is not divisible by mesh.{axis} {mesh.shape[axis]}.")
 

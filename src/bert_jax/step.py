@@ -7,10 +7,11 @@ from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-from jaxtyping import Array, Float, Int, Key, UInt32
+from jaxtyping import Array, Float, Int, UInt32
 
-from bert_jax import losses
+from bert_jax import losses, ops
 from bert_jax.config import Config
 from bert_jax.heads import init_params
 from bert_jax.losses import Sums
@@ -75,7 +76,7 @@ def make_train_step(config: Config, optimizer: optax.GradientTransformation, *, 
     return train_step
 
 
-def make_eval_step(config: Config, unigram: Float[Array, " V"], *, axis_name: str | None = None) -> EvalStep:
+def make_eval_step(config: Config, unigram: Float[np.ndarray, " V"], *, axis_name: str | None = None) -> EvalStep:
     """Build ``eval_step(params, batch) -> sums`` with masks that are the same at every evaluation.
 
     Args:
@@ -89,7 +90,7 @@ def make_eval_step(config: Config, unigram: Float[Array, " V"], *, axis_name: st
         key = jax.random.fold_in(jax.random.key(config.train.seed), _EVAL_MASK)
         batch = mask_tokens(key, batch, config.mask, config.train.steps)
         sums = losses.pretraining(config.model, params, batch)
-        scores = jnp.where(batch["mlm_weights"] > 0, -unigram[batch["mlm_ids"]], 0.0)
+        scores = jnp.where(batch["mlm_weights"] > 0, -ops.lookup(jnp.asarray(unigram), batch["mlm_ids"]), 0.0)
         sums["unigram_loss"] = (scores.sum(), batch["mlm_weights"].sum())
         sums["nsp_random"] = ((batch["nsp_weights"] * batch["nsp_labels"]).sum(), batch["nsp_weights"].sum())
         return _sum_over(sums, axis_name)
@@ -97,14 +98,19 @@ def make_eval_step(config: Config, unigram: Float[Array, " V"], *, axis_name: st
     return eval_step
 
 
-def _accumulate(grad: Callable[[Params, Batch], tuple[Params, Sums]], params: Params, batch: Batch, parts: int) -> tuple[Params, Sums]:
+def _accumulate(
+    grad: Callable[[Params, Batch], tuple[Params, Sums]], params: Params, batch: Batch, parts: int
+) -> tuple[Params, Sums]:
     """Sum gradients and metric sums over ``parts`` micro-batches, one after the other."""
     if parts == 1:
         return grad(params, batch)
     # Row r goes to micro-batch r mod parts: every device then keeps its own rows.
     micro = jax.tree.map(lambda x: jnp.swapaxes(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 0, 1), batch)
     total = grad(params, jax.tree.map(lambda x: x[0], micro))
-    add = lambda total, part: (jax.tree.map(jnp.add, total, grad(params, part)), None)  # noqa: E731
+
+    def add(total: tuple[Params, Sums], part: Batch) -> tuple[tuple[Params, Sums], None]:
+        return jax.tree.map(jnp.add, total, grad(params, part)), None
+
     return jax.lax.scan(add, total, jax.tree.map(lambda x: x[1:], micro))[0]
 
 

@@ -26,8 +26,8 @@ from bert_jax.data.corpus import Corpus
 from bert_jax.data.pipeline import HostBatch
 from bert_jax.errors import Failure, UserError
 from bert_jax.log import RunLog, read_metrics
-from bert_jax.parallel import Launcher
 from bert_jax.model import Batch
+from bert_jax.parallel import Launcher
 from bert_jax.step import Metrics, TrainState
 
 CONFIG = "config.json"
@@ -87,7 +87,7 @@ class _Trainer:
         self.held_out: Callable[[], Iterator[HostBatch]] = lambda: pipeline.eval_batches(
             corpus.held_out, specials, config.data, rows=launcher.rows, limit=config.train.eval_batches
         )
-        axis, unigram = launcher.axis_name, jnp.asarray(corpora.unigram_log_probabilities(corpus.train))
+        axis, unigram = launcher.axis_name, corpora.unigram_log_probabilities(corpus.train)
         self.train_step = launcher.compile(step.make_train_step(config, optimizer, axis_name=axis), donate=True)
         self.eval_step = launcher.compile(step.make_eval_step(config, unigram, axis_name=axis))
         self.state = self._first_state(lambda: step.init_state(config, optimizer))
@@ -105,7 +105,10 @@ class _Trainer:
             return jax.jit(init, out_shardings=shardings)()
         state, meta = restored
         if meta.corpus != self.corpus.digest():
-            raise UserError(f"{self.config.run} was begun on another corpus than {self.config.data.corpus}; give it back its own, or choose another run directory.")
+            raise UserError(
+                f"{self.config.run} was begun on another corpus than {self.config.data.corpus}; "
+                "give it back its own, or choose another run directory."
+            )
         self.batches.set_state(meta.data)
         return state
 
@@ -128,7 +131,9 @@ class _Trainer:
                 self._report(*pending)
             pending = (self.step, metrics)
             stop.agree(self.step)
-            evaluates, saves = (self.step % every == 0 or self.step == train.steps for every in (train.eval_every, train.save_every))
+            evaluates, saves = (
+                self.step % every == 0 or self.step == train.steps for every in (train.eval_every, train.save_every)
+            )
             if evaluates or saves or stop.signal:
                 # Nothing is evaluated or saved before this very step is known to be finite.
                 self._report(*pending)
@@ -136,7 +141,9 @@ class _Trainer:
                 if evaluates:
                     self._evaluate()
                 if saves or stop.signal:
-                    self.checkpoints.save(self.step, self.state, Meta(self.config, self.corpus.tokenizer, self.corpus.digest(), position))
+                    self.checkpoints.save(
+                        self.step, self.state, Meta(self.config, self.corpus.tokenizer, self.corpus.digest(), position)
+                    )
         self.checkpoints.wait()
         if stop.signal:
             self.log.say(f"Stopped by {stop.signal.name} at step {self.step}, which is saved; the same command goes on from there.")
@@ -183,14 +190,15 @@ class _Trainer:
         scores["nsp_majority"] = max(share, 1.0 - share)
         self.log.write(self.step, corpora.HELD_OUT, scores)
         self.log.say(
-            f"step {self.step}: held out: masked-word loss {scores['mlm_loss']:.3f} (unigram model {scores['unigram_loss']:.3f}), accuracy {scores['mlm_accuracy']:.1%}; "
+            f"step {self.step}: held out: masked-word loss {scores['mlm_loss']:.3f} (unigram model {scores['unigram_loss']:.3f}), "
+            f"accuracy {scores['mlm_accuracy']:.1%}; "
             f"next sentence {scores['nsp_accuracy']:.1%} (majority {scores['nsp_majority']:.1%})"
         )
         self.clock += time.perf_counter() - began
 
     def _last_scores(self) -> Scores | None:
         lines = [line for line in read_metrics(self.config.run) if line["split"] == corpora.HELD_OUT]
-        return {name: lines[-1][name] for name in lines[-1] if name not in ("split", "seconds")} if lines else None
+        return {name: lines[-1][name] for name in lines[-1] if name not in ("step", "split", "seconds")} if lines else None
 
 
 class _Stop:
@@ -220,7 +228,10 @@ def _fit_to_corpus(config: Config, corpus: Corpus) -> Config:
     """Take from the tokenizer what the mask policy needs, after checking that model and tokenizer agree."""
     pieces, model = len(corpus.tokenizer.pieces), config.model.vocab_size
     if pieces > model:
-        raise UserError(f"{config.data.corpus} was tokenized with {pieces} pieces, but model.vocab_size is {model}; use --model.vocab-size {pieces}.")
+        raise UserError(
+            f"{config.data.corpus} was tokenized with {pieces} pieces, but model.vocab_size is {model}; "
+            f"use --model.vocab-size {pieces}."
+        )
     mask = dataclasses.replace(config.mask, mask_id=corpus.tokenizer.specials.mask, vocab_size=pieces)
     return dataclasses.replace(config, mask=mask)
 
@@ -232,11 +243,14 @@ def _claim(config: Config) -> None:
     if path.exists():
         changed = differences(Config.from_json(path.read_text()), config)
         if changed:
-            raise UserError(f"{run} holds a run with another config ({'; '.join(changed)}); choose another --run, or the config it was begun with.")
+            raise UserError(
+                f"{run} holds a run with another config ({'; '.join(changed)}); "
+                "choose another --run, or the config it was begun with."
+            )
     elif run.exists() and (not run.is_dir() or any(run.iterdir())):
         raise UserError(f"{run} exists and is not a run; choose another --run.")
     if jax.process_index() == 0:
         run.mkdir(parents=True, exist_ok=True)
         part = run / f".{CONFIG}"
         part.write_text(config.to_json())
-        part.rename(path)
+        part.replace(path)

@@ -26,7 +26,11 @@ def main(arguments: list[str]) -> int:
         return 0 if asked else 2
     path, overrides = Path(arguments[0]), arguments[1:]
     config = tyro.cli(
-        Config, default=load_experiment(path), prog=f"bert-jax pretrain {path}", args=overrides, description=f"Pretrain the run that {path} describes."
+        Config,
+        default=load_experiment(path),
+        prog=f"bert-jax pretrain {path}",
+        args=overrides,
+        description=f"Pretrain the run that {path} describes.",
     )
     print(config.to_json())
     result = pretrain(config)
@@ -43,7 +47,9 @@ def load_experiment(path: Path) -> Config:
       UserError: there is no such file, or no such function in it, or it returns something else.
     """
     if not path.is_file():
-        raise UserError(f"There is no experiment {path}." if not path.is_dir() else f"{path} is a directory, not an experiment's Python file.")
+        raise UserError(
+            f"There is no experiment {path}." if not path.is_dir() else f"{path} is a directory, not an experiment's Python file."
+        )
     names = runpy.run_path(str(path))
     if "config" not in names:
         raise UserError(f"{path} has no function config(); an experiment defines one that returns a bert_jax.Config.")
@@ -61,7 +67,8 @@ def report(result: Result, run: str) -> str:
     gain = scores["unigram_loss"] - scores["mlm_loss"]
     lines = [
         f"{run}: step {result.step}, held out",
-        f"  masked-word loss       {scores['mlm_loss']:.3f} nats; unigram model on the same tokens {scores['unigram_loss']:.3f}; better by {gain:.3f}",
+        f"  masked-word loss       {scores['mlm_loss']:.3f} nats; "
+        f"unigram model on the same tokens {scores['unigram_loss']:.3f}; better by {gain:.3f}",
         f"  masked-word accuracy   {scores['mlm_accuracy']:.3f}",
         f"  next-sentence accuracy {scores['nsp_accuracy']:.3f}; majority class {scores['nsp_majority']:.3f}",
         f"  curves                 {run}/curves.png",

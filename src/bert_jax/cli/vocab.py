@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Annotated
 
 import tyro
@@ -47,7 +48,7 @@ def main(arguments: list[str]) -> int:
     if out.exists():
         raise UserError(f"{out} exists already; remove it or choose another name.")
 
-    def texts():
+    def texts() -> Iterator[str]:
         documents = read_documents(options.text, sentences=options.sentences, language=options.language, field=options.field)
         return (sentence for document in documents for sentence in document)
 

@@ -14,7 +14,7 @@ import io
 import itertools
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,8 +33,9 @@ _CHUNK = 1024
 class Split(NamedTuple):
     """One split of an opened corpus; D documents, N sentences."""
 
-    documents: Sequence[dict[str, np.ndarray]]
-    """Random access; each has ``pieces`` int32, ``starts`` bool (of a word) and ``sentences`` int32 (lengths)."""
+    documents: Any
+    """TFDS data source, random access; each document has ``pieces`` int32, ``starts`` bool (of a word) and
+    ``sentences`` int32 (lengths)."""
     first: np.ndarray
     """int64 [D + 1], number of the first sentence of each document."""
     lengths: np.ndarray
@@ -103,7 +104,9 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             disable_shuffling=True,
         )
 
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator[tuple[int, dict[str, np.ndarray]]]]:
+    def _split_generators(
+        self, dl_manager: tfds.download.DownloadManager
+    ) -> dict[str, Iterator[tuple[int, dict[str, np.ndarray]]]]:
         del dl_manager
         return {split: self._generate_examples(split) for split in SPLITS}
 
@@ -134,19 +137,8 @@ def write_corpus(
     Raises:
       UserError: ``out`` exists, or there are too few documents for both splits to hold sentence pairs.
     """
-    if not 0 < held_out <= 0.5:
-        raise UserError(f"The held-out share is {held_out}; it must be above 0 and at most 0.5.")
     out = epath.Path(out)
-    if out.exists():
-        raise UserError(f"{out} exists already; remove it or choose another name.")
-    every = round(1 / held_out)
-    least = 2 * every
-    count = sum(1 for _ in itertools.islice(read(), least))
-    if count < least:
-        raise UserError(
-            f"The text holds {count} document{'s' * (count != 1)}; with a held-out share of {held_out} at least {least} are needed. "
-            "A blank line ends a document."
-        )
+    every = _check(read, out, held_out)
     notes = {split: _Notes(len(tokenizer.pieces)) for split in SPLITS}
 
     def documents(split: str) -> Iterator[dict[str, np.ndarray]]:
@@ -176,6 +168,23 @@ def write_corpus(
         split: {"documents": len(note.sentences), "sentences": len(note.lengths), "pieces": int(note.counts.sum())}
         for split, note in notes.items()
     }
+
+
+def _check(read: Callable[[], Iterable[Document]], out: epath.Path, held_out: float) -> int:
+    """Every how many documents one is held out, after a look at whether there are enough of them."""
+    if not 0 < held_out <= 0.5:
+        raise UserError(f"The held-out share is {held_out}; it must be above 0 and at most 0.5.")
+    if out.exists():
+        raise UserError(f"{out} exists already; remove it or choose another name.")
+    every = round(1 / held_out)
+    least = 2 * every
+    count = sum(1 for _ in itertools.islice(read(), least))
+    if count < least:
+        raise UserError(
+            f"The text holds {count} document{'s' * (count != 1)}; with a held-out share of {held_out} at least {least} "
+            "are needed. A blank line ends a document."
+        )
+    return every
 
 
 def open_corpus(path: epath.PathLike) -> Corpus:

@@ -21,7 +21,9 @@ from bert_jax.tokenizers import Specials
 HostBatch = dict[str, np.ndarray]
 
 
-def train_batches(split: Split, specials: Specials, config: DataConfig, *, seed: int, rows: np.ndarray) -> grain.DatasetIterator[HostBatch]:
+def train_batches(
+    split: Split, specials: Specials, config: DataConfig, *, seed: int, rows: np.ndarray
+) -> grain.DatasetIterator[HostBatch]:
     """Endless batches, prepared ahead in a thread; epochs follow each other without a gap.
 
     Args:
@@ -40,7 +42,9 @@ def train_batches(split: Split, specials: Specials, config: DataConfig, *, seed:
     return grain.experimental.ThreadPrefetchIterDataset(made, prefetch_buffer_size=4).__iter__()
 
 
-def eval_batches(split: Split, specials: Specials, config: DataConfig, *, rows: np.ndarray, limit: int | None) -> Iterator[HostBatch]:
+def eval_batches(
+    split: Split, specials: Specials, config: DataConfig, *, rows: np.ndarray, limit: int | None
+) -> Iterator[HostBatch]:
     """Every example of a fixed epoch once, in batches of equal shape; empty rows fill up the last.
 
     The examples do not depend on the run's seed, so that runs can be compared.
@@ -52,13 +56,20 @@ def eval_batches(split: Split, specials: Specials, config: DataConfig, *, rows: 
         chosen = batch * config.batch_size + rows
         present = chosen < len(plan.example)
         made = assemble(split, specials, config, plan.take(chosen[present]))
-        yield {name: np.pad(values, [(0, len(rows) - present.sum())] + [(0, 0)] * (values.ndim - 1), constant_values=-1 if name == "words" else 0) for name, values in made.items()}
+        yield {
+            name: np.pad(
+                values,
+                [(0, len(rows) - present.sum())] + [(0, 0)] * (values.ndim - 1),
+                constant_values=-1 if name == "words" else 0,
+            )
+            for name, values in made.items()
+        }
 
 
 def assemble(split: Split, specials: Specials, config: DataConfig, examples: Examples) -> HostBatch:
     """Read the documents of R examples and lay them out as rows [CLS] A [SEP] (B [SEP])."""
     needed, places = np.unique(np.concatenate([examples.document_a, examples.document_b]), return_inverse=True)
-    documents = split.documents.__getitems__(needed.tolist())  # type: ignore[attr-defined]
+    documents = split.documents.__getitems__(needed.tolist())
     pieces = np.concatenate([document["pieces"] for document in documents])
     starts = np.concatenate([document["starts"] for document in documents])
     base = np.cumsum([0] + [len(document["pieces"]) for document in documents])[places]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,10 +17,13 @@ from bert_jax.errors import UserError
 
 Document = list[str]
 Sentences = Literal["auto", "lines", "split"]
-"""How sentences are found: "lines", a line is a sentence; "split", running text is split; "auto", lines in text files and split elsewhere."""
+"""How sentences are found: "lines", a line is a sentence; "split", running text is split; "auto", lines in text files,
+split elsewhere."""
 
 
-def read_documents(paths: Sequence[epath.PathLike], *, sentences: Sentences = "auto", language: str = "en", field: str = "text") -> Iterator[Document]:
+def read_documents(
+    paths: Sequence[epath.PathLike], *, sentences: Sentences = "auto", language: str = "en", field: str = "text"
+) -> Iterator[Document]:
     """Documents of all files in order, without empty ones.
 
     In ``.txt`` files (and any other suffix) a blank line ends a document, as in the original, and so does the end
@@ -61,15 +65,19 @@ def read_documents(paths: Sequence[epath.PathLike], *, sentences: Sentences = "a
 
 
 def _lines(path: epath.Path) -> Iterator[tuple[int, str]]:
-    with path.open("rb") as raw:
-        file: IO[bytes] = gzip.open(raw) if path.suffix == ".gz" else raw  # type: ignore[assignment]
+    with contextlib.ExitStack() as stack:
+        file: IO[bytes] | gzip.GzipFile = stack.enter_context(path.open("rb"))
+        if path.suffix == ".gz":
+            file = stack.enter_context(gzip.open(file))
         number = 0
         try:
-            for number, line in enumerate(file, 1):  # noqa: B007
+            for number, line in enumerate(file, 1):
                 yield number, line.decode("utf-8")
         except UnicodeDecodeError as error:
             byte = error.object[error.start]
-            raise UserError(f"{path}, line {number}: byte 0x{byte:02x} at column {error.start + 1} is not UTF-8; convert the file to UTF-8.") from None
+            raise UserError(
+                f"{path}, line {number}: byte 0x{byte:02x} at column {error.start + 1} is not UTF-8; convert the file to UTF-8."
+            ) from None
         except (gzip.BadGzipFile, EOFError) as error:
             raise UserError(f"{path} is not a whole gzip file: {error}.") from None
 
@@ -102,7 +110,9 @@ def _parquet(path: epath.Path, field: str) -> Iterator[str]:
     try:
         with path.open("rb") as raw, pyarrow.parquet.ParquetFile(raw) as file:
             if field not in file.schema_arrow.names:
-                raise UserError(f"{path} has no column {field!r} but {', '.join(file.schema_arrow.names)}; name the column with --field.")
+                raise UserError(
+                    f"{path} has no column {field!r} but {', '.join(file.schema_arrow.names)}; name the column with --field."
+                )
             for batch in file.iter_batches(columns=[field]):
                 yield from (text for text in batch.column(0).to_pylist() if isinstance(text, str))
     except pyarrow.ArrowInvalid as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -31,6 +31,7 @@ class Specials(NamedTuple):
     mask: int
 
 
+@runtime_checkable
 class Tokenizer(Protocol):
     """Text to pieces and back; an instance is its files, byte for byte."""
 

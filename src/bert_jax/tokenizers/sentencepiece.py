@@ -38,7 +38,9 @@ class SentencePiece:
         self._begins = np.array([piece.startswith(_SPACE) for piece in self.pieces])
 
     @classmethod
-    def train(cls, texts: Callable[[], Iterable[str]], size: int, *, model: Literal["unigram", "bpe"], lowercase: bool) -> SentencePiece:
+    def train(
+        cls, texts: Callable[[], Iterable[str]], size: int, *, model: Literal["unigram", "bpe"], lowercase: bool
+    ) -> SentencePiece:
         """Learn a vocabulary of ``size`` pieces, the five special ones first.
 
         Raises:

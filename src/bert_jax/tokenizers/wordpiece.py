@@ -54,13 +54,18 @@ class WordPiece:
         letters = set(_learn(texts(), len(SPECIALS), lowercase, [])) - set(SPECIALS)
         continued = sorted(letter for letter in letters if letter.startswith(CONTINUATION))
         if size < len(SPECIALS) + len(letters):
-            raise UserError(f"The text has {len(letters)} letters (at the start and inside of words); a vocabulary of {size} pieces cannot hold them.")
+            raise UserError(
+                f"The text has {len(letters)} letters (at the start and inside of words); "
+                f"a vocabulary of {size} pieces cannot hold them."
+            )
         pieces = _learn(texts(), size, lowercase, continued)
         lines = "".join(f"{piece}\n" for piece in pieces)
         return cls({VOCAB: lines.encode(), CONFIG: _config(lowercase=lowercase)})
 
     def encode(self, texts: Sequence[str]) -> list[Pieces]:
-        ids = (np.array(encoding.ids, np.int32) for encoding in self._engine.encode_batch_fast(list(texts), add_special_tokens=False))
+        ids = (
+            np.array(encoding.ids, np.int32) for encoding in self._engine.encode_batch_fast(list(texts), add_special_tokens=False)
+        )
         return [Pieces(row, self._begins[row]) for row in ids]
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -70,7 +75,10 @@ class WordPiece:
 def _learn(texts: Iterable[str], size: int, lowercase: bool, letters: list[str]) -> list[str]:
     engine = _engine(models.WordPiece(unk_token=UNK), lowercase)
     trainer = trainers.WordPieceTrainer(
-        vocab_size=size, special_tokens=[*SPECIALS, *letters], continuing_subword_prefix=CONTINUATION, show_progress=False
+        vocab_size=size,
+        special_tokens=[*SPECIALS, *letters],
+        continuing_subword_prefix=CONTINUATION,
+        show_progress=False,
     )
     engine.train_from_iterator(texts, trainer)
     vocab = engine.get_vocab()

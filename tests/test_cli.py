@@ -1,0 +1,223 @@
+"""The command line: what it prints, what it refuses, with which status, and what it leaves behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from bert_jax import cli
+from bert_jax.cli import COMMANDS
+from bert_jax.config import Config
+
+EXPERIMENT = """
+import bert_jax
+def config():
+    return bert_jax.Config(
+        run={run!r},
+        data=bert_jax.DataConfig({corpus!r}, sequence_length=32, batch_size=16),
+        model=bert_jax.ModelConfig(vocab_size=97, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64),
+        optim=bert_jax.OptimConfig(warmup_steps=2),
+        train=bert_jax.TrainConfig(steps=6, eval_every=3, save_every=3, log_every=1),
+    )
+"""
+
+
+def bert_jax(*arguments, **kwargs):
+    """Run the command in a process of its own, as a user does."""
+    program = [sys.executable, "-c", "import sys; from bert_jax.cli import main; sys.exit(main())"]
+    return subprocess.run([*program, *map(str, arguments)], capture_output=True, text=True, timeout=300, **kwargs)
+
+
+@pytest.fixture
+def experiment(tmp_path, corpus):
+    path = tmp_path / "experiment.py"
+    path.write_text(EXPERIMENT.format(run=str(tmp_path / "run"), corpus=str(corpus.path)))
+    return path
+
+
+def test_from_text_to_an_answer(tmp_path, text):
+    """The README's five steps, with every kind of vocabulary."""
+    for kind in ("wordpiece", "unigram", "bpe"):
+        work = tmp_path / kind
+        assert "97 pieces" in ok(bert_jax("vocab", text, "--out", work / "vocab", "--kind", kind, "--size", 97))
+        assert "corpus train: 72 documents" in ok(
+            bert_jax("prepare", text, "--vocab", work / "vocab", "--out", work / "corpus", "--held-out", 0.1)
+        )
+        path = work / "experiment.py"
+        path.write_text(EXPERIMENT.format(run=str(work / "run"), corpus=str(work / "corpus")))
+        out = ok(bert_jax("pretrain", path, "--optim.peak-lr", "3e-4", "--parallel", "pmap"))
+        config, _, report = out.partition("\n}\n")
+        assert json.loads(config + "\n}")["optim"]["peak_lr"] == 3e-4
+        assert "masked-word loss" in report
+        assert "unigram model on the same tokens" in report
+        out = ok(bert_jax("fill-mask", work / "run", "alpha [MASK] charlie."))
+        assert len(out.splitlines()) == 5
+        assert all(line.split()[0].endswith("%") for line in out.splitlines())
+        guesses = json.loads(ok(bert_jax("fill-mask", work / "run", "[MASK] [MASK]", "--json", "--top-k", 2)))
+        assert [[set(guess) for guess in place] for place in guesses] == [[{"piece", "probability"}] * 2] * 2
+
+
+def ok(done):
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def refused(done, sentence, status=2):
+    assert done.returncode == status, done.stderr
+    assert sentence in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_bad_text(tmp_path, text):
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "latin.txt").write_bytes("Müller\n".encode("latin-1"))
+    (tmp_path / "one.txt").write_text("Only.\nOne document.\n")
+    ok(bert_jax("vocab", text, "--out", tmp_path / "vocab", "--size", 97))
+    for name, sentence in {
+        "empty.txt": "empty.txt holds no text.",
+        "latin.txt": "latin.txt, line 1: byte 0xfc at column 2 is not UTF-8",
+        "none.txt": "There is no file",
+        "": "is a directory",
+    }.items():
+        refused(bert_jax("vocab", tmp_path / name, "--out", tmp_path / "other"), sentence)
+        refused(bert_jax("prepare", tmp_path / name, "--vocab", tmp_path / "vocab", "--out", tmp_path / "corpus"), sentence)
+    refused(
+        bert_jax("prepare", tmp_path / "one.txt", "--vocab", tmp_path / "vocab", "--out", tmp_path / "corpus"),
+        "A blank line ends a document.",
+    )
+    refused(
+        bert_jax("prepare", text, "--vocab", tmp_path / "none", "--out", tmp_path / "corpus"),
+        "`bert-jax vocab` makes one",
+    )
+    (tmp_path / "vocab" / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\nalpha\n")
+    refused(bert_jax("prepare", text, "--vocab", tmp_path / "vocab", "--out", tmp_path / "corpus"), "has no [MASK]")
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"empty.txt", "latin.txt", "one.txt", "vocab"}
+
+
+def test_bad_experiments(tmp_path, experiment):
+    refused(bert_jax("pretrain", tmp_path / "none.py"), "no experiment")
+    refused(bert_jax("pretrain", tmp_path), "is a directory")
+    (tmp_path / "empty.py").write_text("")
+    refused(bert_jax("pretrain", tmp_path / "empty.py"), "no function config()")
+    (tmp_path / "wrong.py").write_text("def config(): return 3")
+    refused(bert_jax("pretrain", tmp_path / "wrong.py"), "returns a int")
+    refused(bert_jax("pretrain", experiment, "--data.corpus", tmp_path), "is not a corpus")
+    refused(bert_jax("pretrain", experiment, "--data.sequence-length", 513), "goes past model.max_position_embeddings 512")
+    refused(bert_jax("pretrain", experiment, "--model.vocab-size", 9), "use --model.vocab-size 97")
+    refused(bert_jax("pretrain", experiment, "--mesh.tensor", 3), "does not cover 1 devices")
+    refused(bert_jax("pretrain", experiment, "--model.hidden-act", "swish"), "swish")
+    refused(bert_jax("pretrain", experiment, "--train.steps", "many"), "many")
+    refused(bert_jax("pretrain", experiment, "--no-such-field", 1), "no-such-field")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_python_interface_refuses_unknown_names(tmp_path):
+    """Outside the tests, where annotations are not executed, the dataclasses themselves say no."""
+    program = (
+        "import bert_jax\n"
+        "for make in (lambda: bert_jax.ModelConfig(hidden_act='swish'), lambda: bert_jax.OptimConfig(name='sgd')):\n"
+        "    try: make()\n"
+        "    except bert_jax.UserError as error: print(error)\n"
+    )
+    out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.splitlines()
+    assert out[0].startswith("model.hidden_act is 'swish'; choose one of gelu")
+    assert out[1].startswith("optim.name is 'sgd'; choose one of bert_adam")
+
+
+def test_a_run_directory_that_holds_another_config(experiment):
+    ok(bert_jax("pretrain", experiment))
+    refused(bert_jax("pretrain", experiment, "--train.seed", 5), "train.seed: 0 -> 5")
+    assert "is complete at step 6" in bert_jax("pretrain", experiment).stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_leaves(experiment, tmp_path, number):
+    program = [sys.executable, "-c", "import sys; from bert_jax.cli import main; sys.exit(main())"]
+    command = [
+        "pretrain",
+        str(experiment),
+        "--train.steps",
+        "100000",
+        "--train.save-every",
+        "100000",
+        "--train.eval-every",
+        "100000",
+    ]
+    process = subprocess.Popen([*program, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (metrics.exists() and len(metrics.read_text().splitlines()) > 5):
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 128 + number
+    assert f"Stopped by {number.name} at step" in said
+    assert "Traceback" not in said
+    steps = [int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir()]
+    assert len(steps) == 1
+    assert json.loads(metrics.read_text().splitlines()[-1])["step"] == steps[0]
+
+
+def test_ctrl_c_while_preparing_leaves_nothing(tmp_path, text):
+    ok(bert_jax("vocab", text, "--out", tmp_path / "vocab", "--size", 97))
+    pipe = tmp_path / "endless.txt"
+    os.mkfifo(pipe)
+    program = [sys.executable, "-c", "import sys; from bert_jax.cli import main; sys.exit(main())"]
+    process = subprocess.Popen(
+        [*program, "prepare", str(pipe), "--vocab", str(tmp_path / "vocab"), "--out", str(tmp_path / "corpus")],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with pipe.open("w") as writer:
+        writer.write("alpha bravo.\n\n" * 100)
+        writer.flush()
+        time.sleep(1)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+    assert "Traceback" not in process.stderr.read()
+    process.stderr.close()
+    assert {path.name for path in tmp_path.iterdir()} == {"vocab", "endless.txt"}
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, "pretrain EXPERIMENT"])
+def test_help_describes_every_option(command, experiment):
+    name, *more = command.split()
+    out = ok(bert_jax(name, *([experiment] if more else []), "--help"))
+    assert "usage" in out.lower()
+    if more:
+        assert all(f"--{section}." in out for section in ("data", "model", "mask", "optim", "mesh", "train"))
+        assert "--parallel" in out
+
+
+def test_usage(capsys):
+    assert cli.main(["--help"]) == 0
+    assert all(name in capsys.readouterr().out for name in COMMANDS)
+    assert cli.main([]) == 2
+    assert "usage" in capsys.readouterr().err
+    assert cli.main(["dance"]) == 2
+    assert "no command 'dance'" in capsys.readouterr().err
+    assert cli.main(["--version"]) == 0
+
+
+def test_a_full_disk_is_one_sentence(monkeypatch, capsys, tmp_path, text):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device", "corpus")
+
+    monkeypatch.setattr("bert_jax.cli.vocab.tokenizers.save", full)
+    assert cli.main(["vocab", str(text), "--out", str(tmp_path / "v"), "--size", "97"]) == 1
+    assert "the disk is full" in capsys.readouterr().err
+
+
+def test_the_stored_config_is_the_resolved_one(experiment, tmp_path):
+    out = ok(bert_jax("pretrain", experiment, "--mask.select", "word", "--mask.replace", 1.0, 0.0, 0.0))
+    stored = Config.from_json((tmp_path / "run" / "config.json").read_text())
+    assert stored.mask.select == "word"
+    assert stored.mask.replace == (1.0, 0.0, 0.0)
+    assert '"select": "word"' in out

@@ -1,0 +1,163 @@
+"""Configs refuse what cannot run, in a sentence, and survive JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import jax
+import pytest
+
+from bert_jax import heads
+from bert_jax.config import (
+    SIZES,
+    Config,
+    DataConfig,
+    MaskPolicy,
+    MeshConfig,
+    ModelConfig,
+    OptimConfig,
+    TrainConfig,
+    differences,
+)
+from bert_jax.errors import UserError
+
+CONFIG = Config(run="r", data=DataConfig("c"), mask=MaskPolicy(select="word", max_predictions=20))
+
+
+def test_json_round_trip():
+    assert Config.from_json(CONFIG.to_json()) == CONFIG
+
+
+@pytest.mark.parametrize(("size", "encoder", "whole"), [("base", 109_482_240, 110_106_428), ("large", 335_141_888, 336_226_108)])
+def test_parameter_counts_are_the_published_ones(size, encoder, whole):
+    shapes = jax.eval_shape(lambda: heads.init_params(ModelConfig.size(size), jax.random.key(0)))
+
+    def count(tree):
+        return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+    assert count(shapes["bert"]) == encoder
+    assert count(shapes) == whole
+
+
+def test_sizes_are_the_published_ones():
+    tiny, large = ModelConfig.size("tiny"), ModelConfig.size("large", vocab_size=100)
+    assert (tiny.num_hidden_layers, tiny.hidden_size, tiny.intermediate_size, tiny.head_size) == (2, 128, 512, 64)
+    assert (large.num_hidden_layers, large.hidden_size, large.num_attention_heads, large.vocab_size) == (
+        24,
+        1024,
+        16,
+        100,
+    )
+    assert all(ModelConfig.size(name).head_size == 64 for name in SIZES)
+    with pytest.raises(UserError, match="no size 'huge'"):
+        ModelConfig.size("huge")
+
+
+def test_reads_the_original_config_file_as_it_is(tmp_path):
+    path = tmp_path / "bert_config.json"
+    path.write_text(
+        json.dumps(
+            {
+                "attention_probs_dropout_prob": 0.1,
+                "hidden_act": "gelu",
+                "hidden_dropout_prob": 0.1,
+                "hidden_size": 1024,
+                "initializer_range": 0.02,
+                "intermediate_size": 4096,
+                "max_position_embeddings": 512,
+                "num_attention_heads": 16,
+                "num_hidden_layers": 24,
+                "type_vocab_size": 2,
+                "vocab_size": 30522,
+            }
+        )
+    )
+    assert ModelConfig.from_bert_json(path) == ModelConfig.size("large")
+
+
+def test_reads_later_names_and_passes_over_what_is_not_arithmetic(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(
+        '{"model_type": "bert", "hidden_act": "gelu_new", "position_embedding_type": "absolute",'
+        ' "layer_norm_eps": 1e-5, "architectures": ["BertModel"]}'
+    )
+    config = ModelConfig.from_bert_json(path, dtype="bfloat16")
+    assert (config.hidden_act, config.position_embedding_type, config.layer_norm_eps, config.dtype) == (
+        "gelu_tanh",
+        "learned",
+        1e-5,
+        "bfloat16",
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ('{"model_type": "roberta"}', "'roberta' model"),
+        ("not json", "is not JSON"),
+        ("[1]", "holds a list"),
+    ],
+)
+def test_bad_config_files(tmp_path, content, sentence):
+    path = tmp_path / "config.json"
+    path.write_text(content)
+    with pytest.raises(UserError, match=sentence):
+        ModelConfig.from_bert_json(path)
+
+
+def test_missing_config_file(tmp_path):
+    with pytest.raises(UserError, match="no file"):
+        ModelConfig.from_bert_json(tmp_path / "none.json")
+    with pytest.raises(UserError, match="is a directory"):
+        ModelConfig.from_bert_json(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda: ModelConfig(hidden_size=100), "not divisible by model.num_attention_heads 12"),
+        (lambda: ModelConfig(hidden_dropout_prob=-0.1), "hidden_dropout_prob is -0.1"),
+        (lambda: ModelConfig(hidden_dropout_prob=1.0), "below 1"),
+        (lambda: ModelConfig(vocab_size=0), "vocab_size is 0"),
+        (lambda: MaskPolicy(rate=1.5), "mask.rate is 1.5"),
+        (lambda: MaskPolicy(replace=(0.8, 0.1, 0.2)), "sum to 1"),
+        (lambda: MaskPolicy(replace=(1.2, -0.1, -0.1)), "not be negative"),
+        (lambda: DataConfig("c", sequence_length=4), "at least 5"),
+        (lambda: OptimConfig(b1=1.0), "optim.b1 is 1.0"),
+        (lambda: OptimConfig(accumulate=0), "accumulate is 0"),
+        (lambda: MeshConfig(fsdp=0), "mesh.fsdp is 0"),
+        (lambda: TrainConfig(steps=0), "steps is 0"),
+        (
+            lambda: dataclasses.replace(CONFIG, data=DataConfig("c", sequence_length=513)),
+            "goes past model.max_position_embeddings 512",
+        ),
+        (lambda: dataclasses.replace(CONFIG, train=TrainConfig(steps=10)), "leaves nothing of train.steps 10"),
+        (lambda: dataclasses.replace(CONFIG, optim=OptimConfig(accumulate=3)), "not divisible by optim.accumulate 3"),
+        (lambda: dataclasses.replace(CONFIG, parallel="pmap", mesh=MeshConfig(fsdp=2)), "use --parallel mesh"),
+        (lambda: dataclasses.replace(CONFIG, model=ModelConfig(type_vocab_size=1)), "two token types"),
+    ],
+)
+def test_refusals_name_the_field(make, sentence):
+    with pytest.raises(UserError, match=sentence):
+        make()
+
+
+def test_json_with_unknown_or_missing_fields():
+    stored = json.loads(CONFIG.to_json())
+    with pytest.raises(UserError, match="no field colour"):
+        Config.from_json(json.dumps(stored | {"colour": 1}))
+    del stored["data"]["corpus"]
+    with pytest.raises(UserError, match=r"config.data is incomplete.*corpus"):
+        Config.from_json(json.dumps(stored))
+
+
+def test_differences_name_what_changes_a_run_and_only_that():
+    other = dataclasses.replace(
+        CONFIG,
+        optim=OptimConfig(peak_lr=1.0),
+        mesh=MeshConfig(fsdp=4),
+        train=TrainConfig(keep=9),
+        data=DataConfig("elsewhere"),
+    )
+    assert differences(CONFIG, other) == ["optim.peak_lr: 0.0001 -> 1.0"]

@@ -1,0 +1,215 @@
+"""One step, many ways to run it: the same loss, the same gradients, the same next parameters."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AbstractMesh, AxisType
+
+from bert_jax import losses, optim, parallel, sharding, step
+from bert_jax.config import Config, DataConfig, MeshConfig, ModelConfig, OptimConfig, TrainConfig
+from bert_jax.errors import UserError
+from bert_jax.masking import mask_tokens
+from tests.conftest import MODEL, POLICY, make_batch
+
+# 96 pieces divide over 4 devices, 97 do not: both layouts of the vocabulary are run.
+MODEL = dataclasses.replace(MODEL, vocab_size=96)
+POLICY = dataclasses.replace(POLICY, vocab_size=96)
+LENGTHS = [[12, 9], [30], [5], [17, 8], [32], [20], [7, 7, 7], [25]] * 2
+BATCH = make_batch(LENGTHS, 32)
+BATCH["ids"] = np.minimum(BATCH["ids"], 95)
+CONFIG = Config(
+    run="none",
+    data=DataConfig("none", sequence_length=32, batch_size=16),
+    model=MODEL,
+    mask=POLICY,
+    optim=OptimConfig(name="lamb", peak_lr=1e-2, warmup_steps=0),
+    train=TrainConfig(steps=10),
+)
+WAYS = {
+    "one device": {"mesh": MeshConfig(1, 1, 1)},
+    "data 8": {},
+    "fsdp 8": {"mesh": MeshConfig(1, 8, 1)},
+    "tensor 4": {"mesh": MeshConfig(2, 1, 4)},
+    "fsdp 2 x tensor 4": {"mesh": MeshConfig(1, 2, 4)},
+    "data 2 x fsdp 2 x tensor 2": {"mesh": MeshConfig(2, 2, 2)},
+    "pmap 8": {"parallel": "pmap"},
+}
+
+
+def run(config, steps=3, batch=BATCH):
+    """Metrics of each step and the last state, on the host."""
+    if config.mesh == MeshConfig(1, 1, 1):
+        mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
+        launcher = parallel.on_mesh(config, mesh)
+    else:
+        launcher = parallel.launch(config)
+    optimizer = optim.make_optimizer(config.optim, config.train.steps)
+
+    def init():
+        return step.init_state(config, optimizer)
+
+    state = jax.jit(init, out_shardings=launcher.shardings(jax.eval_shape(init)))()
+    metrics = []
+    with launcher.context():
+        train_step = launcher.compile(step.make_train_step(config, optimizer, axis_name=launcher.axis_name), donate=True)
+        for _ in range(steps):
+            state, values = train_step(state, launcher.place(batch))
+            metrics.append(values)
+        return jax.device_get(metrics), jax.device_get(state)
+
+
+@pytest.fixture(scope="module")
+def alone():
+    return run(dataclasses.replace(CONFIG, **WAYS["one device"]))
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_every_launcher_gives_the_same_losses_and_parameters(alone, way):
+    """With dropout on: its masks, too, are the same everywhere."""
+    metrics, state = run(dataclasses.replace(CONFIG, **WAYS[way]))
+    for found, expected in zip(metrics, alone[0], strict=True):
+        for name in expected:
+            np.testing.assert_allclose(found[name], expected[name], rtol=2e-6, atol=1e-6, err_msg=name)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-6), state.params, alone[1].params)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_every_launcher_gives_the_same_gradients(way):
+    """The update of plain gradient descent is the gradient."""
+    config = dataclasses.replace(CONFIG, **WAYS[way])
+    root = jax.random.fold_in(jax.random.key(0), step._MASK)
+    dropout = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), step._DROPOUT), 0)
+    optimizer = optim.make_optimizer(config.optim, 10)
+    start = step.init_state(config, optimizer)
+
+    def loss(params):
+        return losses.means(
+            losses.pretraining(MODEL, params, mask_tokens(root, jax.tree.map(jnp.asarray, BATCH), POLICY, 0), key=dropout)
+        )["loss"]
+
+    expected = jax.jit(jax.grad(loss))(start.params)
+    sgd = optax.sgd(1.0)
+    launcher = (
+        parallel.on_mesh(config, sharding.make_mesh(config.mesh, jax.devices()[:1]))
+        if way == "one device"
+        else parallel.launch(config)
+    )
+    fresh = start._replace(opt_state=sgd.init(start.params))
+    state = jax.device_put(fresh, launcher.shardings(jax.eval_shape(lambda: fresh)))
+    with launcher.context():
+        after, _ = launcher.compile(step.make_train_step(config, sgd, axis_name=launcher.axis_name))(state, launcher.place(BATCH))
+    found = jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), start.params, jax.device_get(after.params))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), found, expected)
+
+
+@pytest.mark.parametrize("way", ["one device", "data 2 x fsdp 2 x tensor 2", "fsdp 8", "pmap 8"])
+@pytest.mark.parametrize("parts", [2])
+def test_accumulated_gradients_are_those_of_the_whole_batch(alone, way, parts):
+    config = dataclasses.replace(CONFIG, optim=dataclasses.replace(CONFIG.optim, accumulate=parts), **WAYS[way])
+    metrics, state = run(config)
+    for found, expected in zip(metrics, alone[0], strict=True):
+        np.testing.assert_allclose(found["loss"], expected["loss"], rtol=2e-6)
+        np.testing.assert_allclose(found["grad_norm"], expected["grad_norm"], rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-6), state.params, alone[1].params)
+
+
+def test_fsdp_and_tensor_axes_divide_parameters_and_moments():
+    config = dataclasses.replace(CONFIG, mesh=MeshConfig(2, 2, 2))
+    launcher = parallel.launch(config)
+    optimizer = optim.make_optimizer(config.optim, 10)
+
+    def init():
+        return step.init_state(config, optimizer)
+
+    state = jax.jit(init, out_shardings=launcher.shardings(jax.eval_shape(init)))()
+    for tree in (state.params, state.opt_state[1].mu):
+        kernel = tree["bert"]["layers"]["attention"]["query"]["kernel"]
+        assert kernel.addressable_shards[0].data.shape == (3, 16, 2, 8)
+        assert tree["bert"]["embeddings"]["word"].addressable_shards[0].data.shape == (48, 16)
+        assert tree["bert"]["layers"]["ffn"]["outer"]["kernel"].addressable_shards[0].data.shape == (3, 32, 16)
+
+
+def test_a_vocabulary_that_does_not_divide_stays_whole():
+    model, policy = dataclasses.replace(MODEL, vocab_size=97), dataclasses.replace(POLICY, vocab_size=97)
+    odd = dataclasses.replace(CONFIG, model=model, mask=policy)
+    (expected, _), (found, _) = (run(dataclasses.replace(odd, **WAYS[way])) for way in ("one device", "tensor 4"))
+    np.testing.assert_allclose(found[-1]["loss"], expected[-1]["loss"], rtol=2e-6)
+
+
+def test_every_parameter_has_one_row_in_the_layout_table():
+    shapes = jax.eval_shape(lambda: step.init_state(CONFIG, optim.make_optimizer(CONFIG.optim, 10))).params
+    used = set()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(shapes):
+        names = tuple(key.key for key in path)
+        key = sharding.parameter_key(names)
+        used.add(key)
+        assert leaf.ndim == len(sharding.PARAMETERS[key]) + ("layers" in names), names
+    assert used == set(sharding.PARAMETERS)
+
+
+@pytest.mark.parametrize("shape", [(512, 1, 1), (16, 16, 2), (8, 8, 8)])
+def test_bert_large_type_checks_on_512_devices_without_one(shape):
+    """Explicit sharding is part of an array's type: tracing the step on an abstract mesh checks every layout in it."""
+    mesh = AbstractMesh(shape, ("data", "fsdp", "tensor"), axis_types=(AxisType.Explicit,) * 3)
+    config = dataclasses.replace(
+        CONFIG,
+        model=ModelConfig.size("large", layers="scan", remat="full", dtype="bfloat16"),
+        mask=dataclasses.replace(POLICY, vocab_size=30522),
+    )
+    optimizer = optim.make_optimizer(config.optim, 10)
+    shapes = jax.eval_shape(lambda: step.init_state(config, optimizer))
+
+    def typed(leaf, layout):
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=layout)
+
+    state = jax.tree.map(typed, shapes, sharding.state_shardings(shapes, mesh))
+    batch = {name: typed(np.broadcast_to(x[:1], (512, *x.shape[1:])), sharding.batch_sharding(mesh)) for name, x in BATCH.items()}
+    with jax.sharding.use_abstract_mesh(mesh):
+        after, metrics = jax.eval_shape(step.make_train_step(config, optimizer), state, batch)
+    jax.tree.map(lambda a, b: np.testing.assert_equal(a.sharding.spec, b.sharding.spec), after.params, state.params)
+    assert metrics["loss"].shape == ()
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"mesh": MeshConfig(3, 1, 1)}, "does not cover 8 devices"),
+        ({"mesh": MeshConfig(1, 1, 8)}, "num_attention_heads 4 is not divisible by mesh.tensor 8"),
+        (
+            {"data": DataConfig("none", sequence_length=32, batch_size=12)},
+            "batch_size 12 is not divisible by 8 devices",
+        ),
+        ({"data": DataConfig("none", sequence_length=32, batch_size=12), "parallel": "pmap"}, "use a multiple of 8"),
+        ({"optim": OptimConfig(accumulate=4)}, "4 accumulated parts; use a multiple of 32"),
+    ],
+)
+def test_what_does_not_divide_is_refused(changes, sentence):
+    with pytest.raises(UserError, match=sentence):
+        parallel.launch(dataclasses.replace(CONFIG, train=TrainConfig(steps=20_000), **changes))
+
+
+def test_evaluation_masks_do_not_depend_on_the_step_or_the_parameters(params):
+    config = dataclasses.replace(CONFIG, model=dataclasses.replace(MODEL, vocab_size=97))
+    eval_step = jax.jit(step.make_eval_step(config, np.full(97, -np.log(97.0), np.float32)))
+    first, second = eval_step(params, BATCH), eval_step(jax.tree.map(lambda x: 0.5 * x, params), BATCH)
+    np.testing.assert_array_equal(first["unigram_loss"], second["unigram_loss"])
+    np.testing.assert_allclose(first["unigram_loss"][0] / first["unigram_loss"][1], np.log(97.0), rtol=1e-6)
+    assert first["mlm_loss"][0] != second["mlm_loss"][0]
+    assert first["nsp_random"] == (BATCH["nsp_labels"].sum(), BATCH["nsp_weights"].sum())
+
+
+def test_the_step_is_one_program_for_all_steps():
+    optimizer = optim.make_optimizer(CONFIG.optim, 10)
+    compiled = jax.jit(step.make_train_step(CONFIG, optimizer))
+    state = step.init_state(CONFIG, optimizer)
+    for _ in range(3):
+        state, _ = compiled(state, BATCH)
+    assert int(state.step) == 3
+    # The state's scalars are weakly placed the first time; no later call compiles again.
+    assert compiled._cache_size() <= 2

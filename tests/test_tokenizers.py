@@ -1,0 +1,185 @@
+"""Tokenizers against the original's algorithm written a second time, and against damaged vocabularies."""
+
+from __future__ import annotations
+
+import unicodedata
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bert_jax import tokenizers
+from bert_jax.errors import UserError
+from bert_jax.tokenizers.base import SPECIALS
+
+CHINESE = [
+    (0x4E00, 0x9FFF),
+    (0x3400, 0x4DBF),
+    (0x20000, 0x2A6DF),
+    (0x2A700, 0x2B73F),
+    (0x2B740, 0x2B81F),
+    (0x2B820, 0x2CEAF),
+    (0xF900, 0xFAFF),
+    (0x2F800, 0x2FA1F),
+]
+TORTURE = [
+    "Hello, World! it's 3.14",
+    "Crème brûlée, NAÏVE façade",
+    "漢字とかな mixed 中文text",
+    "tabs\tand\nnewlines\u00a0and\u2003spaces",
+    "zero\u200bwidth\x00null\ufffdbad\x07bell",
+    "a-b_c/d\\e `tick` ~tilde^",
+    "x" * 199 + " " + "y" * 201,
+    "[MASK] [CLS] is text",
+    "İstanbul ǅ ﬁ ß",
+    "emoji 😀 and ♥ and ½",
+    "",
+    "   ",
+]
+
+
+def basic_words(text, lowercase):
+    """BasicTokenizer of the original's tokenization.py, from its description."""
+    out = []
+    for char in text:
+        code, kind = ord(char), unicodedata.category(char)
+        if char in "\t\n\r" or kind == "Zs":
+            out.append(" ")
+        elif code in (0, 0xFFFD) or kind in ("Cc", "Cf"):
+            continue
+        elif any(low <= code <= high for low, high in CHINESE):
+            out.append(f" {char} ")
+        else:
+            out.append(char)
+    words = []
+    for word in "".join(out).split():
+        if lowercase:
+            word = "".join(c for c in unicodedata.normalize("NFD", word.lower()) if unicodedata.category(c) != "Mn")
+        start = True
+        for char in word:
+            code = ord(char)
+            punctuation = (
+                33 <= code <= 47
+                or 58 <= code <= 64
+                or 91 <= code <= 96
+                or 123 <= code <= 126
+                or unicodedata.category(char).startswith("P")
+            )
+            if punctuation or start:
+                words.append(char)
+            else:
+                words[-1] += char
+            start = punctuation
+    return [part for word in words for part in word.split()]
+
+
+def wordpieces(word, vocab):
+    """WordpieceTokenizer of the original: greedy, longest match first, 200 letters at most."""
+    if len(word) > 200:
+        return ["[UNK]"]
+    pieces, start = [], 0
+    while start < len(word):
+        for end in range(len(word), start, -1):
+            piece = ("##" if start else "") + word[start:end]
+            if piece in vocab:
+                pieces.append(piece)
+                start = end
+                break
+        else:
+            return ["[UNK]"]
+    return pieces
+
+
+def vocabulary(texts, lowercase, size=400):
+    return tokenizers.train(lambda: texts, kind="wordpiece", size=size, lowercase=lowercase)
+
+
+@pytest.mark.parametrize("lowercase", [True, False])
+def test_wordpiece_is_the_originals(lowercase):
+    tokenizer = vocabulary([*TORTURE, "hello world brulee it is a text of words"], lowercase)
+    vocab = set(tokenizer.pieces)
+    for text, pieces in zip(TORTURE, tokenizer.encode(TORTURE), strict=True):
+        expected = [piece for word in basic_words(text, lowercase) for piece in wordpieces(word, vocab)]
+        assert [tokenizer.pieces[number] for number in pieces.ids] == expected, text
+        np.testing.assert_array_equal(pieces.starts, [not piece.startswith("##") for piece in expected])
+
+
+LETTERS = st.characters(codec="utf-8", exclude_categories=("Cs", "Cn", "Co"), max_codepoint=0x2FFF)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.text(LETTERS, max_size=40))
+def test_wordpiece_is_the_originals_on_any_text(text):
+    tokenizer = FUZZED
+    expected = [piece for word in basic_words(text, True) for piece in wordpieces(word, set(tokenizer.pieces))]
+    assert [tokenizer.pieces[number] for number in tokenizer.encode([text])[0].ids] == expected
+
+
+FUZZED = vocabulary([*TORTURE, "the quick brown fox jumps over the lazy dog"], True)
+
+
+def test_wordpiece_training_is_the_same_each_time():
+    texts = [f"word{number} stays where it is, {number % 7} times" for number in range(300)]
+    assert len({tokenizers.digest(vocabulary(texts, True, 150)) for _ in range(4)}) == 1
+
+
+def test_wordpiece_too_small_for_the_letters():
+    with pytest.raises(UserError, match="letters"):
+        vocabulary(TORTURE, True, size=20)
+
+
+@pytest.mark.parametrize("kind", ["unigram", "bpe"])
+def test_sentencepiece_round_trip(kind, text):
+    lines = [line for line in text.read_text().splitlines() if line]
+    tokenizer = tokenizers.train(lambda: lines, kind=kind, size=90)
+    assert len(tokenizer.pieces) == 90
+    assert tuple(tokenizer.pieces[:5]) == SPECIALS
+    for line, pieces in zip(lines[:20], tokenizer.encode(lines[:20]), strict=True):
+        assert tokenizer.decode(pieces.ids) == line.lower()
+        assert pieces.starts.sum() == len(line.split())
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "unigram", "bpe"])
+def test_saved_and_loaded_is_the_same(kind, text, tmp_path):
+    lines = [line for line in text.read_text().splitlines() if line]
+    tokenizer = tokenizers.train(lambda: lines, kind=kind, size=90)
+    tokenizers.save(tokenizer, tmp_path / "vocab")
+    again = tokenizers.load(tmp_path / "vocab")
+    assert tokenizers.digest(again) == tokenizers.digest(tokenizer)
+    assert again.specials == tokenizer.specials
+    np.testing.assert_array_equal(again.encode(lines[:1])[0].ids, tokenizer.encode(lines[:1])[0].ids)
+
+
+def test_sentencepiece_text_too_small():
+    with pytest.raises(UserError, match="cannot learn 5000 pieces"):
+        tokenizers.train(lambda: ["one line"], kind="unigram", size=5000)
+
+
+def test_mask_in_a_text_is_text():
+    tokenizer = vocabulary(TORTURE, True)
+    assert tokenizer.specials.mask not in tokenizer.encode(["[MASK]"])[0].ids
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"[PAD]\n[UNK]\n[CLS]\n[SEP]\nword\n", r"has no \[MASK\]"),
+        (b"[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nword\nword\n", "'word' twice, as ids 5 and 6"),
+        (b"[PAD]\n\xff\n", "not UTF-8"),
+    ],
+)
+def test_bad_vocabularies(tmp_path, content, sentence):
+    (tmp_path / "vocab.txt").write_bytes(content)
+    with pytest.raises(UserError, match=sentence):
+        tokenizers.load(tmp_path)
+
+
+def test_missing_and_foreign_directories(tmp_path):
+    with pytest.raises(UserError, match="no directory"):
+        tokenizers.load(tmp_path / "none")
+    with pytest.raises(UserError, match="neither"):
+        tokenizers.load(tmp_path)
+    (tmp_path / "spiece.model").write_bytes(b"not a model")
+    with pytest.raises(UserError, match="not a SentencePiece model"):
+        tokenizers.load(tmp_path)

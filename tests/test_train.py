@@ -1,0 +1,339 @@
+"""Runs: resumed equals unbroken, stopped cleanly, refused in a sentence."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+import bert_jax
+from bert_jax import parallel, step, train
+from bert_jax.config import Config, DataConfig, MeshConfig, OptimConfig, TrainConfig
+from bert_jax.data import pipeline
+from bert_jax.errors import Failure, UserError
+from bert_jax.log import read_metrics
+from bert_jax.train import pretrain
+
+
+def final_state(config):
+    """All arrays of the newest checkpoint, through the reader of any mesh."""
+    checkpoints = bert_jax.checkpoint.Checkpoints(config.run)
+    number = checkpoints.latest()
+    optimizer = bert_jax.optim.make_optimizer(config.optim, config.train.steps)
+    shapes = jax.eval_shape(lambda: step.init_state(config, optimizer))
+    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    state, meta = checkpoints.restore(bert_jax.checkpoint.abstract(shapes, jax.tree.map(lambda _: place, shapes)))
+    checkpoints.close()
+    assert int(state.step) == number
+    return jax.device_get(state), meta
+
+
+def assert_bit_equal(first, second):
+    (state, meta), (other, other_meta) = final_state(first), final_state(second)
+    jax.tree.map(np.testing.assert_array_equal, state, other)
+    assert meta.data == other_meta.data
+
+
+def elsewhere(config, tmp_path, name="other", **changes):
+    return dataclasses.replace(config, run=str(tmp_path / name), **changes)
+
+
+def interrupt_at(monkeypatch, number, what):
+    """Do something to the run when a step has been reported."""
+    original = train._Trainer._report
+
+    def report(self, done, metrics):
+        original(self, done, metrics)
+        if done == number:
+            what()
+
+    monkeypatch.setattr(train._Trainer, "_report", report)
+
+
+def test_a_run_reports_evaluates_saves_and_draws(run_config):
+    result = pretrain(run_config)
+    assert (result.step, result.signal) == (8, None)
+    lines = read_metrics(run_config.run)
+    assert [line["step"] for line in lines if line["split"] == "train"] == list(range(1, 9))
+    assert [line["step"] for line in lines if line["split"] == "held_out"] == [4, 8]
+    train_line = lines[0]
+    assert {
+        "loss",
+        "mlm_loss",
+        "mlm_accuracy",
+        "nsp_loss",
+        "nsp_accuracy",
+        "grad_norm",
+        "learning_rate",
+        "tokens_per_second",
+    } <= set(train_line)
+    assert train_line["learning_rate"] == 0
+    np.testing.assert_allclose(train_line["loss"], train_line["mlm_loss"] + train_line["nsp_loss"], rtol=1e-6)
+    # An untrained model knows nothing: the loss is near that of a uniform guess over all pieces.
+    assert abs(train_line["mlm_loss"] - np.log(run_config.model.vocab_size)) < 0.3
+    run = bert_jax.config.epath.Path(run_config.run)
+    assert (run / "curves.png").read_bytes()[:4] == b"\x89PNG"
+    assert list((run / "tensorboard").iterdir())
+    assert Config.from_json((run / "config.json").read_text()).mask.mask_id == 4
+    assert result.held_out["nsp_majority"] >= 0.5
+
+
+@pytest.mark.parametrize("stop_at", [1, 3, 5])
+def test_interrupted_and_resumed_equals_unbroken_bit_for_bit(run_config, tmp_path, monkeypatch, stop_at):
+    unbroken = elsewhere(run_config, tmp_path)
+    pretrain(unbroken)
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, stop_at, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        stopped = pretrain(run_config)
+    assert stopped.signal == signal.SIGTERM
+    assert stop_at <= stopped.step <= stop_at + 2
+    resumed = pretrain(run_config)
+    assert (resumed.step, resumed.signal) == (8, None)
+    assert_bit_equal(run_config, unbroken)
+    first, second = (
+        [{k: v for k, v in line.items() if k not in ("seconds", "tokens_per_second")} for line in read_metrics(c.run)]
+        for c in (run_config, unbroken)
+    )
+    assert first == second
+
+
+@pytest.mark.parametrize("way", [{"mesh": MeshConfig(2, 2, 2)}, {"parallel": "pmap"}])
+def test_resumed_on_another_mesh_sees_the_same_batches_and_masks(run_config, tmp_path, monkeypatch, way):
+    unbroken = elsewhere(run_config, tmp_path)
+    pretrain(unbroken)
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 3, lambda: os.kill(os.getpid(), signal.SIGINT))
+        assert pretrain(run_config).signal == signal.SIGINT
+    pretrain(dataclasses.replace(run_config, **way))
+    for found, expected in zip(read_metrics(run_config.run), read_metrics(unbroken.run), strict=True):
+        for name in ("step", "mlm_loss", "nsp_loss", "mlm_accuracy", "grad_norm"):
+            if name in expected:
+                np.testing.assert_allclose(found[name], expected[name], rtol=2e-4, err_msg=name)
+
+
+def test_a_complete_run_is_left_as_it_is(run_config, capsys):
+    first = pretrain(run_config)
+    before = read_metrics(run_config.run)
+    again = pretrain(run_config)
+    assert "is complete at step 8" in capsys.readouterr().err
+    assert again.held_out == first.held_out
+    assert read_metrics(run_config.run) == before
+
+
+def test_another_config_is_refused_and_what_may_differ_is_not(run_config):
+    pretrain(run_config)
+    with pytest.raises(UserError, match=r"another config \(optim.peak_lr: 0.001 -> 0.01\)"):
+        pretrain(dataclasses.replace(run_config, optim=dataclasses.replace(run_config.optim, peak_lr=0.01)))
+    pretrain(dataclasses.replace(run_config, train=dataclasses.replace(run_config.train, keep=9, log_every=3)))
+
+
+def test_another_corpus_is_refused(run_config, tmp_path, tokenizer):
+    pretrain(run_config)
+    other = tmp_path / "other-corpus"
+    bert_jax.data.corpus.write_corpus(lambda: [["alpha bravo charlie.", "delta echo."]] * 40, other, tokenizer, held_out=0.1)
+    changed = dataclasses.replace(run_config, data=dataclasses.replace(run_config.data, corpus=str(other)))
+    with pytest.raises(UserError, match="begun on another corpus"):
+        pretrain(changed)
+
+
+@pytest.mark.parametrize("what", ["file", "directory"])
+def test_a_path_that_is_not_a_run_is_refused(run_config, tmp_path, what):
+    path = tmp_path / "taken"
+    if what == "file":
+        path.write_text("mine")
+    else:
+        path.mkdir()
+        (path / "mine").write_text("mine")
+    with pytest.raises(UserError, match="is not a run"):
+        pretrain(dataclasses.replace(run_config, run=str(path)))
+
+
+def test_a_vocabulary_larger_than_the_models_is_refused(run_config):
+    small = dataclasses.replace(run_config, model=dataclasses.replace(run_config.model, vocab_size=20))
+    with pytest.raises(UserError, match=r"but model.vocab_size is 20; use --model.vocab-size"):
+        pretrain(small)
+
+
+def test_ids_past_the_vocabulary_are_refused(run_config, monkeypatch):
+    original = pipeline.assemble
+
+    def damaged(*args):
+        batch = original(*args)
+        batch["ids"][0, 3] = 10_000
+        return batch
+
+    monkeypatch.setattr(pipeline, "assemble", damaged)
+    with pytest.raises(UserError, match=r"holds id 10000; model.vocab_size is"):
+        pretrain(run_config)
+
+
+def test_a_batch_that_no_mesh_divides(run_config):
+    with pytest.raises(UserError, match="batch_size 12 is not divisible by 8"):
+        pretrain(dataclasses.replace(run_config, data=dataclasses.replace(run_config.data, batch_size=12)))
+
+
+def test_a_non_finite_loss_stops_the_run_and_leaves_the_last_good_checkpoint(run_config, monkeypatch):
+    original = step.make_train_step
+
+    def poisoned(config, optimizer, *, axis_name=None):
+        inner = original(config, optimizer, axis_name=axis_name)
+
+        def train_step(state, batch):
+            state, metrics = inner(state, batch)
+            bad = jax.numpy.where(state.step >= 6, jax.numpy.nan, 0.0)
+            return state._replace(params=jax.tree.map(lambda x: x + bad, state.params)), {
+                **metrics,
+                "loss": metrics["loss"] + bad,
+            }
+
+        return train_step
+
+    with monkeypatch.context() as patch:
+        patch.setattr(step, "make_train_step", poisoned)
+        with pytest.raises(Failure, match=r"loss is nan at step 6; the run stops. Step 3 is the last good checkpoint"):
+            pretrain(run_config)
+    state, _ = final_state(run_config)
+    assert int(state.step) == 3
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
+    assert pretrain(run_config).step == 8
+
+
+def test_a_model_learns_what_can_be_learned(run_config):
+    """In the made-up text each word follows from the one before it: far better than frequencies."""
+    config = dataclasses.replace(
+        run_config,
+        model=dataclasses.replace(run_config.model, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0),
+        data=dataclasses.replace(run_config.data, batch_size=64),
+        optim=OptimConfig(name="adamw", peak_lr=3e-3, warmup_steps=20),
+        train=TrainConfig(steps=250, eval_every=250, save_every=250, log_every=50),
+    )
+    scores = pretrain(config).held_out
+    assert scores["mlm_loss"] < scores["unigram_loss"] - 1.0
+
+
+SCRIPT = """
+import jax
+jax.config.update("jax_num_cpu_devices", {devices})
+import bert_jax
+bert_jax.pretrain(bert_jax.Config.from_json({config!r}))
+"""
+
+
+def in_process(config, devices=1):
+    return subprocess.Popen(
+        [sys.executable, "-c", SCRIPT.format(config=config.to_json(), devices=devices)],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def steps_logged(config):
+    try:
+        return len(read_metrics(config.run))
+    except FileNotFoundError:
+        return 0
+
+
+def kill_until_done(config, seed, kills, last):
+    """Start the run again and again, each time killed at a random moment, then let it finish."""
+    rng = random.Random(seed)
+    for _ in range(kills):
+        process = in_process(config)
+        target = steps_logged(config) + rng.randint(1, 6)
+        deadline = time.monotonic() + 120
+        while steps_logged(config) < target and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(rng.random() * 0.1)
+        process.kill()
+        process.wait()
+        process.stderr.close()
+    process = in_process(config)
+    _, said = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    assert steps_logged(config) == last
+
+
+def long_run(run_config):
+    return dataclasses.replace(run_config, train=TrainConfig(steps=40, eval_every=40, save_every=1, log_every=1, keep=3))
+
+
+def test_killed_and_started_again_equals_unbroken_bit_for_bit(run_config, tmp_path):
+    config = long_run(run_config)
+    unbroken = elsewhere(config, tmp_path)
+    process = in_process(unbroken)
+    _, said = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    kill_until_done(config, seed=0, kills=2, last=41)
+    assert_bit_equal(config, unbroken)
+    names = {path.name for path in (bert_jax.config.epath.Path(config.run) / "checkpoints").iterdir()}
+    assert names == {"38", "39", "40"}
+
+
+@pytest.mark.slow
+def test_killed_many_times(run_config, tmp_path):
+    config = long_run(run_config)
+    unbroken = elsewhere(config, tmp_path)
+    assert in_process(unbroken).wait(300) == 0
+    for seed in range(6):
+        again = elsewhere(config, tmp_path, name=f"killed-{seed}")
+        kill_until_done(again, seed=seed, kills=4, last=41)
+        assert_bit_equal(again, unbroken)
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(run_config, tmp_path):
+    """Two hosts with two devices each make the batches, and reach the losses, of one process with four."""
+    alone = elsewhere(run_config, tmp_path, name="alone")
+    assert in_process(alone, devices=4).wait(300) == 0
+    program = """
+import sys, jax
+jax.config.update("jax_num_cpu_devices", 2)
+jax.distributed.initialize("127.0.0.1:{port}", 2, int(sys.argv[1]))
+import bert_jax
+bert_jax.pretrain(bert_jax.Config.from_json({config!r}))
+"""
+    port = 20_000 + random.randrange(20_000)
+    source = program.format(port=port, config=run_config.to_json())
+    both = [subprocess.Popen([sys.executable, "-c", source, str(number)], stderr=subprocess.PIPE, text=True) for number in range(2)]
+    said = [process.communicate(timeout=300)[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    for found, expected in zip(read_metrics(run_config.run), read_metrics(alone.run), strict=True):
+        for name in ("step", "mlm_loss", "nsp_loss", "grad_norm"):
+            if name in expected:
+                np.testing.assert_allclose(found[name], expected[name], rtol=2e-4, err_msg=name)
+
+
+def test_metrics_of_a_killed_process_may_end_in_half_a_line(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 1}) + '\n{"step": 2, "lo')
+    assert read_metrics(tmp_path) == [{"step": 1}]
+
+
+def test_accepts_every_optimizer_and_word_masks(run_config):
+    for number, name in enumerate(("bert_adam", "adamw", "lamb")):
+        config = dataclasses.replace(
+            run_config,
+            run=f"{run_config.run}-{number}",
+            optim=dataclasses.replace(run_config.optim, name=name, accumulate=2),
+            mask=bert_jax.MaskPolicy(select="word"),
+            data=dataclasses.replace(run_config.data, pairs=number != 1),
+            train=TrainConfig(steps=3, eval_every=3, save_every=3, log_every=1),
+        )
+        scores = pretrain(config).held_out
+        assert np.isfinite(scores["loss"])
+        assert (scores["nsp_loss"] == 0) == (number == 1)
+
+
+def test_launchers_are_the_only_ones_to_know(run_config):
+    launcher = parallel.launch(dataclasses.replace(run_config, parallel="pmap"))
+    assert launcher.axis_name == "data"
+    assert parallel.launch(run_config).axis_name is None
+    assert isinstance(run_config.data, DataConfig)
