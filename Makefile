@@ -5,6 +5,9 @@ BIN := $(VENV)/bin
 RUN := runs/quickstart
 TEXT := runs/wikileads.txt
 
+# Without these, glibc gives a step's memory back to the system after each step; with them a step is 1.3 times faster.
+export GLIBC_TUNABLES := glibc.malloc.mmap_threshold=8589934592:glibc.malloc.trim_threshold=17179869184:glibc.malloc.top_pad=67108864:glibc.malloc.hugetlb=1
+
 .PHONY: pretrain test test-slow check clean
 
 pretrain: $(VENV)/installed runs/corpus

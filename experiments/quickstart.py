@@ -1,22 +1,29 @@
-"""Quickstart."""
+"""A small BERT on Wikipedia lead sections, in four minutes on two CPU cores.
+
+    bert-jax pretrain experiments/quickstart.py            # `make pretrain` makes the corpus first
+
+Expected, held out after 2,400 steps: see README.
+
+What a minute-long run needs that the paper's does not: a standard deviation of 0.05 for a width of 128 (0.02 suits
+768 or 1,024; with it attention stays uniform for most of the run), AdamW with a high peak, no dropout, and sequences
+of 64. Everything else is the paper's.
+"""
 
 import bert_jax
 
 
-def config():
+def config() -> bert_jax.Config:
     return bert_jax.Config(
-        run="/tmp/x/run",
-        data=bert_jax.DataConfig("/tmp/x/c", sequence_length=64, batch_size=64),
-        model=bert_jax.ModelConfig(
-            vocab_size=8192,
-            hidden_size=128,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            intermediate_size=512,
+        run="runs/quickstart",
+        data=bert_jax.DataConfig(corpus="runs/corpus", sequence_length=64, batch_size=64),
+        model=bert_jax.ModelConfig.size(
+            "tiny",
+            vocab_size=4096,
             max_position_embeddings=128,
+            initializer_range=0.05,
             hidden_dropout_prob=0.0,
             attention_probs_dropout_prob=0.0,
         ),
-        optim=bert_jax.OptimConfig(name="adamw", peak_lr=2e-3, warmup_steps=50),
-        train=bert_jax.TrainConfig(steps=300, eval_every=100, save_every=100, log_every=10),
+        optim=bert_jax.OptimConfig(name="adamw", peak_lr=2e-3, warmup_steps=50, decay="from_peak"),
+        train=bert_jax.TrainConfig(steps=2400, eval_every=400, save_every=400, log_every=10),
     )

@@ -76,7 +76,12 @@ def _pmap(config: Config) -> Launcher:
     if jax.process_count() > 1:
         raise UserError("parallel is pmap, which this package runs in one process; use --parallel mesh on several hosts.")
     count = jax.local_device_count()
-    replicated = NamedSharding(jax.make_mesh((count,), (AXIS,), (AxisType.Auto,)), P())
+    mesh = jax.make_mesh((count,), (AXIS,), (AxisType.Auto,))
+    replicated, divided = NamedSharding(mesh, P()), NamedSharding(mesh, P(AXIS))
+
+    def place(batch: dict[str, np.ndarray]) -> Batch:
+        return {name: jax.device_put(x.reshape(count, x.shape[0] // count, *x.shape[1:]), divided) for name, x in batch.items()}
+
     return Launcher(
         axis_name=AXIS,
         rows=np.arange(config.data.batch_size),
@@ -85,7 +90,7 @@ def _pmap(config: Config) -> Launcher:
         compile=lambda step, donate=False: jax.pmap(
             step, AXIS, in_axes=(None, 0), out_axes=None, donate_argnums=0 if donate else ()
         ),
-        place=lambda batch: jax.tree.map(lambda x: x.reshape(count, x.shape[0] // count, *x.shape[1:]), batch),
+        place=place,
         shardings=lambda tree: jax.tree.map(lambda _: replicated, tree),
         context=contextlib.nullcontext,
     )

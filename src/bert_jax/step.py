@@ -77,7 +77,7 @@ def make_train_step(config: Config, optimizer: optax.GradientTransformation, *, 
 
 
 def make_eval_step(config: Config, unigram: Float[np.ndarray, " V"], *, axis_name: str | None = None) -> EvalStep:
-    """Build ``eval_step(params, batch) -> sums`` with masks that are the same at every evaluation.
+    """Build ``eval_step(params, batch) -> sums`` with masks that are the same at every evaluation of every run.
 
     Args:
       config: the run.
@@ -87,7 +87,7 @@ def make_eval_step(config: Config, unigram: Float[np.ndarray, " V"], *, axis_nam
     """
 
     def eval_step(params: Params, batch: Batch) -> Sums:
-        key = jax.random.fold_in(jax.random.key(config.train.seed), _EVAL_MASK)
+        key = jax.random.fold_in(jax.random.key(0), _EVAL_MASK)
         batch = mask_tokens(key, batch, config.mask, config.train.steps)
         sums = losses.pretraining(config.model, params, batch)
         scores = jnp.where(batch["mlm_weights"] > 0, -ops.lookup(jnp.asarray(unigram), batch["mlm_ids"]), 0.0)
