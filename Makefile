@@ -25,7 +25,7 @@ $(TEXT): | $(VENV)/installed
 	$(BIN)/python experiments/wikileads.py runs/wikileads $(TEXT)
 
 test: check
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n 2
 
 test-slow: $(VENV)/installed-test
 	$(BIN)/python -m pytest -m slow

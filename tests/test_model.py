@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bert_jax import heads, losses, masking, model
+from bert_jax import heads, losses, masking, model, ops
 from tests import reference
 from tests.conftest import MODEL, POLICY, make_batch
 
@@ -168,18 +168,23 @@ def test_bfloat16_is_close_to_float32_and_keeps_float32_where_it_matters(params)
     assert heads.mlm_logits(config, fresh, rounded.hidden, jnp.zeros((4, 2), jnp.int32)).dtype == jnp.float32
 
 
-def test_dropout_reaches_all_four_places(params):
-    def hidden(**rates):
-        config = dataclasses.replace(MODEL, num_hidden_layers=1, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
-        one = {**params, "bert": {**params["bert"], "layers": jax.tree.map(lambda x: x[:1], params["bert"]["layers"])}}
-        return encode(dataclasses.replace(config, **rates), one, BATCH, key=jax.random.key(0)).hidden
+def test_dropout_reaches_all_four_places(params, monkeypatch):
+    calls = []
+    original = ops.dropout
 
-    text = str(jax.make_jaxpr(lambda p: encode(MODEL, p, BATCH, key=jax.random.key(0)))(params))
-    # Embeddings outside the layer; probabilities, attention output and feed-forward output inside it.
-    assert text.count("random_bits") == 4
-    plain = hidden()
-    assert jnp.abs(hidden(hidden_dropout_prob=0.1) - plain).max() > 0.1
-    assert jnp.abs(hidden(attention_probs_dropout_prob=0.1) - plain).max() > 0.1
+    def noted(x, keys, rate):
+        dropped = original(x, keys, rate)
+        calls.append((x.shape, keys.shape, rate, dropped is x))
+        return dropped
+
+    monkeypatch.setattr(ops, "dropout", noted)
+    config = dataclasses.replace(MODEL, hidden_dropout_prob=0.2, attention_probs_dropout_prob=0.3)
+    model.encode(config, params, jax.tree.map(jnp.asarray, BATCH), key=jax.random.key(0))
+    hidden = ((4, 32, 32), (4,), 0.2, False)
+    # Embeddings; then, traced once for all layers: probabilities, attention output, feed-forward output.
+    assert set(calls) == {hidden, ((4, 4, 32, 32), (4, 4), 0.3, False)}
+    assert calls.count(hidden) % 3 == 0
+    assert calls[0] == hidden
 
 
 def test_dropout_differs_between_layers_and_steps_and_follows_the_example(params):

@@ -132,18 +132,18 @@ def test_wordpiece_too_small_for_the_letters():
 @pytest.mark.parametrize("kind", ["unigram", "bpe"])
 def test_sentencepiece_round_trip(kind, text):
     lines = [line for line in text.read_text().splitlines() if line]
-    tokenizer = tokenizers.train(lambda: lines, kind=kind, size=90)
-    assert len(tokenizer.pieces) == 90
+    tokenizer = tokenizers.train(lambda: lines, kind=kind, size=36)
+    assert len(tokenizer.pieces) == 36
     assert tuple(tokenizer.pieces[:5]) == SPECIALS
     for line, pieces in zip(lines[:20], tokenizer.encode(lines[:20]), strict=True):
-        assert tokenizer.decode(pieces.ids) == line.lower()
+        assert tokenizer.decode(pieces.ids.tolist()) == line.lower()
         assert pieces.starts.sum() == len(line.split())
 
 
 @pytest.mark.parametrize("kind", ["wordpiece", "unigram", "bpe"])
 def test_saved_and_loaded_is_the_same(kind, text, tmp_path):
     lines = [line for line in text.read_text().splitlines() if line]
-    tokenizer = tokenizers.train(lambda: lines, kind=kind, size=90)
+    tokenizer = tokenizers.train(lambda: lines, kind=kind, size=60 if kind == "wordpiece" else 36)
     tokenizers.save(tokenizer, tmp_path / "vocab")
     again = tokenizers.load(tmp_path / "vocab")
     assert tokenizers.digest(again) == tokenizers.digest(tokenizer)

@@ -1,9 +1,10 @@
 """The two ways the package says no; the command line turns them into exit statuses."""
 
 
-class UserError(ValueError):
+class UserError(Exception):
     """A mistake in what the user gave: one sentence that says what is wrong, where and what to do.
 
+    No ValueError, because libraries that call us back would catch it and say it in their own way.
     The command line prints the sentence and leaves with status 2.
     """
 
