@@ -58,6 +58,8 @@ def test_the_second_text_has_the_second_type(bert):
 def test_refusals(bert):
     with pytest.raises(UserError, match="no \\[MASK\\]"):
         bert.fill_mask("alpha")
+    with pytest.raises(UserError, match="top_k is 0"):
+        bert.fill_mask("[MASK]", top_k=0)
     with pytest.raises(UserError, match="the model has 64 positions"):
         bert.encode(["alpha " * 100])
 

@@ -110,7 +110,7 @@ def test_bad_experiments(tmp_path, experiment):
     refused(bert_jax("pretrain", tmp_path / "wrong.py"), "returns a int")
     refused(bert_jax("pretrain", experiment, "--data.corpus", tmp_path), "is not a corpus")
     refused(bert_jax("pretrain", experiment, "--data.sequence-length", 513), "goes past model.max_position_embeddings 512")
-    refused(bert_jax("pretrain", experiment, "--model.vocab-size", 9), "use --model.vocab-size 97")
+    refused(bert_jax("pretrain", experiment, "--model.vocab-size", 9), "use --model.vocab-size 89")
     refused(bert_jax("pretrain", experiment, "--mesh.tensor", 3), "does not cover 1 devices")
     refused(bert_jax("pretrain", experiment, "--model.hidden-act", "swish"), "swish")
     refused(bert_jax("pretrain", experiment, "--train.steps", "many"), "many")
@@ -211,7 +211,7 @@ def test_a_full_disk_is_one_sentence(monkeypatch, capsys, tmp_path, text):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device", "corpus")
 
-    monkeypatch.setattr("bert_jax.cli.vocab.tokenizers.save", full)
+    monkeypatch.setattr("bert_jax.cli.vocab.tokenizers.create", full)
     assert cli.main(["vocab", str(text), "--out", str(tmp_path / "v"), "--size", "97"]) == 1
     assert "the disk is full" in capsys.readouterr().err
 

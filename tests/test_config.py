@@ -80,7 +80,7 @@ def test_reads_later_names_and_passes_over_what_is_not_arithmetic(tmp_path):
     path = tmp_path / "config.json"
     path.write_text(
         '{"model_type": "bert", "hidden_act": "gelu_new", "position_embedding_type": "absolute",'
-        ' "layer_norm_eps": 1e-5, "architectures": ["BertModel"]}'
+        ' "layer_norm_eps": 1e-5, "architectures": ["BertModel"], "dtype": "float16"}'
     )
     config = ModelConfig.from_bert_json(path, dtype="bfloat16")
     assert (config.hidden_act, config.position_embedding_type, config.layer_norm_eps, config.dtype) == (
@@ -96,6 +96,8 @@ def test_reads_later_names_and_passes_over_what_is_not_arithmetic(tmp_path):
     [
         ('{"model_type": "roberta"}', "'roberta' model"),
         ("not json", "is not JSON"),
+        ('{"hidden_size": "768"}', "hidden_size is '768'; it must be int"),
+        ('{"hidden_dropout_prob": true}', "hidden_dropout_prob is True; it must be float"),
         ("[1]", "holds a list"),
     ],
 )
@@ -128,6 +130,7 @@ def test_missing_config_file(tmp_path):
         (lambda: OptimConfig(accumulate=0), "accumulate is 0"),
         (lambda: MeshConfig(fsdp=0), "mesh.fsdp is 0"),
         (lambda: TrainConfig(steps=0), "steps is 0"),
+        (lambda: TrainConfig(seed=-1), "seed is -1"),
         (
             lambda: dataclasses.replace(CONFIG, data=DataConfig("c", sequence_length=513)),
             "goes past model.max_position_embeddings 512",
@@ -147,6 +150,9 @@ def test_json_with_unknown_or_missing_fields():
     stored = json.loads(CONFIG.to_json())
     with pytest.raises(UserError, match="no field colour"):
         Config.from_json(json.dumps(stored | {"colour": 1}))
+    for text in ("{", '{"run": "r", "data": []}', '{"run": 3}'):
+        with pytest.raises(UserError, match=r"not JSON|must be an object|must be str"):
+            Config.from_json(text)
     del stored["data"]["corpus"]
     with pytest.raises(UserError, match=r"config.data is incomplete.*corpus"):
         Config.from_json(json.dumps(stored))

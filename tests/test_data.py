@@ -54,8 +54,10 @@ def test_every_format_gives_the_same_documents(tmp_path, kind, sentences):
         ("a.txt", b"fine\nnot \xff fine\n", "line 2: byte 0xff at column 5 is not UTF-8"),
         ("a.jsonl", b'{"text": "x"}\n{"text": \n', "line 2: not JSON"),
         ("a.jsonl", b'{"body": "x"}\n', "line 1: no text under 'text'; name the field with --field"),
-        ("a.parquet", b"PAR0", "not a Parquet file"),
+        ("a.parquet", b"PAR0", "not a whole Parquet file"),
         ("a.txt.gz", b"plain", "not a whole gzip file"),
+        ("a.txt.gz", gzip.compress(b"text " * 100)[:-20], "not a whole gzip file"),
+        ("a.jsonl", b'{"text": "fine"}\n{"text": "half \\ud83d"}\n', "line 2: half a surrogate pair at character 6"),
     ],
 )
 def test_bad_files_are_named_with_their_line(tmp_path, name, content, sentence):
@@ -319,6 +321,23 @@ def test_a_resumed_pipeline_gives_the_same_batches_over_epochs_and_blocks(monkey
         resumed.set_state(json.loads(json.dumps(states[start])))
         for found, wanted in zip(take(resumed, 5), expected[start:], strict=False):
             assert_equal(found, wanted)
+
+
+def test_blocks_are_of_equal_size_and_cover_every_document(monkeypatch):
+    monkeypatch.setattr(pairs, "BLOCK", 30)
+    split, config = synthetic(61), DataConfig("none", sequence_length=64)
+    seen = [set(pairs.plan(split, config, seed=0, epoch=0, block=block).document_a) for block in range(pairs.blocks(split))]
+    assert [len(documents) for documents in seen] == [20, 20, 21]
+    assert set.union(*seen) == set(range(61))
+
+
+def test_evaluation_on_a_host_without_rows_in_the_last_batch():
+    split, config = synthetic(5), DataConfig("none", sequence_length=64, batch_size=64)
+    count = len(pairs.plan(split, config, seed=0, epoch=0, block=0).example)
+    assert count <= 32
+    (batch,) = pipeline.eval_batches(split, SPECIALS, config, rows=np.arange(32, 64), limit=None)
+    assert batch["ids"].shape == (32, 64)
+    assert batch["segments"].sum() == batch["nsp_weights"].sum() == 0
 
 
 @pytest.mark.parametrize("hosts", [2, 4])

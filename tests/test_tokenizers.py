@@ -156,6 +156,16 @@ def test_sentencepiece_text_too_small():
         tokenizers.train(lambda: ["one line"], kind="unigram", size=5000)
 
 
+@pytest.mark.parametrize("kind", ["wordpiece", "unigram", "bpe"])
+def test_what_is_wrong_with_a_text_is_said_as_it_is(kind):
+    def texts():
+        yield from ["some text to learn from"] * 50
+        raise UserError("a.txt, line 51: not UTF-8.")
+
+    with pytest.raises(UserError, match=r"^a.txt, line 51: not UTF-8.$"):
+        tokenizers.train(texts, kind=kind, size=60)
+
+
 def test_mask_in_a_text_is_text():
     tokenizer = vocabulary(TORTURE, True)
     assert tokenizer.specials.mask not in tokenizer.encode(["[MASK]"])[0].ids

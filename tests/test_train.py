@@ -129,6 +129,47 @@ def test_a_complete_run_is_left_as_it_is(run_config, capsys):
     assert read_metrics(run_config.run) == before
 
 
+def test_a_signal_during_evaluation_is_made_up_for(run_config, tmp_path, monkeypatch):
+    unbroken = elsewhere(run_config, tmp_path)
+    pretrain(unbroken)
+    original = pipeline.eval_batches
+
+    def interrupted(*args, **kwargs):
+        os.kill(os.getpid(), signal.SIGTERM)
+        yield from original(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "eval_batches", interrupted)
+        stopped = pretrain(run_config)
+    assert stopped.signal == signal.SIGTERM
+    assert stopped.step == 4
+    assert pretrain(run_config).step == 8
+    assert_bit_equal(run_config, unbroken)
+    scored = [[line["step"] for line in read_metrics(c.run) if line["split"] == "held_out"] for c in (run_config, unbroken)]
+    assert scored == [[4, 8], [4, 8]]
+
+
+def test_scores_of_a_run_killed_before_them_are_made_up_for(run_config):
+    pretrain(run_config)
+    path = bert_jax.config.epath.Path(run_config.run) / "metrics.jsonl"
+    whole = read_metrics(run_config.run)
+    path.write_text("".join(json.dumps(line) + "\n" for line in whole[:-1]))
+    (path.parent / "curves.png").unlink()
+    pretrain(run_config)
+    keep = [
+        {name: value for name, value in line.items() if name != "seconds"} for line in (whole[-1], read_metrics(run_config.run)[-1])
+    ]
+    assert keep[0] == keep[1]
+    assert (path.parent / "curves.png").exists()
+
+
+def test_half_a_claim_does_not_lock_the_run(run_config):
+    path = bert_jax.config.epath.Path(run_config.run)
+    path.mkdir()
+    (path / ".config.json").write_text("{")
+    assert pretrain(run_config).step == 8
+
+
 def test_another_config_is_refused_and_what_may_differ_is_not(run_config):
     pretrain(run_config)
     with pytest.raises(UserError, match=r"another config \(optim.peak_lr: 0.001 -> 0.01\)"):
@@ -199,10 +240,10 @@ def test_a_non_finite_loss_stops_the_run_and_leaves_the_last_good_checkpoint(run
 
     with monkeypatch.context() as patch:
         patch.setattr(step, "make_train_step", poisoned)
-        with pytest.raises(Failure, match=r"loss is nan at step 6; the run stops. Step 3 is the last good checkpoint"):
+        with pytest.raises(Failure, match=r"loss is nan at step 6; the run stops. Step 4 is the last good checkpoint"):
             pretrain(run_config)
     state, _ = final_state(run_config)
-    assert int(state.step) == 3
+    assert int(state.step) == 4
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
     assert pretrain(run_config).step == 8
 
@@ -239,10 +280,7 @@ def in_process(config, devices=1):
 
 
 def steps_logged(config):
-    try:
-        return len(read_metrics(config.run))
-    except FileNotFoundError:
-        return 0
+    return len(read_metrics(config.run))
 
 
 def kill_until_done(config, seed, kills, last):

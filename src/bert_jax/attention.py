@@ -35,7 +35,7 @@ def attention(
       dropout: probability that a probability is dropped.
     """
     visible = segment_mask(segments)[:, None]
-    scores = ops.einsum("BSHK,BTHK->BHST", q, k).astype(jnp.float32) * q.shape[-1] ** -0.5
+    scores = ops.einsum("BSHK,BTHK->BHST", q, k, wide=True) * q.shape[-1] ** -0.5
     # The original adds -10000 to hidden scores; a float32 softmax gives exact zeros for either.
     scores = jnp.where(visible, scores, jnp.finfo(jnp.float32).min)
     probabilities = jnp.where(visible, jax.nn.softmax(scores, axis=-1), 0.0)

@@ -56,6 +56,8 @@ class Bert:
         Raises:
           UserError: the text has no [MASK], or more pieces than the model has positions.
         """
+        if top_k < 1:
+            raise UserError(f"top_k is {top_k}; it must be at least 1.")
         if MASK not in text:
             raise UserError(f"The text has no {MASK}.")
         row = self._ids(text)

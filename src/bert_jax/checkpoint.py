@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import itertools
 import json
 import sys
 from collections.abc import Callable
@@ -85,14 +86,14 @@ class Checkpoints:
             self._manager.save(
                 step, args=ocp.args.Composite(**{_STATE: ocp.args.PyTreeSave(state), _META: ocp.args.JsonSave(item)})
             )
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             raise self._not_written(step, error) from error
 
     def wait(self) -> None:
         """Return when everything saved is committed; raises as :meth:`save` does."""
         try:
             self._manager.wait_until_finished()
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             raise self._not_written(None, error) from error
 
     def close(self) -> None:
@@ -144,18 +145,23 @@ class Checkpoints:
 
     def _newest(self, read: Callable[[int], T], *, set_aside: bool) -> T | None:
         steps = sorted(self._manager.all_steps(), reverse=True)
+        damaged: list[int] = []
         for step in steps:
             try:
-                return read(step)
+                value = read(step)
             except Exception as error:  # Orbax and TensorStore raise whatever a damaged file leads them to.
+                where = self.path / str(step)
                 print(
-                    f"bert-jax: checkpoint {self.path / str(step)} is damaged ({_first_line(error)}); the one before it is used.",
-                    file=sys.stderr,
+                    f"bert-jax: checkpoint {where} is damaged ({_first_line(error)}); the one before it is used.", file=sys.stderr
                 )
-                if set_aside:
-                    self._set_aside(step)
+                damaged.append(step)
+                continue
+            # Only now is it sure that reading works at all and the fault was the checkpoint's.
+            for bad in damaged if set_aside else []:
+                self._set_aside(bad)
+            return value
         if steps:
-            raise Failure(f"All checkpoints in {self.path} are damaged ({', '.join(map(str, steps))}).")
+            raise Failure(f"No checkpoint in {self.path} can be read ({', '.join(map(str, steps))}); nothing was changed there.")
         return None
 
     def _read_meta(self, step: int) -> tuple[Meta, dict[str, int]]:
@@ -169,8 +175,10 @@ class Checkpoints:
         return Meta(config, tokenizers.from_files(files), content["corpus"], content["data"]), content["checksums"]
 
     def _set_aside(self, step: int) -> None:
-        if jax.process_index() == 0 and (self.path / str(step)).exists():
-            (self.path / str(step)).rename(self.path / f"damaged-{step}")
+        if jax.process_index() == 0:
+            names = {path.name for path in self.path.iterdir()}
+            free = next(name for name in (f"damaged-{step}{'-again' * n}" for n in itertools.count()) if name not in names)
+            (self.path / str(step)).rename(self.path / free)
         self._manager.reload()
 
     def _not_written(self, step: int | None, error: Exception) -> Failure:

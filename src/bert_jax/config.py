@@ -57,7 +57,7 @@ def _check_choices(value: Any, where: str) -> None:
 class ModelConfig:
     """Shape and arithmetic of the encoder; defaults are BERT-Base (Devlin et al. 2018, section 3).
 
-    The first thirteen fields carry the names of the original's ``bert_config.json``.
+    All but the last three fields carry the names of the original's ``bert_config.json`` and its followers.
     """
 
     vocab_size: int = 30522
@@ -125,12 +125,15 @@ class ModelConfig:
         stored = read_json(path)
         kind = stored.get("model_type", "bert")
         _require(kind == "bert", f"{path} describes a {kind!r} model; only BERT is read.")
-        known = {f.name for f in dataclasses.fields(cls)}
-        fields = {key: value for key, value in stored.items() if key in known}
+        # The fields that are not the file's, such as dtype, mean something else in other libraries' files.
+        ours = {"dtype", "layers", "remat"}
+        hints = {name: hint for name, hint in typing.get_type_hints(cls).items() if name not in ours}
+        fields = {key: value for key, value in stored.items() if key in hints}
         act = fields.get("hidden_act", "gelu")
         fields["hidden_act"] = ACTIVATION_ALIASES.get(act, act)
         position = fields.get("position_embedding_type", "learned")
         fields["position_embedding_type"] = POSITION_ALIASES.get(position, position)
+        _check_types(fields, hints, str(path))
         return cls(**(fields | changes))
 
 
@@ -252,7 +255,7 @@ class TrainConfig:
     eval_batches: int | None = None
     """Held-out batches per evaluation; none: all of them."""
     save_every: int = 1_000
-    """Steps between checkpoints; the last step is always saved."""
+    """Steps between checkpoints; evaluated steps and the last one are always saved."""
     keep: int = 3
     """Newest checkpoints kept."""
     log_every: int = 10
@@ -265,6 +268,7 @@ class TrainConfig:
             _require_positive(f"train.{name}", getattr(self, name))
         if self.eval_batches is not None:
             _require_positive("train.eval_batches", self.eval_batches)
+        _require(self.seed >= 0, f"train.seed is {self.seed}; it must not be negative.")
 
 
 @dataclass(frozen=True)
@@ -302,9 +306,9 @@ class Config:
             f"optim.warmup_steps {optim.warmup_steps} leaves nothing of train.steps {self.train.steps} to decay over.",
         )
         _require(
-            self.parallel == "mesh" or (self.mesh.fsdp, self.mesh.tensor) == (1, 1),
-            f"parallel is pmap, which replicates parameters, but mesh.fsdp is {self.mesh.fsdp} "
-            f"and mesh.tensor {self.mesh.tensor}; use --parallel mesh.",
+            self.parallel == "mesh" or self.mesh == MeshConfig(),
+            f"parallel is pmap, which replicates parameters over all devices, but the mesh is data {self.mesh.data} x "
+            f"fsdp {self.mesh.fsdp} x tensor {self.mesh.tensor}; use --parallel mesh.",
         )
         _check_choices(self, "config")
 
@@ -318,7 +322,11 @@ class Config:
         Raises:
           UserError: a key that no field has, a missing one, or a refused value.
         """
-        return _build(cls, json.loads(text), "config")
+        try:
+            stored = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise UserError(f"The stored config is not JSON: {error}.") from None
+        return _build(cls, stored, "config")
 
 
 # Sections and fields that do not change what a run computes: they may differ when it is resumed.
@@ -357,10 +365,22 @@ def read_json(path: epath.PathLike) -> dict[str, Any]:
     return value
 
 
-def _build(cls: type, values: dict[str, Any], where: str) -> Any:
+_NUMBERS_AND_TEXT: dict[Any, tuple[type, ...]] = {int: (int,), float: (int, float), bool: (bool,), str: (str,)}
+
+
+def _check_types(values: dict[str, Any], hints: dict[str, Any], where: str) -> None:
+    for name, value in values.items():
+        wanted = _NUMBERS_AND_TEXT.get(hints[name])
+        right = wanted is None or (isinstance(value, wanted) and (bool in wanted or not isinstance(value, bool)))
+        _require(right, f"{where}.{name} is {value!r}; it must be {getattr(hints[name], '__name__', '')}.")
+
+
+def _build(cls: type, values: Any, where: str) -> Any:
     hints = typing.get_type_hints(cls)
+    _require(isinstance(values, dict), f"{where} is {values!r}; it must be an object.")
     unknown = sorted(set(values) - set(hints))
     _require(not unknown, f"{where} has no field {', '.join(unknown)}.")
+    _check_types(values, hints, where)
     fields = {}
     for name, value in values.items():
         hint = hints[name]

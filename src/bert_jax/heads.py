@@ -23,7 +23,7 @@ class MaskedWords(Block):
         x = Affine(config, "BMD,DC->BMC", (config.hidden_size,) * 2, name="dense")(hidden)
         x = Norm(config, name="norm")(ops.ACTIVATIONS[config.hidden_act](x))
         table = sharding.gather(word.astype(config.dtype), "embeddings/word")
-        return ops.einsum("BMD,VD->BMV", x, table).astype(jnp.float32) + self.vector("bias", config.vocab_size)
+        return ops.einsum("BMD,VD->BMV", x, table, wide=True) + self.vector("bias", config.vocab_size)
 
 
 class Pretraining(Block):

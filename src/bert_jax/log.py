@@ -44,8 +44,11 @@ class RunLog:
         self._task = self._bar.add_task("compiling", total=steps, completed=start)
         if self._writes:
             path = epath.Path(run) / METRICS
-            kept = [line for line in read_metrics(run) if line["step"] <= start] if path.exists() else []
-            path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+            if path.exists():
+                kept = [line for line in read_metrics(run) if line["step"] <= start]
+                part = path.parent / f".{METRICS}"
+                part.write_text("".join(json.dumps(line) + "\n" for line in kept))
+                part.replace(path)
             self._file = path.open("a")
             self._board = SummaryWriter(str(epath.Path(run) / "tensorboard"), purge_step=start + 1)
             self._bar.start()
@@ -84,8 +87,9 @@ class RunLog:
 
 def read_metrics(run: epath.PathLike) -> list[dict[str, Any]]:
     """Lines of a run's ``metrics.jsonl``; one that a killed process left unfinished is passed over."""
+    path = epath.Path(run) / METRICS
     lines = []
-    for text in (epath.Path(run) / METRICS).read_text().splitlines():
+    for text in path.read_text().splitlines() if path.exists() else ():
         try:
             lines.append(json.loads(text))
         except json.JSONDecodeError:

@@ -41,7 +41,7 @@ class Block(nn.Module):
         return self._declare(name, nn.initializers.truncated_normal(self.config.initializer_range), shape, self.config.dtype)
 
     def vector(self, name: str, *shape: int, value: float = 0.0) -> Array:
-        """A bias or a layer-norm parameter; kept in float32, in which it is added."""
+        """A bias or a layer-norm parameter; float32 until it is used."""
         return self._declare(name, nn.initializers.constant(value), shape, "float32")
 
     def _declare(self, name: str, init: nn.initializers.Initializer, shape: tuple[int, ...], dtype: str) -> Array:

@@ -24,15 +24,18 @@ ACTIVATIONS: dict[Activation, Callable[[Array], Array]] = {
 }
 
 
-def einsum(equation: str, x: Array, y: Array, *, axes: tuple[str | None, ...] | None = None) -> Array:
-    """A product in the operands' dtype; ``axes`` names the result's logical axes where a sharded axis is summed over.
+def einsum(equation: str, x: Array, y: Array, *, axes: tuple[str | None, ...] | None = None, wide: bool = False) -> Array:
+    """A product in the operands' dtype, or in float32 where it is ``wide``.
+
+    ``axes`` names the result's logical axes where a sharded axis is summed over.
 
     float32 operands are multiplied as float32 on every device: TPUs and recent GPUs would otherwise round them
     to fewer bits, and logits would not agree with a reference.
     """
     precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
     out = None if axes is None else sharding.spec(*axes)
-    return jnp.einsum(equation, x, y, precision=precision, out_sharding=out)
+    dtype = jnp.float32 if wide else None
+    return jnp.einsum(equation, x, y, precision=precision, out_sharding=out, preferred_element_type=dtype)
 
 
 def layer_norm(x: Float[Array, "*B D"], scale: Float[Array, " D"], bias: Float[Array, " D"], *, eps: float) -> Float[Array, "*B D"]:

@@ -9,7 +9,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import grain
 import jax
@@ -31,6 +31,7 @@ from bert_jax.parallel import Launcher
 from bert_jax.step import Metrics, TrainState
 
 CONFIG = "config.json"
+_PART = f".{CONFIG}"
 
 Scores = dict[str, float]
 
@@ -58,19 +59,27 @@ def pretrain(config: Config) -> Result:
     """
     if config.train.distributed:
         jax.distributed.initialize()
-    corpus = corpora.open_corpus(config.data.corpus)
-    config = _fit_to_corpus(config, corpus)
+    config, corpus = _open(config)
     launcher = parallel.launch(config)
     _claim(config)
     with contextlib.ExitStack() as stack:
         checkpoints = Checkpoints(config.run, keep=config.train.keep)
         stack.callback(checkpoints.close)
-        trainer = _Trainer(config, corpus, launcher, checkpoints)
-        stack.callback(trainer.close)
         stop = _Stop()
         stack.callback(stop.restore)
+        trainer = _Trainer(config, corpus, launcher, checkpoints)
+        stack.callback(trainer.close)
         with launcher.context():
             return trainer.run(stop)
+
+
+def resolve(config: Config) -> Config:
+    """The config as it is run and stored: with what the mask policy takes from the corpus's tokenizer.
+
+    Raises:
+      UserError: there is no corpus, or its tokenizer does not fit the model.
+    """
+    return _open(config)[0]
 
 
 class _Trainer:
@@ -78,6 +87,7 @@ class _Trainer:
 
     def __init__(self, config: Config, corpus: Corpus, launcher: Launcher, checkpoints: Checkpoints) -> None:
         self.config, self.corpus, self.launcher, self.checkpoints = config, corpus, launcher, checkpoints
+        self.digest = corpus.digest()
         specials = corpus.tokenizer.specials
         optimizer = optim.make_optimizer(config.optim, config.train.steps)
         self.rate = optim.schedule(config.optim, config.train.steps)
@@ -104,7 +114,7 @@ class _Trainer:
         if restored is None:
             return jax.jit(init, out_shardings=shardings)()
         state, meta = restored
-        if meta.corpus != self.corpus.digest():
+        if meta.corpus != self.digest:
             raise UserError(
                 f"{self.config.run} was begun on another corpus than {self.config.data.corpus}; "
                 "give it back its own, or choose another run directory."
@@ -114,13 +124,14 @@ class _Trainer:
 
     def run(self, stop: _Stop) -> Result:
         """Train to the last step or until asked to stop."""
-        train, run = self.config.train, self.config.run
-        if self.step == train.steps:
-            self.log.say(f"{run} is complete at step {self.step}.")
-            return Result(self.step, self._last_scores(), None)
-        batch, tokens = self._next_batch()
+        train = self.config.train
+        if self._owes_scores():
+            # A run killed between saving a step and scoring it.
+            self._evaluate(stop)
+        stopped: signal.Signals | None = None
         pending: tuple[int, Metrics] | None = None
-        while self.step < train.steps and not stop.signal:
+        batch, tokens = self._next_batch() if self.step < train.steps else ({}, 0)
+        while self.step < train.steps and stopped is None:
             self.state, metrics = self.train_step(self.state, batch)
             self.step += 1
             self.tokens += tokens
@@ -130,31 +141,42 @@ class _Trainer:
             if pending:
                 self._report(*pending)
             pending = (self.step, metrics)
-            stop.agree(self.step)
+            stopped = stop.agreed(self.step)
             evaluates, saves = (
                 self.step % every == 0 or self.step == train.steps for every in (train.eval_every, train.save_every)
             )
-            if evaluates or saves or stop.signal:
-                # Nothing is evaluated or saved before this very step is known to be finite.
+            if evaluates or saves or stopped:
+                # Nothing is saved or evaluated before this very step is known to be finite.
                 self._report(*pending)
                 pending = None
-                if evaluates:
-                    self._evaluate()
-                if saves or stop.signal:
-                    self.checkpoints.save(
-                        self.step, self.state, Meta(self.config, self.corpus.tokenizer, self.corpus.digest(), position)
-                    )
+                self.checkpoints.save(self.step, self.state, Meta(self.config, self.corpus.tokenizer, self.digest, position))
+                if evaluates and not stopped:
+                    self._evaluate(stop)
+                    stopped = stop.signal
         self.checkpoints.wait()
-        if stop.signal:
-            self.log.say(f"Stopped by {stop.signal.name} at step {self.step}, which is saved; the same command goes on from there.")
-        if jax.process_index() == 0:
-            plot.curves(run).savefig(epath.Path(run) / plot.CURVES, dpi=150)
-        return Result(self.step, self._last_scores(), stop.signal)
+        if stopped:
+            self.log.say(f"Stopped by {stopped.name} at step {self.step}, which is saved; the same command goes on from there.")
+        elif self.step == self.first:
+            self.log.say(f"{self.config.run} is complete at step {self.step}.")
+        self._draw()
+        return Result(self.step, self._last_scores(), stopped)
 
     def close(self) -> None:
         """Leave the terminal, the files and the reading thread in order."""
         self.log.close()
         self.batches.close()
+
+    def _owes_scores(self) -> bool:
+        train = self.config.train
+        due = self.step > 0 and (self.step % train.eval_every == 0 or self.step == train.steps)
+        return due and not any(line["step"] == self.step for line in self._score_lines())
+
+    def _draw(self) -> None:
+        path = epath.Path(self.config.run) / plot.CURVES
+        if jax.process_index() == 0 and (self.step > self.first or not path.exists()):
+            part = path.parent / f".{plot.CURVES}"
+            plot.curves(self.config.run).savefig(part, dpi=150, format="png")
+            part.replace(path)
 
     def _next_batch(self) -> tuple[Batch, int]:
         host = next(self.batches)
@@ -178,9 +200,12 @@ class _Trainer:
             self.log.write(number, "train", values)
             self.log.progress(number, values)
 
-    def _evaluate(self) -> None:
+    def _evaluate(self, stop: _Stop) -> None:
+        """Score the held-out examples; given up when a signal comes, and made up for when the run goes on."""
         began, total = time.perf_counter(), None
         for batch in self.held_out():
+            if stop.signal:
+                return
             sums = self.eval_step(self.state.params, self.launcher.place(batch))
             total = sums if total is None else jax.tree.map(jnp.add, total, sums)
         if total is None:
@@ -196,22 +221,29 @@ class _Trainer:
         )
         self.clock += time.perf_counter() - began
 
+    def _score_lines(self) -> list[dict[str, Any]]:
+        return [line for line in read_metrics(self.config.run) if line["split"] == corpora.HELD_OUT]
+
     def _last_scores(self) -> Scores | None:
-        lines = [line for line in read_metrics(self.config.run) if line["split"] == corpora.HELD_OUT]
-        return {name: lines[-1][name] for name in lines[-1] if name not in ("step", "split", "seconds")} if lines else None
+        lines = self._score_lines()
+        return {name: value for name, value in lines[-1].items() if name not in ("step", "split", "seconds")} if lines else None
 
 
 class _Stop:
-    """Whether to stop: asked by a signal, agreed on by all processes at the same step."""
+    """Whether to stop after a step, the same answer on every process."""
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
-        self._previous = {name: signal.signal(name, self._handle) for name in (signal.SIGINT, signal.SIGTERM)}
+        """What this process was sent; only a process alone decides by it."""
+        # Of several processes, JAX's own handler hears SIGTERM; ours would take its place.
+        ours = (signal.SIGINT, signal.SIGTERM) if jax.process_count() == 1 else ()
+        self._previous = {name: signal.signal(name, self._handle) for name in ours}
 
-    def agree(self, number: int) -> None:
-        # jax.distributed has its own SIGTERM handler and tells every process the same step to stop at.
-        if jax.process_count() > 1:
-            self.signal = signal.SIGTERM if multihost_utils.reached_preemption_sync_point(number) else None
+    def agreed(self, number: int) -> signal.Signals | None:
+        """The signal to stop by after this step, or None; to be asked once a step by every process."""
+        if jax.process_count() == 1:
+            return self.signal
+        return signal.SIGTERM if multihost_utils.reached_preemption_sync_point(number) else None
 
     def restore(self) -> None:
         for name, handler in self._previous.items():
@@ -224,16 +256,20 @@ class _Stop:
         self.signal = signal.Signals(number)
 
 
-def _fit_to_corpus(config: Config, corpus: Corpus) -> Config:
-    """Take from the tokenizer what the mask policy needs, after checking that model and tokenizer agree."""
+def _open(config: Config) -> tuple[Config, Corpus]:
+    """The corpus, and the config with what the mask policy takes from its tokenizer."""
+    corpus = corpora.open_corpus(config.data.corpus)
     pieces, model = len(corpus.tokenizer.pieces), config.model.vocab_size
     if pieces > model:
         raise UserError(
             f"{config.data.corpus} was tokenized with {pieces} pieces, but model.vocab_size is {model}; "
             f"use --model.vocab-size {pieces}."
         )
-    mask = dataclasses.replace(config.mask, mask_id=corpus.tokenizer.specials.mask, vocab_size=pieces)
-    return dataclasses.replace(config, mask=mask)
+    found = {"mask_id": corpus.tokenizer.specials.mask, "vocab_size": pieces}
+    for name, value in found.items():
+        if getattr(config.mask, name) not in (None, value):
+            raise UserError(f"mask.{name} is {getattr(config.mask, name)}, but the tokenizer of {config.data.corpus} says {value}.")
+    return dataclasses.replace(config, mask=dataclasses.replace(config.mask, mask_id=found["mask_id"], vocab_size=pieces)), corpus
 
 
 def _claim(config: Config) -> None:
@@ -247,10 +283,13 @@ def _claim(config: Config) -> None:
                 f"{run} holds a run with another config ({'; '.join(changed)}); "
                 "choose another --run, or the config it was begun with."
             )
-    elif run.exists() and (not run.is_dir() or any(run.iterdir())):
+    elif run.exists() and (not run.is_dir() or any(path.name != _PART for path in run.iterdir())):
         raise UserError(f"{run} exists and is not a run; choose another --run.")
+    if jax.process_count() > 1:
+        # Every process has looked before one of them writes.
+        multihost_utils.sync_global_devices("config")
     if jax.process_index() == 0:
         run.mkdir(parents=True, exist_ok=True)
-        part = run / f".{CONFIG}"
+        part = run / _PART
         part.write_text(config.to_json())
         part.replace(path)

@@ -46,6 +46,8 @@ def main(arguments: list[str] | None = None) -> int:
         # The libraries that write raise OSError, ValueError or RuntimeError for the same full disk.
         if getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in str(error):
             return _fail(f"the disk is full: {error}".splitlines()[0], 1)
+        if isinstance(error, OSError) and error.filename:
+            return _fail(f"{error.filename}: {error.strerror}.", 1)
         raise
 
 

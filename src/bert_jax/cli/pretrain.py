@@ -10,7 +10,7 @@ import tyro
 
 from bert_jax.config import Config
 from bert_jax.errors import UserError
-from bert_jax.train import Result, pretrain
+from bert_jax.train import Result, pretrain, resolve
 
 _USAGE = """usage: bert-jax pretrain EXPERIMENT.py [--section.field VALUE ...]
 
@@ -32,7 +32,8 @@ def main(arguments: list[str]) -> int:
         args=overrides,
         description=f"Pretrain the run that {path} describes.",
     )
-    print(config.to_json())
+    # The config as it is stored, before the run begins.
+    print((config := resolve(config)).to_json(), flush=True)
     result = pretrain(config)
     if result.signal:
         return 128 + result.signal

@@ -53,6 +53,6 @@ def main(arguments: list[str]) -> int:
         return (sentence for document in documents for sentence in document)
 
     tokenizer = tokenizers.train(texts, kind=options.kind, size=options.size, lowercase=options.lowercase)
-    tokenizers.save(tokenizer, out)
+    tokenizers.create(tokenizer, out)
     print(f"{out}: {options.kind}, {len(tokenizer.pieces):,} pieces")
     return 0

@@ -7,6 +7,7 @@ document and no example is ever stored.
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import numpy as np
@@ -15,8 +16,8 @@ from bert_jax.config import DataConfig
 from bert_jax.data.corpus import Split
 from bert_jax.errors import UserError
 
-# Documents planned together, in the epoch's random order; random next sentences come from the same block, which
-# is a random sample of the corpus.
+# Most documents planned together, in the epoch's random order; random next sentences come from the same block,
+# which is a random sample of the corpus. Blocks of an epoch are of equal size.
 BLOCK = 65_536
 
 
@@ -54,10 +55,16 @@ def plan(split: Split, config: DataConfig, *, seed: int, epoch: int, block: int)
     if config.dupe_factor is not None:
         epoch %= config.dupe_factor
     count = len(split.first) - 1
-    order = np.random.default_rng([seed, epoch]).permutation(count)[block * BLOCK : (block + 1) * BLOCK]
+    parts = blocks(split)
+    order = _order(count, seed, epoch)[block * count // parts : (block + 1) * count // parts]
     if config.pairs and len(order) < 2:
         raise UserError("Sentence pairs need at least two documents to draw a random next sentence from.")
     return _Planner(split, config, order, np.random.default_rng([seed, epoch, 1 + block])).run(epoch)
+
+
+@functools.lru_cache(maxsize=1)
+def _order(count: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch]).permutation(count)
 
 
 class _Planner:

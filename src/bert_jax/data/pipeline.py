@@ -55,15 +55,10 @@ def eval_batches(
     for batch in range(count if limit is None else min(count, limit)):
         chosen = batch * config.batch_size + rows
         present = chosen < len(plan.example)
-        made = assemble(split, specials, config, plan.take(chosen[present]))
-        yield {
-            name: np.pad(
-                values,
-                [(0, len(rows) - present.sum())] + [(0, 0)] * (values.ndim - 1),
-                constant_values=-1 if name == "words" else 0,
-            )
-            for name, values in made.items()
-        }
+        made = assemble(split, specials, config, plan.take(np.where(present, chosen, 0)))
+        for name, values in made.items():
+            values[~present] = -1 if name == "words" else 0
+        yield made
 
 
 def assemble(split: Split, specials: Specials, config: DataConfig, examples: Examples) -> HostBatch:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import json
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import IO, Literal
 
@@ -54,7 +55,7 @@ def read_documents(
         split = sentences == "split" or (sentences == "auto" and kind in ("jsonl", "ndjson", "parquet"))
         empty = True
         for record in records:
-            lines = [line for line in map(str.strip, record.splitlines()) if line]
+            lines = [line for line in map(str.strip, record.split("\n")) if line]
             if split:
                 lines = [part for line in lines for part in map(str.strip, sentencex.segment(language, line)) if part]
             if lines:
@@ -78,7 +79,7 @@ def _lines(path: epath.Path) -> Iterator[tuple[int, str]]:
             raise UserError(
                 f"{path}, line {number}: byte 0x{byte:02x} at column {error.start + 1} is not UTF-8; convert the file to UTF-8."
             ) from None
-        except (gzip.BadGzipFile, EOFError) as error:
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise UserError(f"{path} is not a whole gzip file: {error}.") from None
 
 
@@ -103,7 +104,14 @@ def _json_lines(path: epath.Path, field: str) -> Iterator[str]:
             raise UserError(f"{path}, line {number}: not JSON: {error}.") from None
         if not isinstance(record, dict) or not isinstance(record.get(field), str):
             raise UserError(f"{path}, line {number}: no text under {field!r}; name the field with --field.")
-        yield record[field]
+        text = record[field]
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(
+                f"{path}, line {number}: half a surrogate pair at character {error.start + 1}; the text is damaged."
+            ) from None
+        yield text
 
 
 def _parquet(path: epath.Path, field: str) -> Iterator[str]:
@@ -115,5 +123,5 @@ def _parquet(path: epath.Path, field: str) -> Iterator[str]:
                 )
             for batch in file.iter_batches(columns=[field]):
                 yield from (text for text in batch.column(0).to_pylist() if isinstance(text, str))
-    except pyarrow.ArrowInvalid as error:
-        raise UserError(f"{path} is not a Parquet file: {error}.") from None
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not a whole Parquet file: {error}.") from None

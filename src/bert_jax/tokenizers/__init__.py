@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import tempfile
 from collections.abc import Callable, Iterable
 from typing import Literal
 
@@ -13,7 +14,7 @@ from bert_jax.tokenizers.base import MASK, Pieces, Specials, Tokenizer
 from bert_jax.tokenizers.sentencepiece import MODEL, SentencePiece
 from bert_jax.tokenizers.wordpiece import CONFIG, VOCAB, WordPiece
 
-__all__ = ["MASK", "Kind", "Pieces", "Specials", "Tokenizer", "digest", "from_files", "load", "save", "train"]
+__all__ = ["MASK", "Kind", "Pieces", "Specials", "Tokenizer", "create", "digest", "from_files", "load", "save", "train"]
 
 Kind = Literal["wordpiece", "unigram", "bpe"]
 
@@ -59,6 +60,24 @@ def save(tokenizer: Tokenizer, directory: epath.PathLike) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     for name, content in tokenizer.files.items():
         (directory / name).write_bytes(content)
+
+
+def create(tokenizer: Tokenizer, directory: epath.PathLike) -> None:
+    """Make a tokenizer's directory, which appears under its name only when it is whole.
+
+    Raises:
+      UserError: it exists already.
+    """
+    directory = epath.Path(directory)
+    if directory.exists():
+        raise UserError(f"{directory} exists already; remove it or choose another name.")
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    work = epath.Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+    try:
+        save(tokenizer, work / directory.name)
+        (work / directory.name).rename(directory)
+    finally:
+        work.rmtree()
 
 
 def digest(tokenizer: Tokenizer) -> str:

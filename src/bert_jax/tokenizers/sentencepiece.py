@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal
 
 import numpy as np
@@ -47,9 +47,19 @@ class SentencePiece:
           UserError: the text is too small for so many pieces.
         """
         stored = io.BytesIO()
+        refused: list[UserError] = []
+
+        def sentences() -> Iterator[str]:
+            # The library would wrap what is wrong with the text into a message about itself.
+            try:
+                yield from texts()
+            except UserError as error:
+                refused.append(error)
+
         try:
             spm.SentencePieceTrainer.Train(
-                sentence_iterator=iter(texts()),
+                sentence_iterator=sentences(),
+                max_sentence_length=1_000_000,
                 model_writer=stored,
                 model_type=model,
                 vocab_size=size,
@@ -64,7 +74,11 @@ class SentencePiece:
                 minloglevel=2,
             )
         except RuntimeError as error:
+            if refused:
+                raise refused[0] from None
             raise UserError(f"SentencePiece cannot learn {size} pieces from this text: {error}.") from None
+        if refused:
+            raise refused[0]
         return cls({MODEL: stored.getvalue()})
 
     def encode(self, texts: Sequence[str]) -> list[Pieces]:

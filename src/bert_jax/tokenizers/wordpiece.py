@@ -34,10 +34,14 @@ class WordPiece:
             text = files[VOCAB].decode("utf-8")
         except UnicodeDecodeError as error:
             raise UserError(f"{VOCAB} is not UTF-8 text (byte {error.start}).") from None
-        self.pieces = [line.strip() for line in text.splitlines()]
+        # Not splitlines, which also splits at letters that may be pieces.
+        self.pieces = [line.strip() for line in text.removesuffix("\n").split("\n")]
         self.specials = find_specials(self.pieces, VOCAB)
         self.files = {VOCAB: files[VOCAB], CONFIG: files.get(CONFIG, _config(lowercase=True))}
-        lowercase = bool(json.loads(self.files[CONFIG]).get("do_lower_case", True))
+        try:
+            lowercase = bool(json.loads(self.files[CONFIG]).get("do_lower_case", True))
+        except (ValueError, AttributeError) as error:
+            raise UserError(f"{CONFIG} is not a JSON object: {error}.") from None
         vocab = {piece: number for number, piece in enumerate(self.pieces)}
         self._engine = _engine(models.WordPiece(vocab, unk_token=UNK, max_input_chars_per_word=_LONGEST_WORD), lowercase)
         self._begins = np.array([not piece.startswith(CONTINUATION) for piece in self.pieces])
