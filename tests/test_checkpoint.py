@@ -197,7 +197,7 @@ def test_a_full_disk_is_a_failure_that_names_the_good_step(run, monkeypatch):
         raise ValueError("RESOURCE_EXHAUSTED: No space left on device")
 
     monkeypatch.setattr(checkpoints._manager, "save", full)
-    with pytest.raises(Failure, match=r"Checkpoint 2 could not be written.*No space left.*step 1 is the newest whole one"):
+    with pytest.raises(Failure, match=r"Checkpoint 2 could not be written.*the disk is full.*step 1 is the newest whole one"):
         checkpoints.save(2, run.state("data 8")[0], run.meta)
     checkpoints.close()
 

@@ -279,6 +279,11 @@ def in_process(config, devices=1):
     )
 
 
+def finish(process):
+    _, said = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+
+
 def steps_logged(config):
     return len(read_metrics(config.run))
 
@@ -296,9 +301,7 @@ def kill_until_done(config, seed, kills, last):
         process.kill()
         process.wait()
         process.stderr.close()
-    process = in_process(config)
-    _, said = process.communicate(timeout=300)
-    assert process.returncode == 0, said
+    finish(in_process(config))
     assert steps_logged(config) == last
 
 
@@ -309,9 +312,7 @@ def long_run(run_config):
 def test_killed_and_started_again_equals_unbroken_bit_for_bit(run_config, tmp_path):
     config = long_run(run_config)
     unbroken = elsewhere(config, tmp_path)
-    process = in_process(unbroken)
-    _, said = process.communicate(timeout=300)
-    assert process.returncode == 0, said
+    finish(in_process(unbroken))
     kill_until_done(config, seed=0, kills=2, last=41)
     assert_bit_equal(config, unbroken)
     names = {path.name for path in (bert_jax.config.epath.Path(config.run) / "checkpoints").iterdir()}
@@ -322,7 +323,7 @@ def test_killed_and_started_again_equals_unbroken_bit_for_bit(run_config, tmp_pa
 def test_killed_many_times(run_config, tmp_path):
     config = long_run(run_config)
     unbroken = elsewhere(config, tmp_path)
-    assert in_process(unbroken).wait(300) == 0
+    finish(in_process(unbroken))
     for seed in range(6):
         again = elsewhere(config, tmp_path, name=f"killed-{seed}")
         kill_until_done(again, seed=seed, kills=4, last=41)
@@ -333,7 +334,7 @@ def test_killed_many_times(run_config, tmp_path):
 def test_two_processes_train_as_one(run_config, tmp_path):
     """Two hosts with two devices each make the batches, and reach the losses, of one process with four."""
     alone = elsewhere(run_config, tmp_path, name="alone")
-    assert in_process(alone, devices=4).wait(300) == 0
+    finish(in_process(alone, devices=4))
     program = """
 import sys, jax
 jax.config.update("jax_num_cpu_devices", 2)

@@ -11,6 +11,7 @@ import base64
 import hashlib
 import itertools
 import json
+import logging
 import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
@@ -56,8 +57,10 @@ class Checkpoints:
 
     def __init__(self, run: epath.PathLike, *, keep: int | None = None) -> None:
         self.path = epath.Path(run).resolve() / DIRECTORY
-        # Orbax reports every save at several places; what users need to know is said by this package.
-        absl_logging.set_verbosity(absl_logging.ERROR)
+        # Orbax logs every save, and every failure with its traceback; what users need to know is said by this package.
+        absl_logging.set_verbosity(absl_logging.FATAL)
+        # A save or a read that fails raises once for us and once more, as a traceback, for each of its other tasks.
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         policy = ocp.checkpoint_managers.LatestN(keep) if keep else None
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policy,
@@ -227,4 +230,6 @@ def _digest(content: dict[str, Any]) -> str:
 
 
 def _first_line(error: Exception) -> str:
+    if "No space left on device" in str(error):
+        return "the disk is full"
     return (str(error).strip().splitlines() or [type(error).__name__])[0].split(". ")[0][:200]

@@ -34,6 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"bert-jax: there is no command {arguments[0]!r}.\n{_usage()}", file=sys.stderr)
         return 2
     command = importlib.import_module(f"bert_jax.cli.{arguments[0].replace('-', '_')}")
+    before, sys.unraisablehook = sys.unraisablehook, _unraisable
     try:
         return command.main(arguments[1:])
     except UserError as error:
@@ -49,6 +50,14 @@ def main(arguments: list[str] | None = None) -> int:
         if isinstance(error, OSError) and error.filename:
             return _fail(f"{error.filename}: {error.strerror}.", 1)
         raise
+    finally:
+        sys.unraisablehook = before
+
+
+def _unraisable(what: sys.UnraisableHookArgs) -> None:
+    # Where reading or writing a checkpoint fails, TensorStore's threads go on to call an event loop that is closed.
+    if str(what.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(what)
 
 
 def _usage() -> str:
