@@ -16,6 +16,7 @@ from typing import Any, Literal
 from etils import epath
 
 from bert_jax.errors import UserError
+from bert_jax.schema import build, check_choices, check_types, read_json, require, require_positive, require_share
 
 Activation = Literal["gelu", "gelu_tanh", "relu", "tanh"]
 # The names under which other projects' config.json files know the same functions.
@@ -31,26 +32,6 @@ SIZES = {
     "base": (12, 768, 12),
     "large": (24, 1024, 16),
 }
-
-
-def _require(condition: bool, sentence: str) -> None:
-    if not condition:
-        raise UserError(sentence)
-
-
-def _require_share(name: str, value: int | float) -> None:
-    _require(0.0 <= value < 1.0, f"{name} is {value}; it must be at least 0 and below 1.")
-
-
-def _require_positive(name: str, value: int | float) -> None:
-    _require(value > 0, f"{name} is {value}; it must be greater than 0.")
-
-
-def _check_choices(value: Any, where: str) -> None:
-    for name, hint in typing.get_type_hints(type(value)).items():
-        if typing.get_origin(hint) is Literal:
-            chosen, choices = getattr(value, name), typing.get_args(hint)
-            _require(chosen in choices, f"{where}.{name} is {chosen!r}; choose one of {', '.join(map(str, choices))}.")
 
 
 @dataclass(frozen=True)
@@ -89,16 +70,16 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):
-            _require_positive(f"model.{name}", getattr(self, name))
+            require_positive(f"model.{name}", getattr(self, name))
         for name in ("max_position_embeddings", "type_vocab_size", "initializer_range", "layer_norm_eps"):
-            _require_positive(f"model.{name}", getattr(self, name))
-        _require(
+            require_positive(f"model.{name}", getattr(self, name))
+        require(
             self.hidden_size % self.num_attention_heads == 0,
             f"model.hidden_size {self.hidden_size} is not divisible by model.num_attention_heads {self.num_attention_heads}.",
         )
-        _require_share("model.hidden_dropout_prob", self.hidden_dropout_prob)
-        _require_share("model.attention_probs_dropout_prob", self.attention_probs_dropout_prob)
-        _check_choices(self, "model")
+        require_share("model.hidden_dropout_prob", self.hidden_dropout_prob)
+        require_share("model.attention_probs_dropout_prob", self.attention_probs_dropout_prob)
+        check_choices(self, "model")
 
     @property
     def head_size(self) -> int:
@@ -108,7 +89,7 @@ class ModelConfig:
     @classmethod
     def size(cls, name: str, **changes: Any) -> ModelConfig:
         """A published size, "tiny" to "large", with the given fields changed."""
-        _require(name in SIZES, f"There is no size {name!r}; choose one of {', '.join(SIZES)}.")
+        require(name in SIZES, f"There is no size {name!r}; choose one of {', '.join(SIZES)}.")
         layers, hidden, heads = SIZES[name]
         shape = dict(num_hidden_layers=layers, hidden_size=hidden, num_attention_heads=heads, intermediate_size=4 * hidden)
         return cls(**(shape | changes))
@@ -124,7 +105,7 @@ class ModelConfig:
         """
         stored = read_json(path)
         kind = stored.get("model_type", "bert")
-        _require(kind == "bert", f"{path} describes a {kind!r} model; only BERT is read.")
+        require(kind == "bert", f"{path} describes a {kind!r} model; only BERT is read.")
         # The fields that are not the file's, such as dtype, mean something else in other libraries' files.
         ours = {"dtype", "layers", "remat"}
         hints = {name: hint for name, hint in typing.get_type_hints(cls).items() if name not in ours}
@@ -133,7 +114,7 @@ class ModelConfig:
         fields["hidden_act"] = ACTIVATION_ALIASES.get(act, act)
         position = fields.get("position_embedding_type", "learned")
         fields["position_embedding_type"] = POSITION_ALIASES.get(position, position)
-        _check_types(fields, hints, str(path))
+        check_types(fields, hints, str(path))
         return cls(**(fields | changes))
 
 
@@ -155,14 +136,14 @@ class MaskPolicy:
     """Random pieces are drawn from [0, vocab_size), specials included, as the original does; a run takes it from its model."""
 
     def __post_init__(self) -> None:
-        _require(0.0 <= self.rate <= 1.0, f"mask.rate is {self.rate}; it must lie in [0, 1].")
-        _require(
+        require(0.0 <= self.rate <= 1.0, f"mask.rate is {self.rate}; it must lie in [0, 1].")
+        require(
             all(share >= 0 for share in self.replace) and math.isclose(sum(self.replace), 1.0, abs_tol=1e-6),
             f"mask.replace is {self.replace}; its three shares must not be negative and must sum to 1.",
         )
         if self.max_predictions is not None:
-            _require_positive("mask.max_predictions", self.max_predictions)
-        _check_choices(self, "mask")
+            require_positive("mask.max_predictions", self.max_predictions)
+        check_choices(self, "mask")
 
 
 @dataclass(frozen=True)
@@ -185,15 +166,15 @@ class DataConfig:
     """Epochs after which examples and masks repeat (the original's static masking); none: never."""
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             self.sequence_length >= 5,
             f"data.sequence_length is {self.sequence_length}; a pair needs at least 5 tokens.",
         )
-        _require_positive("data.batch_size", self.batch_size)
+        require_positive("data.batch_size", self.batch_size)
         for name in ("random_next", "short_sequences"):
-            _require(0.0 <= getattr(self, name) <= 1.0, f"data.{name} is {getattr(self, name)}; it must lie in [0, 1].")
+            require(0.0 <= getattr(self, name) <= 1.0, f"data.{name} is {getattr(self, name)}; it must lie in [0, 1].")
         if self.dupe_factor is not None:
-            _require_positive("data.dupe_factor", self.dupe_factor)
+            require_positive("data.dupe_factor", self.dupe_factor)
 
 
 @dataclass(frozen=True)
@@ -219,12 +200,12 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         for name in ("peak_lr", "eps", "clip_norm", "accumulate"):
-            _require_positive(f"optim.{name}", getattr(self, name))
-        _require(self.warmup_steps >= 0, f"optim.warmup_steps is {self.warmup_steps}; it must not be negative.")
-        _require(self.weight_decay >= 0, f"optim.weight_decay is {self.weight_decay}; it must not be negative.")
-        _require_share("optim.b1", self.b1)
-        _require_share("optim.b2", self.b2)
-        _check_choices(self, "optim")
+            require_positive(f"optim.{name}", getattr(self, name))
+        require(self.warmup_steps >= 0, f"optim.warmup_steps is {self.warmup_steps}; it must not be negative.")
+        require(self.weight_decay >= 0, f"optim.weight_decay is {self.weight_decay}; it must not be negative.")
+        require_share("optim.b1", self.b1)
+        require_share("optim.b2", self.b2)
+        check_choices(self, "optim")
 
 
 @dataclass(frozen=True)
@@ -239,9 +220,9 @@ class MeshConfig:
     """Attention heads, feed-forward and vocabulary divided."""
 
     def __post_init__(self) -> None:
-        _require(self.data == -1 or self.data > 0, f"mesh.data is {self.data}; give a number of devices, or -1 for the rest.")
-        _require_positive("mesh.fsdp", self.fsdp)
-        _require_positive("mesh.tensor", self.tensor)
+        require(self.data == -1 or self.data > 0, f"mesh.data is {self.data}; give a number of devices, or -1 for the rest.")
+        require_positive("mesh.fsdp", self.fsdp)
+        require_positive("mesh.tensor", self.tensor)
 
 
 @dataclass(frozen=True)
@@ -265,10 +246,10 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name in ("steps", "eval_every", "save_every", "keep", "log_every"):
-            _require_positive(f"train.{name}", getattr(self, name))
+            require_positive(f"train.{name}", getattr(self, name))
         if self.eval_batches is not None:
-            _require_positive("train.eval_batches", self.eval_batches)
-        _require(self.seed >= 0, f"train.seed is {self.seed}; it must not be negative.")
+            require_positive("train.eval_batches", self.eval_batches)
+        require(self.seed >= 0, f"train.seed is {self.seed}; it must not be negative.")
 
 
 @dataclass(frozen=True)
@@ -288,29 +269,29 @@ class Config:
 
     def __post_init__(self) -> None:
         model, data, optim = self.model, self.data, self.optim
-        _require(
+        require(
             data.sequence_length <= model.max_position_embeddings,
             f"data.sequence_length {data.sequence_length} goes past model.max_position_embeddings {model.max_position_embeddings}; "
             "shorten the sequence or enlarge the position table.",
         )
-        _require(
+        require(
             not data.pairs or model.type_vocab_size >= 2,
             f"Pairs need two token types; model.type_vocab_size is {model.type_vocab_size}.",
         )
-        _require(
+        require(
             data.batch_size % optim.accumulate == 0,
             f"data.batch_size {data.batch_size} is not divisible by optim.accumulate {optim.accumulate}.",
         )
-        _require(
+        require(
             optim.warmup_steps < self.train.steps,
             f"optim.warmup_steps {optim.warmup_steps} leaves nothing of train.steps {self.train.steps} to decay over.",
         )
-        _require(
+        require(
             self.parallel == "mesh" or self.mesh == MeshConfig(),
             f"parallel is pmap, which replicates parameters over all devices, but the mesh is data {self.mesh.data} x "
             f"fsdp {self.mesh.fsdp} x tensor {self.mesh.tensor}; use --parallel mesh.",
         )
-        _check_choices(self, "config")
+        check_choices(self, "config")
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=2)
@@ -326,7 +307,7 @@ class Config:
             stored = json.loads(text)
         except json.JSONDecodeError as error:
             raise UserError(f"The stored config is not JSON: {error}.") from None
-        return _build(cls, stored, "config")
+        return build(cls, stored, "config")
 
 
 # Sections and fields that do not change what a run computes: they may differ when it is resumed.
@@ -348,46 +329,3 @@ def differences(stored: Config, given: Config) -> list[str]:
         return [] if a == b else [f"{'.'.join(path)}: {a} -> {b}"]
 
     return walk(stored, given, ())
-
-
-def read_json(path: epath.PathLike) -> dict[str, Any]:
-    """A JSON object from a local or remote file; a UserError says what is wrong with it."""
-    path = epath.Path(path)
-    try:
-        value = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"There is no file {path}.") from None
-    except (IsADirectoryError, NotADirectoryError):
-        raise UserError(f"{path} is a directory, not a JSON file.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not JSON: {error}.") from None
-    _require(isinstance(value, dict), f"{path} holds a {type(value).__name__}, not a JSON object.")
-    return value
-
-
-_NUMBERS_AND_TEXT: dict[Any, tuple[type, ...]] = {int: (int,), float: (int, float), bool: (bool,), str: (str,)}
-
-
-def _check_types(values: dict[str, Any], hints: dict[str, Any], where: str) -> None:
-    for name, value in values.items():
-        wanted = _NUMBERS_AND_TEXT.get(hints[name])
-        right = wanted is None or (isinstance(value, wanted) and (bool in wanted or not isinstance(value, bool)))
-        _require(right, f"{where}.{name} is {value!r}; it must be {getattr(hints[name], '__name__', '')}.")
-
-
-def _build(cls: type, values: Any, where: str) -> Any:
-    hints = typing.get_type_hints(cls)
-    _require(isinstance(values, dict), f"{where} is {values!r}; it must be an object.")
-    unknown = sorted(set(values) - set(hints))
-    _require(not unknown, f"{where} has no field {', '.join(unknown)}.")
-    _check_types(values, hints, where)
-    fields = {}
-    for name, value in values.items():
-        hint = hints[name]
-        if dataclasses.is_dataclass(hint):
-            value = _build(typing.cast(type, hint), value, f"{where}.{name}")
-        fields[name] = tuple(value) if isinstance(value, list) else value
-    try:
-        return cls(**fields)
-    except TypeError as error:
-        raise UserError(f"{where} is incomplete: {error}.") from None
