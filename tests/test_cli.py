@@ -125,10 +125,13 @@ def test_the_python_interface_refuses_unknown_names(tmp_path):
         "for make in (lambda: bert_jax.ModelConfig(hidden_act='swish'), lambda: bert_jax.OptimConfig(name='sgd')):\n"
         "    try: make()\n"
         "    except bert_jax.UserError as error: print(error)\n"
+        "try: bert_jax.windows.cut(None, ['a', ('a', 'b', 'c')], limit=9)\n"
+        "except bert_jax.UserError as error: print(error)\n"
     )
     out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.splitlines()
     assert out[0].startswith("model.hidden_act is 'swish'; choose one of gelu")
     assert out[1].startswith("optim.name is 'sgd'; choose one of bert_adam")
+    assert out[2] == "Text 2 is neither a string nor a pair of strings."
 
 
 def test_a_run_directory_that_holds_another_config(experiment):

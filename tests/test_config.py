@@ -20,6 +20,7 @@ from bert_jax.config import (
     TrainConfig,
     differences,
 )
+from bert_jax.convert.hf import read_config
 from bert_jax.errors import UserError
 
 CONFIG = Config(run="r", data=DataConfig("c"), mask=MaskPolicy(select="word", max_predictions=20))
@@ -73,7 +74,7 @@ def test_reads_the_original_config_file_as_it_is(tmp_path):
             }
         )
     )
-    assert ModelConfig.from_bert_json(path) == ModelConfig.size("large")
+    assert read_config(path) == ModelConfig.size("large")
 
 
 def test_reads_later_names_and_passes_over_what_is_not_arithmetic(tmp_path):
@@ -82,7 +83,7 @@ def test_reads_later_names_and_passes_over_what_is_not_arithmetic(tmp_path):
         '{"model_type": "bert", "hidden_act": "gelu_new", "position_embedding_type": "absolute",'
         ' "layer_norm_eps": 1e-5, "architectures": ["BertModel"], "dtype": "float16"}'
     )
-    config = ModelConfig.from_bert_json(path, dtype="bfloat16")
+    config = read_config(path, dtype="bfloat16")
     assert (config.hidden_act, config.position_embedding_type, config.layer_norm_eps, config.dtype) == (
         "gelu_tanh",
         "learned",
@@ -105,14 +106,14 @@ def test_bad_config_files(tmp_path, content, sentence):
     path = tmp_path / "config.json"
     path.write_text(content)
     with pytest.raises(UserError, match=sentence):
-        ModelConfig.from_bert_json(path)
+        read_config(path)
 
 
 def test_missing_config_file(tmp_path):
     with pytest.raises(UserError, match="no file"):
-        ModelConfig.from_bert_json(tmp_path / "none.json")
+        read_config(tmp_path / "none.json")
     with pytest.raises(UserError, match="is a directory"):
-        ModelConfig.from_bert_json(tmp_path)
+        read_config(tmp_path)
 
 
 @pytest.mark.parametrize(

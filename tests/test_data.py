@@ -52,11 +52,11 @@ def test_every_format_gives_the_same_documents(tmp_path, kind, sentences):
         ("a.txt", b"", "holds no text"),
         ("a.txt", b"\n \n\n", "holds no text"),
         ("a.txt", b"fine\nnot \xff fine\n", "line 2: byte 0xff at column 5 is not UTF-8"),
-        ("a.jsonl", b'{"text": "x"}\n{"text": \n', "line 2: not JSON"),
+        ("a.jsonl", b'{"text": "x"}\n{"text": \n', "line 2 is not JSON"),
         ("a.jsonl", b'{"body": "x"}\n', "line 1: no text under 'text'; name the field with --field"),
         ("a.parquet", b"PAR0", "not a whole Parquet file"),
         ("a.txt.gz", b"plain", "not a whole gzip file"),
-        ("a.txt.gz", gzip.compress(b"text " * 100)[:-20], "not a whole gzip file"),
+        ("a.txt.gz", gzip.compress(b"text " * 100, mtime=0)[:-20], "not a whole gzip file"),
         ("a.jsonl", b'{"text": "fine"}\n{"text": "half \\ud83d"}\n', "line 2: half a surrogate pair at character 6"),
     ],
 )

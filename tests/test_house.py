@@ -16,9 +16,9 @@ SOURCE = Path(bert_jax.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))
 # Bottom to top: a module imports only what stands before it.
 ORDER = [
-    "errors", "schema", "config", "sharding", "ops", "positions", "attention", "model", "heads", "masking", "losses", "optim",
-    "step",
-    "parallel", "tokenizers", "data", "checkpoint", "log", "plot", "train", "bert", "cli",
+    "errors", "files", "schema", "config", "sharding", "ops", "positions", "attention", "model", "heads", "masking", "losses",
+    "optim", "step", "parallel", "tokenizers", "data", "checkpoint", "convert", "windows", "log", "plot", "train", "outputs",
+    "bert", "cli",
 ]  # fmt: skip
 NO_JAX = {"tokenizers", "data"}
 

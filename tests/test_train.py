@@ -14,6 +14,7 @@ import time
 import jax
 import numpy as np
 import pytest
+from etils import epath
 
 import bert_jax
 from bert_jax import parallel, step, train
@@ -80,7 +81,7 @@ def test_a_run_reports_evaluates_saves_and_draws(run_config):
     np.testing.assert_allclose(train_line["loss"], train_line["mlm_loss"] + train_line["nsp_loss"], rtol=1e-6)
     # An untrained model knows nothing: the loss is near that of a uniform guess over all pieces.
     assert abs(train_line["mlm_loss"] - np.log(run_config.model.vocab_size)) < 0.3
-    run = bert_jax.config.epath.Path(run_config.run)
+    run = epath.Path(run_config.run)
     assert (run / "curves.png").read_bytes()[:4] == b"\x89PNG"
     assert list((run / "tensorboard").iterdir())
     assert Config.from_json((run / "config.json").read_text()).mask.mask_id == 4
@@ -151,7 +152,7 @@ def test_a_signal_during_evaluation_is_made_up_for(run_config, tmp_path, monkeyp
 
 def test_scores_of_a_run_killed_before_them_are_made_up_for(run_config):
     pretrain(run_config)
-    path = bert_jax.config.epath.Path(run_config.run) / "metrics.jsonl"
+    path = epath.Path(run_config.run) / "metrics.jsonl"
     whole = read_metrics(run_config.run)
     path.write_text("".join(json.dumps(line) + "\n" for line in whole[:-1]))
     (path.parent / "curves.png").unlink()
@@ -164,7 +165,7 @@ def test_scores_of_a_run_killed_before_them_are_made_up_for(run_config):
 
 
 def test_half_a_claim_does_not_lock_the_run(run_config):
-    path = bert_jax.config.epath.Path(run_config.run)
+    path = epath.Path(run_config.run)
     path.mkdir()
     (path / ".config.json").write_text("{")
     assert pretrain(run_config).step == 8
@@ -315,7 +316,7 @@ def test_killed_and_started_again_equals_unbroken_bit_for_bit(run_config, tmp_pa
     finish(in_process(unbroken))
     kill_until_done(config, seed=0, kills=2, last=41)
     assert_bit_equal(config, unbroken)
-    names = {path.name for path in (bert_jax.config.epath.Path(config.run) / "checkpoints").iterdir()}
+    names = {path.name for path in (epath.Path(config.run) / "checkpoints").iterdir()}
     assert names == {"38", "39", "40"}
 
 

@@ -1,11 +1,11 @@
 """BERT as pure JAX functions: paper-exact, pod-grade, schedule-first."""
 
-from bert_jax.bert import Bert, load
+from bert_jax.bert import Bert, load, save
 from bert_jax.config import Config, DataConfig, MaskPolicy, MeshConfig, ModelConfig, OptimConfig, TrainConfig
 from bert_jax.errors import Failure, UserError
-from bert_jax.heads import mlm_logits, nsp_logits
+from bert_jax.heads import head_logits, mlm_logits, nsp_logits
 from bert_jax.masking import mask_tokens
-from bert_jax.model import encode
+from bert_jax.model import encode, hidden_states
 from bert_jax.train import pretrain
 
 __version__ = "0.1.0"
@@ -21,9 +21,12 @@ __all__ = [
     "TrainConfig",
     "UserError",
     "encode",
+    "head_logits",
+    "hidden_states",
     "load",
     "mask_tokens",
     "mlm_logits",
     "nsp_logits",
     "pretrain",
+    "save",
 ]

@@ -8,13 +8,14 @@ a damaged step is set aside and the one before it is used.
 from __future__ import annotations
 
 import base64
+import dataclasses
 import hashlib
 import itertools
 import json
 import logging
 import sys
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -24,9 +25,11 @@ from etils import epath
 from jaxtyping import Array, UInt32
 
 from bert_jax import tokenizers
-from bert_jax.config import Config
+from bert_jax.config import Config, ModelConfig
 from bert_jax.errors import Failure
-from bert_jax.heads import init_params
+from bert_jax.heads import PRETRAINING, heads_of, init_params
+from bert_jax.model import Params
+from bert_jax.schema import build
 from bert_jax.tokenizers import Tokenizer
 
 DIRECTORY = "checkpoints"
@@ -45,6 +48,15 @@ class Meta(NamedTuple):
     """Digest of the corpus that ``data`` is a position in."""
     data: dict[str, Any]
     """State of the data iterator: the next batch to come."""
+
+
+class Stored(NamedTuple):
+    """A model that a checkpoint holds, with or without a run around it."""
+
+    config: ModelConfig
+    params: Params
+    tokenizer: Tokenizer | None
+    labels: tuple[str, ...]
 
 
 class Checkpoints:
@@ -79,11 +91,25 @@ class Checkpoints:
         """
         content = {
             "config": json.loads(meta.config.to_json()),
-            "tokenizer": {name: base64.b64encode(data).decode() for name, data in meta.tokenizer.files.items()},
+            "tokenizer": _packed(meta.tokenizer),
             "corpus": meta.corpus,
             "data": meta.data,
-            "checksums": checksums(state),
         }
+        self._save(step, state, content)
+
+    def save_model(self, config: ModelConfig, params: Params, tokenizer: Tokenizer | None, labels: tuple[str, ...]) -> None:
+        """Write a model that belongs to no run, as step 0; raises as :meth:`save` does."""
+        content = {
+            "model": dataclasses.asdict(config),
+            "tokenizer": {} if tokenizer is None else _packed(tokenizer),
+            "labels": list(labels),
+            "heads": heads_of(params),
+            "pooler": "pooler" in params["bert"],
+        }
+        self._save(0, {_PARAMS: params}, content)
+
+    def _save(self, step: int, state: Any, content: dict[str, Any]) -> None:
+        content = {**content, "checksums": checksums(state)}
         item = {"content": content, "digest": _digest(content)}
         try:
             self._manager.save(
@@ -117,65 +143,66 @@ class Checkpoints:
         """
 
         def read(step: int) -> tuple[Any, Meta]:
-            meta, sums = self._read_meta(step)
+            content = self._read_content(step)
+            config = Config.from_json(json.dumps(content["config"]))
             args = ocp.args.PyTreeRestore(abstract, restore_args=ocp.checkpoint_utils.construct_restore_args(abstract))
             state = self._manager.restore(step, args=ocp.args.Composite(**{_STATE: args}))[_STATE]
-            _verify(checksums(state), sums)
-            return state, meta
+            _verify(checksums(state), content["checksums"])
+            return state, Meta(config, _tokenizer(content), content["corpus"], content["data"])
 
         return self._newest(read, set_aside=True)
 
-    def restore_params(self) -> tuple[Any, Meta] | None:
-        """Parameters alone of the newest checkpoint that is whole, on the default device; nothing is changed on disk.
+    def restore_model(self) -> Stored | None:
+        """The model alone of the newest checkpoint that is whole, on the default device; nothing is changed on disk.
 
         Raises:
           Failure: there are checkpoints and all of them are damaged.
         """
 
-        def read(step: int) -> tuple[Any, Meta]:
-            meta, sums = self._read_meta(step)
+        def read(step: int) -> Stored:
+            content = self._read_content(step)
+            config = build(ModelConfig, content["model"] if "model" in content else content["config"]["model"], "model")
+            heads, pooler = content.get("heads", PRETRAINING), content.get("pooler", True)
             place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-            shapes = jax.eval_shape(lambda: {_PARAMS: init_params(meta.config.model, jax.random.key(0))})
+            shapes = jax.eval_shape(lambda: {_PARAMS: init_params(config, jax.random.key(0), heads=heads, pooler=pooler)})
             tree = abstract(shapes, jax.tree.map(lambda _: place, shapes))
             args = ocp.args.PyTreeRestore(
                 tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree), partial_restore=True
             )
             state = self._manager.restore(step, args=ocp.args.Composite(**{_STATE: args}))[_STATE]
-            _verify(checksums(state), sums)
-            return state[_PARAMS], meta
+            _verify(checksums(state), content["checksums"])
+            tokenizer = _tokenizer(content) if content["tokenizer"] else None
+            return Stored(config, state[_PARAMS], tokenizer, tuple(content.get("labels", ())))
 
         return self._newest(read, set_aside=False)
 
     def _newest(self, read: Callable[[int], T], *, set_aside: bool) -> T | None:
         steps = sorted(self._manager.all_steps(), reverse=True)
-        damaged: list[int] = []
+        damaged: list[tuple[int, str]] = []
         for step in steps:
             try:
                 value = read(step)
             except Exception as error:  # Orbax and TensorStore raise whatever a damaged file leads them to.
-                where = self.path / str(step)
-                print(
-                    f"bert-jax: checkpoint {where} is damaged ({_first_line(error)}); the one before it is used.", file=sys.stderr
-                )
-                damaged.append(step)
+                damaged.append((step, _first_line(error)))
                 continue
             # Only now is it sure that reading works at all and the fault was the checkpoint's.
-            for bad in damaged if set_aside else []:
-                self._set_aside(bad)
+            for bad, why in damaged:
+                print(f"bert-jax: checkpoint {self.path / str(bad)} is damaged ({why}); {step} is used.", file=sys.stderr)
+                if set_aside:
+                    self._set_aside(bad)
             return value
-        if steps:
-            raise Failure(f"No checkpoint in {self.path} can be read ({', '.join(map(str, steps))}); nothing was changed there.")
+        if damaged:
+            reasons = "; ".join(f"{step}: {why}" for step, why in damaged)
+            raise Failure(f"No checkpoint in {self.path} can be read ({reasons}); nothing was changed there.")
         return None
 
-    def _read_meta(self, step: int) -> tuple[Meta, dict[str, int]]:
-        """Everything of a checkpoint but its arrays, and the arrays' checksums."""
+    def _read_content(self, step: int) -> dict[str, Any]:
+        """Everything of a checkpoint but its arrays."""
         item = self._manager.restore(step, args=ocp.args.Composite(**{_META: ocp.args.JsonRestore()}))[_META]
         content = item["content"]
         if _digest(content) != item["digest"]:
             raise ValueError("its description differs from its digest")
-        files = {name: base64.b64decode(data) for name, data in content["tokenizer"].items()}
-        config = Config.from_json(json.dumps(content["config"]))
-        return Meta(config, tokenizers.from_files(files), content["corpus"], content["data"]), content["checksums"]
+        return cast(dict[str, Any], content)
 
     def _set_aside(self, step: int) -> None:
         if jax.process_index() == 0:
@@ -189,6 +216,14 @@ class Checkpoints:
         last = self.latest()
         kept = f"step {last} is the newest whole one" if last is not None else "there is none yet"
         return Failure(f"{what} could not be written to {self.path} ({_first_line(error)}); {kept}.")
+
+
+def _packed(tokenizer: Tokenizer) -> dict[str, str]:
+    return {name: base64.b64encode(data).decode() for name, data in tokenizer.files.items()}
+
+
+def _tokenizer(content: dict[str, Any]) -> Tokenizer:
+    return tokenizers.from_files({name: base64.b64decode(data) for name, data in content["tokenizer"].items()})
 
 
 def checksums(tree: Any) -> dict[str, int]:

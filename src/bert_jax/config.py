@@ -9,19 +9,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import typing
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from etils import epath
-
 from bert_jax.errors import UserError
-from bert_jax.schema import build, check_choices, check_types, read_json, require, require_positive, require_share
+from bert_jax.schema import build, check_choices, require, require_positive, require_share
 
 Activation = Literal["gelu", "gelu_tanh", "relu", "tanh"]
-# The names under which other projects' config.json files know the same functions.
-ACTIVATION_ALIASES = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
-POSITION_ALIASES = {"absolute": "learned"}
 
 # (layers, hidden, heads): Devlin et al. 2018, section 3; Turc et al. 2019, table 1.
 SIZES = {
@@ -93,29 +87,6 @@ class ModelConfig:
         layers, hidden, heads = SIZES[name]
         shape = dict(num_hidden_layers=layers, hidden_size=hidden, num_attention_heads=heads, intermediate_size=4 * hidden)
         return cls(**(shape | changes))
-
-    @classmethod
-    def from_bert_json(cls, path: epath.PathLike, **changes: Any) -> ModelConfig:
-        """Read the original's ``bert_config.json`` or a ``config.json`` that follows it.
-
-        Keys that say nothing about the encoder's arithmetic (``architectures``, token ids, …) are passed over.
-
-        Raises:
-          UserError: the file is missing, is not JSON, belongs to another architecture or holds a bad value.
-        """
-        stored = read_json(path)
-        kind = stored.get("model_type", "bert")
-        require(kind == "bert", f"{path} describes a {kind!r} model; only BERT is read.")
-        # The fields that are not the file's, such as dtype, mean something else in other libraries' files.
-        ours = {"dtype", "layers", "remat"}
-        hints = {name: hint for name, hint in typing.get_type_hints(cls).items() if name not in ours}
-        fields = {key: value for key, value in stored.items() if key in hints}
-        act = fields.get("hidden_act", "gelu")
-        fields["hidden_act"] = ACTIVATION_ALIASES.get(act, act)
-        position = fields.get("position_embedding_type", "learned")
-        fields["position_embedding_type"] = POSITION_ALIASES.get(position, position)
-        check_types(fields, hints, str(path))
-        return cls(**(fields | changes))
 
 
 @dataclass(frozen=True)

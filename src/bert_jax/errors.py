@@ -14,3 +14,7 @@ class Failure(RuntimeError):
 
     The command line prints the sentence and leaves with status 1.
     """
+
+
+class Doubt(UserWarning):
+    """Something that is allowed and looks wrong, in one sentence; the command line prints it."""

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 from etils import epath
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from tensorboardX import SummaryWriter
 
 METRICS = "metrics.jsonl"
+
+
+@contextlib.contextmanager
+def progress_bar(unit: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on standard error; gives a function to call with how many units are done, of how many."""
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn(unit), TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 class RunLog:
@@ -50,6 +59,9 @@ class RunLog:
                 part.write_text("".join(json.dumps(line) + "\n" for line in kept))
                 part.replace(path)
             self._file = path.open("a")
+            # Not above: where torch is installed, this imports it, which takes seconds.
+            from tensorboardX import SummaryWriter
+
             self._board = SummaryWriter(str(epath.Path(run) / "tensorboard"), purge_step=start + 1)
             self._bar.start()
 

@@ -54,7 +54,7 @@ def pretraining(config: ModelConfig, params: Params, batch: Batch, *, key: Key[A
         logits = mlm_logits(config, params, encoded.hidden, batch["mlm_positions"])
         mlm_loss, mlm_accuracy = classification(logits, batch["mlm_ids"], batch["mlm_weights"])
     with jax.named_scope("nsp"):
-        logits = nsp_logits(config, params, encoded.pooled)
+        logits = nsp_logits(config, params, encoded)
         nsp_loss, nsp_accuracy = classification(logits, batch["nsp_labels"], batch["nsp_weights"])
     return {"mlm_loss": mlm_loss, "mlm_accuracy": mlm_accuracy, "nsp_loss": nsp_loss, "nsp_accuracy": nsp_accuracy}
 

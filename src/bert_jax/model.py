@@ -27,8 +27,8 @@ class Encoded(NamedTuple):
 
     hidden: Float[Array, "B S D"]
     """Last layer's states; those of padding are meaningless."""
-    pooled: Float[Array, "B E D"]
-    """tanh projection of each example's first token."""
+    pooled: Float[Array, "B E D"] | None
+    """tanh projection of each example's first token; None where the parameters have no pooler."""
 
 
 class Block(nn.Module):
@@ -119,22 +119,30 @@ class FeedForward(Block):
 
 
 class Layer(Block):
-    """One post-norm transformer layer, in the form that ``nn.scan`` takes."""
+    """One post-norm transformer layer, in the form that ``nn.scan`` takes: what goes on, and what is kept of it."""
+
+    keep: bool
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B S D"], layer: Int[Array, ""], segments: Array, keys: Array | None) -> tuple[Array, None]:
+    def __call__(
+        self, x: Float[Array, "B S D"], layer: Int[Array, ""], segments: Array, keys: Array | None
+    ) -> tuple[Array, Array | None]:
         keys = _site(keys, layer)
         with jax.named_scope("attention"):
             x = SelfAttention(self.config, name="attention")(x, segments, keys)
         with jax.named_scope("ffn"):
-            return FeedForward(self.config, name="ffn")(x, keys), None
+            x = FeedForward(self.config, name="ffn")(x, keys)
+        return x, x if self.keep else None
 
 
 class Bert(Block):
-    """Embeddings, the layer stack and the pooler."""
+    """Embeddings and the layer stack."""
+
+    keep: bool = False
+    """Whether every layer's states are returned, or only the last."""
 
     @nn.compact
-    def __call__(self, batch: Batch, key: Key[Array, ""] | None = None) -> Encoded:
+    def __call__(self, batch: Batch, key: Key[Array, ""] | None = None) -> Float[Array, "*L B S D"]:
         config, count = self.config, self.config.num_hidden_layers
         keys = None if key is None else jax.vmap(jax.random.fold_in, (None, 0))(key, batch["examples"][:, 0])
         with jax.named_scope("embeddings"):
@@ -152,11 +160,17 @@ class Bert(Block):
             unroll=count if config.layers == "unroll" else 1,
         )
         with jax.named_scope("layers"):
-            x, _ = stack(config, name="layers")(x, jnp.arange(count), batch["segments"], keys)
-        with jax.named_scope("pooler"):
-            first = ops.gather_positions(x, batch["cls_positions"])
-            pooled = jnp.tanh(Affine(config, "BED,DC->BEC", (config.hidden_size,) * 2, name="pooler")(first))
-        return Encoded(x, pooled)
+            last, every = stack(config, self.keep, name="layers")(x, jnp.arange(count), batch["segments"], keys)
+        return last if every is None else jnp.concatenate([x[None], every])
+
+
+class Pooler(Block):
+    """tanh of a projection of each example's first token (the original's ``pooler``)."""
+
+    @nn.compact
+    def __call__(self, hidden: Float[Array, "B S D"], cls_positions: Int[Array, "B E"]) -> Float[Array, "B E D"]:
+        first = ops.gather_positions(hidden, cls_positions)
+        return jnp.tanh(Affine(self.config, "BED,DC->BEC", (self.config.hidden_size,) * 2, name="pooler")(first))
 
 
 def encode(config: ModelConfig, params: Params, batch: Batch, *, key: Key[Array, ""] | None = None) -> Encoded:
@@ -164,15 +178,26 @@ def encode(config: ModelConfig, params: Params, batch: Batch, *, key: Key[Array,
 
     Args:
       config: shape and arithmetic.
-      params: a tree with the encoder's parameters under ``"bert"``; heads beside it are not looked at.
+      params: a tree with the encoder's parameters under ``"bert"``, with or without ``"pooler"``; heads beside it are
+        not looked at.
       batch: ``ids``, ``types``, ``positions``, ``segments`` [B, S] and ``cls_positions`` [B, E]; with a key also
         ``examples`` [B, E].
       key: dropout key, or None for no dropout.
 
     Returns:
-      hidden [B, S, D] and pooled [B, E, D] in ``config.dtype``.
+      hidden [B, S, D] and pooled [B, E, D] in ``config.dtype``; pooled is None without a pooler.
     """
-    return cast(Encoded, Bert(config).apply({"params": params["bert"]}, batch, key))
+    hidden = cast(Array, Bert(config).apply({"params": params["bert"]}, batch, key))
+    if "pooler" not in params["bert"]:
+        return Encoded(hidden, None)
+    with jax.named_scope("pooler"):
+        pooled = Pooler(config).apply({"params": params["bert"]}, hidden, batch["cls_positions"])
+    return Encoded(hidden, cast(Array, pooled))
+
+
+def hidden_states(config: ModelConfig, params: Params, batch: Batch) -> Float[Array, "L B S D"]:
+    """States after the embeddings and after each layer, L = num_hidden_layers + 1; arguments as for :func:`encode`."""
+    return cast(Array, Bert(config, keep=True).apply({"params": params["bert"]}, batch))
 
 
 def _site(keys: Key[Array, " B"] | None, number: int | Int[Array, ""]) -> Key[Array, " B"] | None:

@@ -24,8 +24,9 @@ def require_share(name: str, value: int | float) -> None:
 
 
 def require_positive(name: str, value: int | float) -> None:
-    """Require value > 0."""
+    """Require 0 < value < 2**31."""
     require(value > 0, f"{name} is {value}; it must be greater than 0.")
+    require(value < 2**31, f"{name} is {value}; it must be less than 2**31.")
 
 
 def check_choices(value: Any, where: str) -> None:
@@ -66,16 +67,24 @@ def build(cls: type, values: Any, where: str) -> Any:
         raise UserError(f"{where} is incomplete: {error}.") from None
 
 
+def parse_json(text: str | bytes, where: str) -> Any:
+    """A JSON value; a UserError says what is wrong with it."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise UserError(f"{where} is not JSON that can be read: it is nested too deeply.") from None
+    except ValueError as error:
+        raise UserError(f"{where} is not JSON: {error}.") from None
+
+
 def read_json(path: epath.PathLike) -> dict[str, Any]:
     """A JSON object from a local or remote file; a UserError says what is wrong with it."""
     path = epath.Path(path)
     try:
-        value = json.loads(path.read_text())
+        value = parse_json(path.read_bytes(), str(path))
     except FileNotFoundError:
         raise UserError(f"There is no file {path}.") from None
     except (IsADirectoryError, NotADirectoryError):
         raise UserError(f"{path} is a directory, not a JSON file.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not JSON: {error}.") from None
     require(isinstance(value, dict), f"{path} holds a {type(value).__name__}, not a JSON object.")
     return value

@@ -56,9 +56,9 @@ PARAMETERS: dict[str, tuple[str | None, ...]] = {
     "dense/kernel": ("hidden", None),
     "dense/bias": (None,),
     "mlm/bias": ("vocab",),
-    "nsp/kernel": ("hidden", None),
-    "nsp/bias": (None,),
 }
+for _head in ("nsp", "classify", "regress", "tag", "span", "choose"):
+    PARAMETERS |= {f"{_head}/kernel": ("hidden", None), f"{_head}/bias": (None,)}
 
 
 def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:

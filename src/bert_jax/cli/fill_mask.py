@@ -9,6 +9,7 @@ from typing import Annotated
 import tyro
 
 import bert_jax
+from bert_jax.windows import Long
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,19 +19,22 @@ class FillMask:
     Example: bert-jax fill-mask runs/quickstart "Paris is the [MASK] of France."
     """
 
-    run: Annotated[str, tyro.conf.Positional]
-    """Run directory."""
+    model: Annotated[str, tyro.conf.Positional]
+    """Run directory, or a model of any format that `bert-jax convert` reads."""
     text: Annotated[str, tyro.conf.Positional]
     """Text with one or more [MASK]."""
     top_k: int = 5
     """Pieces to print for each [MASK]."""
+    long: Long = "error"
+    """What to do with a text that is too long: error; truncate; chunk, windows that touch; stride, windows that overlap
+    by half, of which each [MASK] is taken from the one where it stands deeper."""
     json: bool = False
     """Print JSON: for each [MASK] a list of {piece, probability}."""
 
 
 def main(arguments: list[str]) -> int:
     options = tyro.cli(FillMask, prog="bert-jax fill-mask", args=arguments)
-    guesses = bert_jax.load(options.run).fill_mask(options.text, top_k=options.top_k)
+    guesses = bert_jax.load(options.model).fill_mask(options.text, top_k=options.top_k, long=options.long)
     if options.json:
         print(json.dumps([[guess._asdict() for guess in place] for place in guesses], ensure_ascii=False))
         return 0

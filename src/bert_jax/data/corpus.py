@@ -12,8 +12,6 @@ import contextlib
 import hashlib
 import io
 import itertools
-import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -21,7 +19,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
-from bert_jax import tokenizers
+from bert_jax import files, tokenizers
 from bert_jax.data.text import Document
 from bert_jax.errors import UserError
 from bert_jax.tokenizers import Tokenizer
@@ -149,11 +147,9 @@ def write_corpus(
                 yield document
             progress(len(chunk))
 
-    out.parent.mkdir(parents=True, exist_ok=True)
-    work = epath.Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
+    with files.new(out) as path:
         tfds.disable_progress_bar()
-        builder = Builder(documents, data_dir=work, file_format="array_record")
+        builder = Builder(documents, data_dir=path.parent / "tfds", file_format="array_record")
         # TFDS announces a download that does not happen.
         with contextlib.redirect_stdout(io.StringIO()):
             builder.download_and_prepare()
@@ -161,9 +157,7 @@ def write_corpus(
         tokenizers.save(tokenizer, directory)
         for split in SPLITS:
             notes[split].save(directory, split)
-        directory.rename(out)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+        directory.rename(path)
     return {
         split: {"documents": len(note.sentences), "sentences": len(note.lengths), "pieces": int(note.counts.sum())}
         for split, note in notes.items()

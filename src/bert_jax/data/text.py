@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import gzip
-import json
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from typing import IO, Literal
+from typing import IO, Any, Literal
 
 import pyarrow
 import pyarrow.parquet
@@ -15,8 +14,11 @@ import sentencex
 from etils import epath
 
 from bert_jax.errors import UserError
+from bert_jax.schema import parse_json
 
 Document = list[str]
+PAIR = " ||| "
+"""What divides the two texts of a pair on one line."""
 Sentences = Literal["auto", "lines", "split"]
 """How sentences are found: "lines", a line is a sentence; "split", running text is split; "auto", lines in text files,
 split elsewhere."""
@@ -40,10 +42,7 @@ def read_documents(
       UserError: a file is missing, a directory, empty, or not what its name says; the sentence names file and line.
     """
     for path in map(epath.Path, paths):
-        if path.is_dir():
-            raise UserError(f"{path} is a directory; name the files in it, for example {path}/*.txt.")
-        if not path.exists():
-            raise UserError(f"There is no file {path}.")
+        _require_file(path)
         kind = path.name.removesuffix(".gz").rpartition(".")[2]
         records: Iterable[str]
         if kind in ("jsonl", "ndjson"):
@@ -65,6 +64,38 @@ def read_documents(
             raise UserError(f"{path} holds no text.")
 
 
+def read_texts(path: epath.PathLike, *, field: str = "text") -> list[str | tuple[str, str]]:
+    """Texts and pairs of texts to encode, one a line, empty lines included.
+
+    In ``.jsonl`` files each record has a string, or a list of two, under ``field``; in others `` ||| `` divides a pair, as
+    in the original's ``extract_features.py``. ``.gz`` is unpacked.
+
+    Raises:
+      UserError: the file is missing, empty, a directory, or not what its name says; the sentence names file and line.
+    """
+    path = epath.Path(path)
+    _require_file(path)
+    if path.name.removesuffix(".gz").endswith((".jsonl", ".ndjson")):
+        texts = [value if isinstance(value, str) else (value[0], value[1]) for value in _json_lines(path, field, pairs=True)]
+    else:
+        texts = [_pair(line) for _, line in _lines(path)]
+    if not texts:
+        raise UserError(f"{path} holds no text.")
+    return texts
+
+
+def _pair(line: str) -> str | tuple[str, str]:
+    first, bars, second = line.strip().rpartition(PAIR)
+    return (first.strip(), second.strip()) if bars else line.strip()
+
+
+def _require_file(path: epath.Path) -> None:
+    if path.is_dir():
+        raise UserError(f"{path} is a directory; name the files in it, for example {path}/*.txt.")
+    if not path.exists():
+        raise UserError(f"There is no file {path}.")
+
+
 def _lines(path: epath.Path) -> Iterator[tuple[int, str]]:
     with contextlib.ExitStack() as stack:
         file: IO[bytes] | gzip.GzipFile = stack.enter_context(path.open("rb"))
@@ -73,7 +104,8 @@ def _lines(path: epath.Path) -> Iterator[tuple[int, str]]:
         number = 0
         try:
             for number, line in enumerate(file, 1):
-                yield number, line.decode("utf-8")
+                # Some editors begin a file with a byte order mark.
+                yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as error:
             byte = error.object[error.start]
             raise UserError(
@@ -94,24 +126,24 @@ def _paragraphs(path: epath.Path) -> Iterator[str]:
     yield "".join(lines)
 
 
-def _json_lines(path: epath.Path, field: str) -> Iterator[str]:
+def _json_lines(path: epath.Path, field: str, *, pairs: bool = False) -> Iterator[Any]:
+    """What each record has under a field: a string, or, where pairs are allowed, a list of two."""
     for number, line in _lines(path):
         if not line.strip():
             continue
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}, line {number}: not JSON: {error}.") from None
-        if not isinstance(record, dict) or not isinstance(record.get(field), str):
+        record = parse_json(line, f"{path}, line {number}")
+        value: Any = record.get(field) if isinstance(record, dict) else None
+        parts: list[Any] = value if pairs and isinstance(value, list) and len(value) == 2 else [value]
+        if not all(isinstance(part, str) for part in parts):
             raise UserError(f"{path}, line {number}: no text under {field!r}; name the field with --field.")
-        text = record[field]
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise UserError(
-                f"{path}, line {number}: half a surrogate pair at character {error.start + 1}; the text is damaged."
-            ) from None
-        yield text
+        for text in parts:
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise UserError(
+                    f"{path}, line {number}: half a surrogate pair at character {error.start + 1}; the text is damaged."
+                ) from None
+        yield value
 
 
 def _parquet(path: epath.Path, field: str) -> Iterator[str]:

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import hashlib
-import tempfile
 from collections.abc import Callable, Iterable
 from typing import Literal
 
 from etils import epath
 
+from bert_jax import files
 from bert_jax.errors import UserError
 from bert_jax.tokenizers.base import MASK, Pieces, Specials, Tokenizer
 from bert_jax.tokenizers.sentencepiece import MODEL, SentencePiece
-from bert_jax.tokenizers.wordpiece import CONFIG, VOCAB, WordPiece
+from bert_jax.tokenizers.wordpiece import CONFIG, JSON, VOCAB, WordPiece, unpack
 
-__all__ = ["MASK", "Kind", "Pieces", "Specials", "Tokenizer", "create", "digest", "from_files", "load", "save", "train"]
+__all__ = [
+    "CONFIG", "MASK", "ORIGINAL", "VOCABULARIES", "Kind", "Pieces", "Specials", "Tokenizer", "create", "digest", "from_files",
+    "load", "save", "train",
+]  # fmt: skip
 
+VOCABULARIES = (VOCAB, JSON, MODEL)
+"""Names of the files of which one holds the pieces."""
+ORIGINAL = {"max_input_chars_per_word": 200}
+"""What the original does where a WordPiece config says nothing and transformers does something else."""
 Kind = Literal["wordpiece", "unigram", "bpe"]
 
 
@@ -30,13 +37,13 @@ def train(texts: Callable[[], Iterable[str]], *, kind: Kind, size: int, lowercas
     return SentencePiece.train(texts, size, model=kind, lowercase=lowercase)
 
 
-def from_files(files: dict[str, bytes]) -> Tokenizer:
+def from_files(contents: dict[str, bytes]) -> Tokenizer:
     """The tokenizer that these files hold."""
-    if VOCAB in files:
-        return WordPiece(files)
-    if MODEL in files:
-        return SentencePiece(files)
-    raise UserError(f"Neither {VOCAB} nor {MODEL} is among the files {sorted(files)}.")
+    if VOCAB in contents:
+        return WordPiece(contents)
+    if MODEL in contents:
+        return SentencePiece(contents)
+    raise UserError(f"Neither {VOCAB} nor {MODEL} is among the files {sorted(contents)}.")
 
 
 def load(directory: epath.PathLike) -> Tokenizer:
@@ -48,10 +55,12 @@ def load(directory: epath.PathLike) -> Tokenizer:
     directory = epath.Path(directory)
     if not directory.is_dir():
         raise UserError(f"There is no directory {directory}; `bert-jax vocab` makes one.")
-    files = {name: (directory / name).read_bytes() for name in (VOCAB, CONFIG, MODEL) if (directory / name).exists()}
-    if VOCAB not in files and MODEL not in files:
-        raise UserError(f"{directory} holds neither {VOCAB} nor {MODEL}; `bert-jax vocab` makes one of them.")
-    return from_files(files)
+    contents = {name: (directory / name).read_bytes() for name in (*VOCABULARIES, CONFIG) if (directory / name).is_file()}
+    if JSON in contents and MODEL not in contents:
+        contents = unpack(contents)
+    if VOCAB not in contents and MODEL not in contents:
+        raise UserError(f"{directory} holds no {VOCAB}, {JSON} or {MODEL}; `bert-jax vocab` makes one.")
+    return from_files(contents)
 
 
 def save(tokenizer: Tokenizer, directory: epath.PathLike) -> None:
@@ -68,16 +77,8 @@ def create(tokenizer: Tokenizer, directory: epath.PathLike) -> None:
     Raises:
       UserError: it exists already.
     """
-    directory = epath.Path(directory)
-    if directory.exists():
-        raise UserError(f"{directory} exists already; remove it or choose another name.")
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    work = epath.Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
-    try:
-        save(tokenizer, work / directory.name)
-        (work / directory.name).rename(directory)
-    finally:
-        work.rmtree()
+    with files.new(directory) as path:
+        save(tokenizer, path)
 
 
 def digest(tokenizer: Tokenizer) -> str:

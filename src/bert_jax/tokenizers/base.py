@@ -45,6 +45,10 @@ class Tokenizer(Protocol):
         """Pieces of each text, without special pieces; a literal [MASK] in a text is ordinary text."""
         ...
 
+    def doubts(self) -> list[str]:
+        """What in its files speaks against its settings, in sentences."""
+        ...
+
     def decode(self, ids: Sequence[int]) -> str:
         """Readable text of pieces."""
         ...

@@ -81,6 +81,10 @@ class SentencePiece:
             raise refused[0]
         return cls({MODEL: stored.getvalue()})
 
+    def doubts(self) -> list[str]:
+        """None: the model normalises text by its own rules."""
+        return []
+
     def encode(self, texts: Sequence[str]) -> list[Pieces]:
         ids = (np.array(row, np.int32) for row in self._engine.Encode(list(texts), out_type=int))
         return [Pieces(row, self._begins[row]) for row in ids]

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer as Engine
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from bert_jax.errors import UserError
+from bert_jax.schema import check_types, parse_json, require
 from bert_jax.tokenizers.base import SPECIALS, UNK, Pieces, find_specials
 
-VOCAB, CONFIG = "vocab.txt", "tokenizer_config.json"
+VOCAB, CONFIG, JSON = "vocab.txt", "tokenizer_config.json", "tokenizer.json"
 CONTINUATION = "##"
 # The original gives up on longer words; the tokenizers library would at 100.
-_LONGEST_WORD = 200
+_LONGEST, _LONGEST_WORD = "max_input_chars_per_word", 200
+_SETTINGS: dict[str, Any] = {"do_lower_case": bool, "strip_accents": bool, "tokenize_chinese_chars": bool, _LONGEST: int}
+# Uncased vocabularies have hardly a capital letter, cased ones a fifth of their pieces.
+_FEW = 0.01
 
 
 class WordPiece:
@@ -23,7 +28,8 @@ class WordPiece:
 
     Args:
       files: ``vocab.txt``, a piece a line, and optionally ``tokenizer_config.json`` with ``do_lower_case``,
-        which also strips accents (true where nothing is said, as in the original).
+        ``strip_accents`` (as ``do_lower_case`` where nothing is said), ``tokenize_chinese_chars`` and
+        ``max_input_chars_per_word``. Where nothing is said of case, a vocabulary with capital letters is cased.
 
     Raises:
       UserError: the vocabulary is not UTF-8, lacks a special piece or holds a piece twice.
@@ -34,17 +40,36 @@ class WordPiece:
             text = files[VOCAB].decode("utf-8")
         except UnicodeDecodeError as error:
             raise UserError(f"{VOCAB} is not UTF-8 text (byte {error.start}).") from None
-        # Not splitlines, which also splits at letters that may be pieces.
-        self.pieces = [line.strip() for line in text.removesuffix("\n").split("\n")]
+        # Not splitlines, which also splits at letters that may be pieces; some vocabularies hold such a letter alone.
+        self.pieces = [line.strip() or line for line in text.removesuffix("\n").split("\n")]
         self.specials = find_specials(self.pieces, VOCAB)
-        self.files = {VOCAB: files[VOCAB], CONFIG: files.get(CONFIG, _config(lowercase=True))}
-        try:
-            lowercase = bool(json.loads(self.files[CONFIG]).get("do_lower_case", True))
-        except (ValueError, AttributeError) as error:
-            raise UserError(f"{CONFIG} is not a JSON object: {error}.") from None
+        given = _read_config(files[CONFIG]) if CONFIG in files else {}
+        self._capitals = [piece for piece in self.pieces if piece != piece.lower() and piece not in SPECIALS]
+        self._cased = len(self._capitals) > _FEW * len(self.pieces)
+        self.lowercase: bool = given.get("do_lower_case", not self._cased)
+        self.files = {VOCAB: files[VOCAB], CONFIG: files.get(CONFIG, _config(lowercase=self.lowercase))}
         vocab = {piece: number for number, piece in enumerate(self.pieces)}
-        self._engine = _engine(models.WordPiece(vocab, unk_token=UNK, max_input_chars_per_word=_LONGEST_WORD), lowercase)
+        self._engine = _engine(
+            models.WordPiece(vocab, unk_token=UNK, max_input_chars_per_word=given.get(_LONGEST, _LONGEST_WORD)),
+            lowercase=self.lowercase,
+            strip_accents=given.get("strip_accents", self.lowercase),
+            chinese=given.get("tokenize_chinese_chars", True),
+        )
         self._begins = np.array([not piece.startswith(CONTINUATION) for piece in self.pieces])
+
+    def doubts(self) -> list[str]:
+        """Signs that case is folded for a cased vocabulary, or kept for an uncased one, in sentences."""
+        if self.lowercase and self._cased:
+            return [
+                f"The text is lower-cased, but {len(self._capitals):,} pieces of {VOCAB}, such as {self._capitals[-1]!r}, have "
+                f"capital letters: the model seems to be cased; set do_lower_case to false in {CONFIG}."
+            ]
+        if not self.lowercase and not self._capitals:
+            return [
+                f"The text keeps its capital letters, but no piece of {VOCAB} has any, so words with them become {UNK}: "
+                f"the model seems to be uncased; set do_lower_case to true in {CONFIG}."
+            ]
+        return []
 
     @classmethod
     def train(cls, texts: Callable[[], Iterable[str]], size: int, *, lowercase: bool) -> WordPiece:
@@ -77,7 +102,8 @@ class WordPiece:
 
 
 def _learn(texts: Iterable[str], size: int, lowercase: bool, letters: list[str]) -> list[str]:
-    engine = _engine(models.WordPiece(unk_token=UNK), lowercase)
+    # Accents go only with case: an accented word of a cased vocabulary keeps its accents.
+    engine = _engine(models.WordPiece(unk_token=UNK), lowercase=lowercase, strip_accents=lowercase)
     trainer = trainers.WordPieceTrainer(
         vocab_size=size,
         special_tokens=[*SPECIALS, *letters],
@@ -89,11 +115,59 @@ def _learn(texts: Iterable[str], size: int, lowercase: bool, letters: list[str])
     return sorted(vocab, key=vocab.__getitem__)
 
 
-def _engine(model: models.WordPiece, lowercase: bool) -> Engine:
+def unpack(files: dict[str, bytes]) -> dict[str, bytes]:
+    """``vocab.txt`` and ``tokenizer_config.json`` out of the ``tokenizer.json`` of other libraries.
+
+    Padding and truncation that are set in it are left behind. What ``tokenizer_config.json`` says goes before.
+
+    Raises:
+      UserError: it is no BERT WordPiece tokenizer, or ``vocab.txt`` beside it holds other pieces.
+    """
+    stored = parse_json(files[JSON], JSON)
+    try:
+        model, normalizer = stored["model"], stored["normalizer"]
+        vocab, pieces = model["vocab"], sorted(model["vocab"], key=model["vocab"].__getitem__)
+        kinds = (
+            model.get("type", "WordPiece"), normalizer["type"], stored["pre_tokenizer"]["type"],
+            model.get("continuing_subword_prefix", CONTINUATION), model.get("unk_token", UNK),
+        )  # fmt: skip
+        added = [token["content"] for token in stored.get("added_tokens") or () if token["content"] not in vocab]
+        counts = [vocab[piece] for piece in pieces] == [*range(len(pieces))]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{JSON} does not describe a WordPiece tokenizer ({type(error).__name__}: {error}).") from None
+    if kinds != ("WordPiece", "BertNormalizer", "BertPreTokenizer", CONTINUATION, UNK) or not counts:
+        raise UserError(f"{JSON} describes another tokenizer than BERT's WordPiece: {', '.join(map(str, kinds))}.")
+    if added:
+        raise UserError(f"{JSON} adds pieces outside of its vocabulary, {added[0]!r} among them, which is not supported.")
+    said = {
+        "do_lower_case": normalizer.get("lowercase", True),
+        "strip_accents": normalizer.get("strip_accents"),
+        "tokenize_chinese_chars": normalizer.get("handle_chinese_chars", True),
+        "max_input_chars_per_word": model.get("max_input_chars_per_word", 100),
+    }
+    said |= parse_json(files.get(CONFIG, b"{}"), CONFIG)
+    text = "".join(f"{piece}\n" for piece in pieces)
+    beside = files[VOCAB].decode("utf-8", "replace").split() if VOCAB in files else text.split()
+    if beside != text.split():
+        number = next((n for n, pair in enumerate(zip(beside, text.split(), strict=False)) if len({*pair}) > 1), len(pieces))
+        raise UserError(f"{VOCAB} and {JSON} hold different pieces from number {number} on; remove the one that is wrong.")
+    return {VOCAB: files.get(VOCAB, text.encode()), CONFIG: json.dumps(said, indent=2).encode()}
+
+
+def _read_config(content: bytes) -> dict[str, Any]:
+    """What the file says of the tokenizer; null says nothing."""
+    value = parse_json(content, CONFIG)
+    require(isinstance(value, dict), f"{CONFIG} holds a {type(value).__name__}, not a JSON object.")
+    said = {key: value[key] for key in _SETTINGS if value.get(key) is not None}
+    check_types(said, _SETTINGS, CONFIG)
+    require(said.get(_LONGEST, 1) > 0, f"{CONFIG}.{_LONGEST} is {said.get(_LONGEST)}; it must be greater than 0.")
+    return said
+
+
+def _engine(model: models.WordPiece, *, lowercase: bool, strip_accents: bool, chinese: bool = True) -> Engine:
     engine = Engine(model)
-    # Accents go only with case: an accented word of a cased vocabulary keeps its accents.
     engine.normalizer = normalizers.BertNormalizer(
-        clean_text=True, handle_chinese_chars=True, strip_accents=lowercase, lowercase=lowercase
+        clean_text=True, handle_chinese_chars=chinese, strip_accents=strip_accents, lowercase=lowercase
     )
     engine.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     engine.decoder = decoders.WordPiece(prefix=CONTINUATION)

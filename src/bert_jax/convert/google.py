@@ -1,0 +1,215 @@
+"""TensorFlow's checkpoint files (the tensor bundle of ``tensor_bundle.h``), read and written without TensorFlow.
+
+``PREFIX.index`` is a sorted string table, the format of LevelDB: keys are tensor names, values say where in
+``PREFIX.data-00000-of-0000N`` the little-endian bytes of a tensor lie. Blocks and tensors carry masked CRC-32C sums.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import google_crc32c
+import ml_dtypes
+import numpy as np
+from etils import epath
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from google.protobuf.message import DecodeError
+
+from bert_jax.errors import UserError
+
+_MAGIC = 0xDB4775248B80FB57
+_FOOTER = 48
+_TRAILER = 5
+# Object graphs of TensorFlow 2 keep a description of themselves under this name.
+_OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
+# Numbers of tensorflow/core/framework/types.proto.
+_DTYPES: dict[int, Any] = {1: "<f4", 2: "<f8", 3: "<i4", 9: "<i8", 14: ml_dtypes.bfloat16, 19: "<f2"}
+_FLOAT32 = 1
+
+
+def _messages() -> tuple[Any, Any]:
+    """The two messages of ``tensor_bundle.proto`` and what they are made of."""
+    scalar = descriptor_pb2.FieldDescriptorProto
+    file = descriptor_pb2.FileDescriptorProto(name="bert_jax/bundle.proto", package="bert_jax", syntax="proto3")
+
+    def message(name: str, **fields: tuple[int, Any]) -> None:
+        added = file.message_type.add(name=name)
+        for field, (number, kind) in fields.items():
+            repeated = scalar.LABEL_REPEATED if field in ("dim", "slices") else scalar.LABEL_OPTIONAL
+            if isinstance(kind, str):
+                added.field.add(name=field, number=number, label=repeated, type=scalar.TYPE_MESSAGE, type_name=f".bert_jax.{kind}")
+            else:
+                added.field.add(name=field, number=number, label=repeated, type=kind)
+
+    message("Version", producer=(1, scalar.TYPE_INT32))
+    message("Header", num_shards=(1, scalar.TYPE_INT32), endianness=(2, scalar.TYPE_INT32), version=(3, "Version"))
+    message("Dim", size=(1, scalar.TYPE_INT64))
+    message("Shape", dim=(2, "Dim"))
+    message("Slice")
+    message(
+        "Entry",
+        dtype=(1, scalar.TYPE_INT32),
+        shape=(2, "Shape"),
+        shard_id=(3, scalar.TYPE_INT32),
+        offset=(4, scalar.TYPE_INT64),
+        size=(5, scalar.TYPE_INT64),
+        crc32c=(6, scalar.TYPE_FIXED32),
+        slices=(7, "Slice"),
+    )
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    header, entry = (message_factory.GetMessageClass(pool.FindMessageTypeByName(f"bert_jax.{n}")) for n in ("Header", "Entry"))
+    return header, entry
+
+
+_Header, _Entry = _messages()
+
+
+def read(index: epath.Path, wanted: Callable[[str], bool]) -> dict[str, np.ndarray]:
+    """Tensors of a checkpoint whose names are wanted; the bytes of others are not read.
+
+    Args:
+      index: the file ``PREFIX.index``; its data files lie beside it.
+      wanted: whether a name is to be read.
+
+    Raises:
+      UserError: the files are damaged or missing, or hold what has no place in a BERT checkpoint.
+    """
+    try:
+        table = dict(_table(index.read_bytes()))
+        header = _Header.FromString(table.pop(b""))
+        entries = {name.decode(): _Entry.FromString(value) for name, value in table.items()}
+    except (ValueError, IndexError, KeyError, struct.error, DecodeError) as error:
+        raise UserError(f"{index} is not a whole TensorFlow checkpoint index: {error}.") from None
+    if _OBJECT_GRAPH in entries:
+        raise UserError(
+            f"{index} is a TensorFlow 2 object graph; only checkpoints with the original's variable names are read: convert it "
+            "with TensorFlow first."
+        )
+    if header.endianness:
+        raise UserError(f"{index} describes big-endian numbers, which are not read.")
+    prefix, tensors = index.name.removesuffix(".index"), {}
+    for shard in sorted({entry.shard_id for name, entry in entries.items() if wanted(name)}):
+        mine = {name: entry for name, entry in entries.items() if entry.shard_id == shard and wanted(name)}
+        path = index.parent / f"{prefix}.data-{shard:05d}-of-{header.num_shards:05d}"
+        if not path.is_file():
+            raise UserError(f"There is no file {path}, which {index.name} names.")
+        with path.open("rb") as file:
+            for name, entry in sorted(mine.items(), key=lambda item: item[1].offset):
+                tensors[name] = _tensor(file, path, name, entry)
+    return tensors
+
+
+def write(index: epath.Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """Write float32 tensors as a checkpoint of one data file."""
+    prefix, offset = index.name.removesuffix(".index"), 0
+    entries = {b"": _Header(num_shards=1, version={"producer": 1}).SerializeToString()}
+    with (index.parent / f"{prefix}.data-00000-of-00001").open("wb") as file:
+        for name in sorted(tensors, key=str.encode):
+            data = np.ascontiguousarray(tensors[name], "<f4").tobytes()
+            entries[name.encode()] = _Entry(
+                dtype=_FLOAT32,
+                shape={"dim": [{"size": size} for size in tensors[name].shape]},
+                offset=offset,
+                size=len(data),
+                crc32c=_masked(google_crc32c.value(data)),
+            ).SerializeToString()
+            file.write(data)
+            offset += len(data)
+    content, handles = b"", []
+    for block in (_block(entries), _block({})):
+        handles.append(_varint(len(content)) + _varint(len(block)))
+        content += _sealed(block)
+    last = _block({max(entries): handles[0]})
+    footer = (handles[1] + _varint(len(content)) + _varint(len(last))).ljust(_FOOTER - 8, b"\0") + struct.pack("<Q", _MAGIC)
+    index.write_bytes(content + _sealed(last) + footer)
+
+
+def _tensor(file: Any, path: epath.Path, name: str, entry: Any) -> np.ndarray:
+    if entry.slices or entry.dtype not in _DTYPES:
+        what = "is divided into slices" if entry.slices else f"has TensorFlow's data type {entry.dtype}"
+        raise UserError(f"{path}: {name} {what}, which is not read.")
+    shape, dtype = tuple(dim.size for dim in entry.shape.dim), np.dtype(_DTYPES[entry.dtype])
+    end = file.seek(0, 2)
+    if min((entry.offset, *shape)) < 0 or entry.size != math.prod(shape) * dtype.itemsize or entry.offset + entry.size > end:
+        raise UserError(f"{path} is not whole: it has {end:,} bytes, and {name} of shape {shape} is not among them.")
+    file.seek(entry.offset)
+    data = file.read(entry.size)
+    if entry.crc32c != _masked(google_crc32c.value(data)):
+        raise UserError(f"{path} is damaged: {name} differs from its checksum.")
+    return np.frombuffer(data, dtype).reshape(shape)
+
+
+def _table(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Keys and values of a sorted string table."""
+    if len(data) < _FOOTER or struct.unpack("<Q", data[-8:])[0] != _MAGIC:
+        raise ValueError("its end is missing, or it is something else")
+    _, at = _handle(data, len(data) - _FOOTER)
+    (place, size), _ = _handle(data, at)
+    for _, handle in _entries(_opened(data, place, size)):
+        yield from _entries(_opened(data, *_handle(handle, 0)[0]))
+
+
+def _opened(data: bytes, place: int, size: int) -> bytes:
+    block, kind = data[place : place + size], data[place + size]
+    if kind:
+        raise ValueError("a block of it is compressed")
+    if struct.unpack_from("<I", data, place + size + 1)[0] != _masked(google_crc32c.value(block + bytes([kind]))):
+        raise ValueError("a block of it differs from its checksum")
+    return block
+
+
+def _entries(block: bytes) -> Iterator[tuple[bytes, bytes]]:
+    restarts = struct.unpack_from("<I", block, len(block) - 4)[0]
+    at, end, key = 0, len(block) - 4 * (restarts + 1), b""
+    while at < end:
+        shared, at = _read_varint(block, at)
+        fresh, at = _read_varint(block, at)
+        length, at = _read_varint(block, at)
+        key = key[:shared] + block[at : at + fresh]
+        yield key, block[at + fresh : at + fresh + length]
+        at += fresh + length
+
+
+def _handle(data: bytes, at: int) -> tuple[tuple[int, int], int]:
+    place, at = _read_varint(data, at)
+    size, at = _read_varint(data, at)
+    return (place, size), at
+
+
+def _block(entries: Mapping[bytes, bytes]) -> bytes:
+    """A block in which no key shares its beginning with the one before."""
+    body, restarts = b"", []
+    for key, value in sorted(entries.items()):
+        restarts.append(len(body))
+        body += _varint(0) + _varint(len(key)) + _varint(len(value)) + key + value
+    restarts = restarts or [0]
+    return body + struct.pack(f"<{len(restarts) + 1}I", *restarts, len(restarts))
+
+
+def _sealed(block: bytes) -> bytes:
+    return block + b"\0" + struct.pack("<I", _masked(google_crc32c.value(block + b"\0")))
+
+
+def _masked(crc: int) -> int:
+    return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+def _varint(number: int) -> bytes:
+    out = bytearray()
+    while number >= 0x80:
+        out.append(number & 0x7F | 0x80)
+        number >>= 7
+    return bytes([*out, number])
+
+
+def _read_varint(data: bytes, at: int) -> tuple[int, int]:
+    number = shift = 0
+    while True:
+        byte = data[at]
+        number, shift, at = number | (byte & 0x7F) << shift, shift + 7, at + 1
+        if byte < 0x80:
+            return number, at
