@@ -12,6 +12,9 @@ import tempfile
 # might read what the other has half written.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="bert-jax-tests-")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+# Eight devices share whatever cores there are; where one has to wait for 40 s, because the machine was paused, say, XLA ends
+# the process.
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_collective_call_terminate_timeout_seconds=600".strip()
 
 import jax
 
@@ -73,6 +76,13 @@ def make_batch(lengths: list[list[int]], width: int, *, seed: int = 0, first_exa
             batch["nsp_weights"][row, slot] = 1
             start += length
     return batch
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _programs_of_one_module():
+    """Let go of compiled programs: a worker that keeps them all runs into the system's limit on memory mappings, and dies."""
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="session")

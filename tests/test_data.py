@@ -12,10 +12,12 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from bert_jax.config import DataConfig
 from bert_jax.data import corpus as corpora
-from bert_jax.data import pairs, pipeline
+from bert_jax.data import packing, pairs, pipeline
 from bert_jax.data.corpus import Split
 from bert_jax.data.text import read_documents
 from bert_jax.errors import UserError
@@ -274,8 +276,8 @@ SPECIALS = corpora.tokenizers.Specials(pad=-10, unk=-11, cls=-12, sep=-13, mask=
 
 def test_rows_are_laid_out_as_the_contract_says():
     split, config = synthetic(200), DataConfig("none", sequence_length=48, batch_size=16)
-    plan = pairs.plan(split, config, seed=0, epoch=0, block=0).take(slice(0, 16))
-    batch = pipeline.assemble(split, SPECIALS, config, plan)
+    plan = pairs.plan(split, config, seed=0, epoch=0, block=0).take(np.arange(16))
+    batch = pipeline.assemble(split, SPECIALS, config, plan.take(np.arange(16)[:, None]))
     for row in range(16):
         a = 1000 * plan.document_a[row] + plan.start_a[row] + np.arange(plan.length_a[row])
         b = 1000 * plan.document_b[row] + plan.start_b[row] + np.arange(plan.length_b[row])
@@ -292,6 +294,75 @@ def test_rows_are_laid_out_as_the_contract_says():
         np.testing.assert_array_equal(batch["words"][row, 1 : 1 + len(a)], np.cumsum(begins) - 1)
     assert batch["nsp_labels"].tolist() == plan.random_next[:, None].tolist()
     assert {name: values.dtype.name for name, values in batch.items() if values.dtype != np.int32} == {"nsp_weights": "float32"}
+
+
+def test_a_packed_row_is_its_examples_one_after_the_other():
+    split, config = synthetic(200, longest=6), DataConfig("none", sequence_length=96, packing=3)
+    plan = pairs.plan(split, config, seed=0, epoch=0, block=0)
+    rows = pipeline.packed_rows(plan, config, seed=0)
+    assert set((rows >= 0).sum(1)) == {2, 3}
+    packed = pipeline.assemble(split, SPECIALS, config, plan.take(rows))
+    alone = pipeline.assemble(split, SPECIALS, config, plan.take(np.arange(len(plan.example))[:, None]))
+    lengths = alone["segments"].sum(1)
+    for row, examples in enumerate(rows):
+        examples = examples[examples >= 0]
+        total = lengths[examples].sum()
+        for name in ("ids", "types", "positions", "offsets", "words"):
+            expected = np.concatenate([alone[name][example, : lengths[example]] for example in examples])
+            np.testing.assert_array_equal(packed[name][row, :total], expected, err_msg=name)
+        np.testing.assert_array_equal(packed["segments"][row, :total], np.repeat(np.arange(len(examples)) + 1, lengths[examples]))
+        assert (packed["segments"][row, total:] == 0).all()
+        assert (packed["words"][row, total:] == -1).all()
+        count = len(examples)
+        for name in ("examples", "nsp_labels", "nsp_weights"):
+            np.testing.assert_array_equal(packed[name][row, :count], alone[name][examples, 0])
+        assert (packed["nsp_weights"][row, count:] == 0).all()
+        np.testing.assert_array_equal(packed["ids"][row, packed["cls_positions"][row, :count]], SPECIALS.cls)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.integers(1, 40), max_size=80), st.integers(1, 6))
+def test_packing_places_every_example_once(lengths, most):
+    lengths = np.array(lengths, int)
+    rows = packing.pack(lengths, 40, most)
+    assert sorted(rows[rows >= 0]) == list(range(len(lengths)))
+    assert rows.shape[1] == most
+    assert (rows[:, 0] >= 0).all()
+    # No gap before an example.
+    assert (np.diff((rows >= 0).astype(int), axis=1) <= 0).all()
+    assert (np.where(rows >= 0, lengths[rows], 0).sum(1) <= 40).all()
+    np.testing.assert_array_equal(rows, packing.pack(lengths, 40, most))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=80))
+def test_packing_is_as_good_as_best_fit_decreasing_one_by_one(lengths):
+    rooms = []
+    for length in sorted(lengths, reverse=True):
+        fitting = [room for room in rooms if room >= length]
+        if fitting:
+            rooms.remove(min(fitting))
+            rooms.append(min(fitting) - length)
+        else:
+            rooms.append(40 - length)
+    assert len(packing.pack(np.array(lengths), 40, len(lengths))) <= len(rooms) + 1
+
+
+def test_packed_rows_of_an_epoch_come_in_another_order():
+    split, config = synthetic(100), DataConfig("none", sequence_length=64, batch_size=16)
+    plan = pairs.plan(split, config, seed=0, epoch=0, block=0)
+    first, second = (pipeline.packed_rows(plan, config, seed=seed) for seed in (0, 1))
+    assert not np.array_equal(first, second)
+    assert set(map(tuple, first)) == set(map(tuple, second))
+    batches = pipeline.train_batches(split, SPECIALS, config, seed=1, rows=np.arange(16))
+    assert next(batches)["examples"].shape == (16, 6)
+
+
+def test_blocks_are_bounded_by_sentences(monkeypatch):
+    split = synthetic(100)
+    assert pairs.blocks(split) == 1
+    monkeypatch.setattr(pairs, "SENTENCES", split.lengths.size // 3)
+    assert pairs.blocks(split) in (3, 4)
 
 
 def take(iterator, count):
@@ -333,8 +404,7 @@ def test_blocks_are_of_equal_size_and_cover_every_document(monkeypatch):
 
 def test_evaluation_on_a_host_without_rows_in_the_last_batch():
     split, config = synthetic(5), DataConfig("none", sequence_length=64, batch_size=64)
-    count = len(pairs.plan(split, config, seed=0, epoch=0, block=0).example)
-    assert count <= 32
+    assert len(pairs.plan(split, config, seed=0, epoch=0, block=0).example) <= 32
     (batch,) = pipeline.eval_batches(split, SPECIALS, config, rows=np.arange(32, 64), limit=None)
     assert batch["ids"].shape == (32, 64)
     assert batch["segments"].sum() == batch["nsp_weights"].sum() == 0
@@ -359,6 +429,7 @@ def test_evaluation_sees_every_example_once_in_equal_shapes(corpus):
     ids = np.concatenate([batch["examples"][batch["nsp_weights"] > 0] for batch in batches])
     plan = pairs.plan(corpus.held_out, config, seed=0, epoch=0, block=0)
     assert sorted(ids) == sorted(plan.example)
+    assert len(ids) > sum(len(batch["ids"]) for batch in batches)
     last = batches[-1]
     empty = last["nsp_weights"][:, 0] == 0
     assert (last["segments"][empty] == 0).all()

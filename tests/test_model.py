@@ -100,6 +100,24 @@ def test_remat_recomputes_and_unrolling_leaves_no_loop(params):
     )
 
 
+@pytest.mark.parametrize("most", [1, 97 * 4 * 2, 97 * 4 * 3])
+def test_scores_of_a_part_at_a_time_give_the_same_loss_and_gradients(params, monkeypatch, most):
+    batch = mask_tokens(jax.random.key(0), BATCH, POLICY, 0)
+
+    def loss(params):
+        sums = losses.pretraining(MODEL, params, batch)
+        return losses.means(sums)["loss"], sums
+
+    whole = jax.value_and_grad(loss, has_aux=True)(params)
+    monkeypatch.setattr(losses, "LOGITS", most)
+    jaxpr = str(jax.make_jaxpr(jax.grad(loss, has_aux=True))(params))
+    assert f"f32[4,{batch['mlm_ids'].shape[1]},97]" not in jaxpr
+    parts = jax.value_and_grad(loss, has_aux=True)(params)
+    np.testing.assert_allclose(parts[0][0], whole[0][0], rtol=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), parts[0][1], whole[0][1])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), parts[1], whole[1])
+
+
 def test_packed_examples_are_as_each_alone(params):
     lengths = [[9, 14, 6], [20, 10], [29]]
     packed = make_batch(lengths, 32)

@@ -102,3 +102,80 @@ def test_sinusoidal_table_is_the_formula():
             assert table[place, column] == pytest.approx(math.sin(angle), abs=1e-6)
             assert table[place, column + 3] == pytest.approx(math.cos(angle), abs=1e-6)
     assert positions.sinusoidal(3, 5).shape == (3, 5)
+
+
+def test_random_bits_are_even_and_independent():
+    """Over sites, places near and far, and keys that differ in one bit: correlations within five standard deviations."""
+    places = jnp.arange(1 << 18, dtype=jnp.uint32)
+
+    def kept(first, second):
+        return np.asarray(ops.random_bits(jnp.uint32(first), jnp.uint32(second), places) < jnp.uint32(0.9 * 2**32))
+
+    related = [(0, 0), (1, 0), (0, 1), (1, 1), (2**31, 0), (0, 2**31), (0x9E3779B9, 0), (0, 0x9E3779B9)]
+    drawn = [tuple(int(word) for word in jax.random.key_data(jax.random.fold_in(jax.random.key(0), site))) for site in range(24)]
+    values = (np.stack([kept(*words) for words in related + drawn]) - 0.9) / 0.3
+    count = places.size
+    assert abs(values.mean()) < 5 / math.sqrt(values.size)
+    between = (values @ values.T / math.sqrt(count))[~np.eye(len(values), dtype=bool)]
+    assert np.abs(between).max() < 5
+    for lag in (1, 2, 3, 4, 16, 64, 128, 512, 768, 4096):
+        assert np.abs((values[:, lag:] * values[:, :-lag]).sum(1)).max() < 5 * math.sqrt(count), lag
+    # As an image, with rows as long as a hidden state: no stripe, however fine or slanted.
+    image = np.abs(np.fft.fft2(values[-1][: 256 * 768].reshape(256, 768))) ** 2 / (256 * 768)
+    assert image.ravel()[1:].max() < 25
+    for shift in (0, 8, 16, 24):
+        bits = (np.asarray(ops.random_bits(jnp.uint32(5), jnp.uint32(7), places)) >> shift) & 255
+        squares = ((np.bincount(bits, minlength=256) - count / 256) ** 2 / (count / 256)).sum()
+        assert abs(squares - 255) < 5 * math.sqrt(2 * 255)
+
+
+def test_dropout_stores_nothing_and_drops_the_same_backwards():
+    x = jax.random.normal(jax.random.key(0), (4, 32, 16))
+    keys = jax.random.split(jax.random.key(1), 4)
+    y, back = jax.vjp(lambda x: ops.dropout(x, keys, 0.3), x)
+    np.testing.assert_array_equal(back(jnp.ones_like(x))[0], jnp.where(y == 0, 0, 1 / 0.7))
+    assert sum(leaf.size for leaf in jax.tree.leaves(back)) <= 2 * 4
+
+
+FORMS = [
+    ("BSD,DF->BSF", (4, 6, 8), (8, 10)),
+    ("BSD,DNHK->BSNHK", (4, 6, 8), (8, 3, 2, 5)),
+    ("BSHK,HKD->BSD", (4, 6, 2, 5), (2, 5, 8)),
+    ("BED,DC->BEC", (4, 1, 8), (8, 2)),
+    ("BMD,VD->BMV", (4, 3, 8), (11, 8)),
+]
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize(("equation", "left", "right"), FORMS)
+def test_projections_and_their_gradients_are_products(equation, left, right, dtype):
+    rng = np.random.default_rng(0)
+    x, kernel = (jnp.asarray(rng.normal(size=shape), dtype) for shape in (left, right))
+    wide = [np.asarray(value, np.float64) for value in (x, kernel)]
+    found, back = jax.vjp(jax.jit(lambda x, w: ops.project(equation, x, w)), x, kernel)
+    cotangent = jnp.asarray(rng.normal(size=found.shape), dtype)
+    expected = np.einsum(equation, *wide)
+    tolerance = 1e-5 if dtype == jnp.float32 else 2**-7
+    np.testing.assert_allclose(np.asarray(found, np.float64), expected, rtol=tolerance, atol=tolerance)
+    inputs, result = equation.split("->")
+    first, second = inputs.split(",")
+    g = np.asarray(cotangent, np.float64)
+    for value, wanted in zip(
+        back(cotangent),
+        (np.einsum(f"{result},{second}->{first}", g, wide[1]), np.einsum(f"{first},{result}->{second}", wide[0], g)),
+        strict=True,
+    ):
+        assert value.dtype == dtype
+        np.testing.assert_allclose(np.asarray(value, np.float64), wanted, rtol=tolerance, atol=tolerance)
+    assert ops.project(equation, x, kernel, wide=True).dtype == jnp.float32
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_spread_is_a_broadcast_whose_gradient_is_a_sum(dtype):
+    rng = np.random.default_rng(0)
+    vector, like = jnp.asarray(rng.normal(size=(3, 5)), dtype), jnp.zeros((4, 6, 3, 5), dtype)
+    found, back = jax.vjp(lambda v: ops.spread(v, like), vector)
+    np.testing.assert_array_equal(found, jnp.broadcast_to(vector, like.shape))
+    cotangent = jnp.asarray(rng.normal(size=like.shape), dtype)
+    expected = np.asarray(cotangent, np.float64).sum((0, 1))
+    np.testing.assert_allclose(np.asarray(back(cotangent)[0], np.float64), expected, rtol=2**-7, atol=2**-6)

@@ -108,6 +108,15 @@ def test_every_launcher_gives_the_same_gradients(way):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), found, expected)
 
 
+@pytest.mark.parametrize("way", ["data 2 x fsdp 2 x tensor 2", "pmap 8"])
+def test_bfloat16_runs_on_every_launcher(alone, way):
+    model = dataclasses.replace(MODEL, dtype="bfloat16", layers="unroll")
+    metrics, _ = run(dataclasses.replace(CONFIG, model=model, **WAYS[way]))
+    for found, expected in zip(metrics, alone[0], strict=True):
+        np.testing.assert_allclose(found["loss"], expected["loss"], rtol=5e-3)
+        np.testing.assert_allclose(found["grad_norm"], expected["grad_norm"], rtol=5e-2)
+
+
 @pytest.mark.parametrize("way", ["one device", "data 2 x fsdp 2 x tensor 2", "fsdp 8", "pmap 8"])
 @pytest.mark.parametrize("parts", [2])
 def test_accumulated_gradients_are_those_of_the_whole_batch(alone, way, parts):

@@ -24,10 +24,8 @@ from pathlib import Path
 
 import numpy as np
 
-ALLOCATOR = (
-    "glibc.malloc.mmap_threshold=8589934592:glibc.malloc.trim_threshold=17179869184:"
-    "glibc.malloc.top_pad=67108864:glibc.malloc.hugetlb=1"
-)
+from bert_jax.cli import ALLOCATOR
+
 LIMIT = 256
 
 

@@ -133,6 +133,8 @@ class DataConfig:
     """Probability that the second segment comes from another document."""
     short_sequences: float = 0.1
     """Probability that a document is cut to a random shorter target length."""
+    packing: int = 6
+    """Most examples in a row, none of which sees another; 1: one example, and padding."""
     dupe_factor: int | None = None
     """Epochs after which examples and masks repeat (the original's static masking); none: never."""
 
@@ -142,6 +144,7 @@ class DataConfig:
             f"data.sequence_length is {self.sequence_length}; a pair needs at least 5 tokens.",
         )
         require_positive("data.batch_size", self.batch_size)
+        require_positive("data.packing", self.packing)
         for name in ("random_next", "short_sequences"):
             require(0.0 <= getattr(self, name) <= 1.0, f"data.{name} is {getattr(self, name)}; it must lie in [0, 1].")
         if self.dupe_factor is not None:

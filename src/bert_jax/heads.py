@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import cast
+from typing import NamedTuple, cast
 
 import flax.linen as nn
 import jax
@@ -24,16 +24,27 @@ PRETRAINING = {"mlm": 0, "nsp": 2}
 """Heads of pretraining; how many outputs ``mlm`` has is the model's ``vocab_size``."""
 
 
+class Decoder(NamedTuple):
+    """What turns a state into the scores of every piece: the word table (tied) and a bias."""
+
+    table: Float[Array, "V D"]
+    bias: Float[Array, " V"]
+
+    def logits(self, states: Float[Array, "B M D"]) -> Float[Array, "B M V"]:
+        """float32 scores of every piece."""
+        return ops.project("BMD,VD->BMV", states, self.table, wide=True) + self.bias
+
+
 class MaskedWords(Block):
-    """dense, activation, layer norm, the word table transposed, a bias (the original's ``cls/predictions``)."""
+    """dense, activation, layer norm; then the word table transposed, a bias (the original's ``cls/predictions``)."""
 
     @nn.compact
-    def __call__(self, hidden: Float[Array, "B M D"], word: Float[Array, "V D"]) -> Float[Array, "B M V"]:
+    def __call__(self, hidden: Float[Array, "B M D"], word: Float[Array, "V D"]) -> tuple[Float[Array, "B M D"], Decoder]:
         config = self.config
         x = Affine(config, "BMD,DC->BMC", (config.hidden_size,) * 2, name="dense")(hidden)
         x = Norm(config, name="norm")(ops.ACTIVATIONS[config.hidden_act](x))
         table = sharding.gather(word.astype(config.dtype), "embeddings/word")
-        return ops.einsum("BMD,VD->BMV", x, table, wide=True) + self.vector("bias", config.vocab_size)
+        return x, Decoder(table, self.vector("bias", config.vocab_size))
 
 
 class MaskedWordsHead(Block):
@@ -42,7 +53,7 @@ class MaskedWordsHead(Block):
     @nn.compact
     def __call__(
         self, hidden: Float[Array, "B S D"], positions: Int[Array, "B M"], word: Float[Array, "V D"]
-    ) -> Float[Array, "B M V"]:
+    ) -> tuple[Float[Array, "B M D"], Decoder]:
         return MaskedWords(self.config, name="mlm")(ops.gather_positions(hidden, positions), word)
 
 
@@ -62,9 +73,17 @@ def mlm_logits(
     config: ModelConfig, params: Params, hidden: Float[Array, "B S D"], positions: Int[Array, "B M"]
 ) -> Float[Array, "B M V"]:
     """float32 scores of every piece at M positions of each row; the decoder is the word table (tied)."""
+    states, decoder = mlm_states(config, params, hidden, positions)
+    return decoder.logits(states)
+
+
+def mlm_states(
+    config: ModelConfig, params: Params, hidden: Float[Array, "B S D"], positions: Int[Array, "B M"]
+) -> tuple[Float[Array, "B M D"], Decoder]:
+    """The masked-word head up to its decoder, and the decoder: for who does not want all scores at once."""
     _require(params, "mlm")
     word = params["bert"]["embeddings"]["word"]
-    return cast(Array, MaskedWordsHead(config).apply({"params": params}, hidden, positions, word))
+    return cast(tuple[Array, Decoder], MaskedWordsHead(config).apply({"params": params}, hidden, positions, word))
 
 
 def head_logits(config: ModelConfig, params: Params, head: str, encoded: Encoded) -> Float[Array, "B N C"]:

@@ -10,12 +10,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from bert_jax.config import ModelConfig
-from bert_jax.heads import mlm_logits, nsp_logits
+from bert_jax.heads import Decoder, mlm_states, nsp_logits
 from bert_jax.model import Batch, Params, encode
 
 Sum = tuple[Float[Array, ""], Float[Array, ""]]
 """(sum, weight), to be divided by whoever knows the weight of the whole."""
 Sums = dict[str, Sum]
+
+LOGITS = 2**26
+"""Most scores of pieces that a device holds at a time: 256 MiB."""
 
 
 def label_scores(logits: Float[Array, "*B C"], labels: Int[Array, "*B"]) -> Float[Array, "*B"]:
@@ -38,6 +41,33 @@ def classification(logits: Float[Array, "B M C"], labels: Int[Array, "B M"], wei
     return (loss, weight), ((weights * right).sum(), weight)
 
 
+def masked_words(
+    states: Float[Array, "B M D"], decoder: Decoder, labels: Int[Array, "B M"], weights: Float[Array, "B M"]
+) -> tuple[Sum, Sum]:
+    """:func:`classification` over all pieces, of a part of the M positions at a time where all their scores would be too many.
+
+    Each part's scores are computed again in the backward pass.
+    """
+    rows, count, _ = states.shape
+    devices = max(1, jax.sharding.get_abstract_mesh().size)
+    parts = min(count, -(-rows * count * decoder.bias.size // (LOGITS * devices)))
+    if parts == 1:
+        return classification(decoder.logits(states), labels, weights)
+    size = -(-count // parts)
+
+    def split(values: Array) -> Array:
+        padded = jnp.pad(values, ((0, 0), (0, parts * size - count), *((0, 0),) * (values.ndim - 2)))
+        return jnp.moveaxis(padded.reshape(rows, parts, size, *values.shape[2:]), 1, 0)
+
+    @jax.checkpoint
+    def add(total: tuple[Sum, Sum], part: tuple[Array, Array, Array]) -> tuple[tuple[Sum, Sum], None]:
+        sums = classification(decoder.logits(part[0]), *part[1:])
+        return jax.tree.map(jnp.add, total, sums), None
+
+    zero = (jnp.float32(0), jnp.float32(0))
+    return jax.lax.scan(add, (zero, zero), (split(states), split(labels), split(weights)))[0]
+
+
 def pretraining(config: ModelConfig, params: Params, batch: Batch, *, key: Key[Array, ""] | None = None) -> Sums:
     """Masked-word and next-sentence losses and accuracies of a masked batch (Devlin et al. 2018, appendix A.2).
 
@@ -51,8 +81,8 @@ def pretraining(config: ModelConfig, params: Params, batch: Batch, *, key: Key[A
     """
     encoded = encode(config, params, batch, key=key)
     with jax.named_scope("mlm"):
-        logits = mlm_logits(config, params, encoded.hidden, batch["mlm_positions"])
-        mlm_loss, mlm_accuracy = classification(logits, batch["mlm_ids"], batch["mlm_weights"])
+        states, decoder = mlm_states(config, params, encoded.hidden, batch["mlm_positions"])
+        mlm_loss, mlm_accuracy = masked_words(states, decoder, batch["mlm_ids"], batch["mlm_weights"])
     with jax.named_scope("nsp"):
         logits = nsp_logits(config, params, encoded)
         nsp_loss, nsp_accuracy = classification(logits, batch["nsp_labels"], batch["nsp_weights"])

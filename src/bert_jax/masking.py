@@ -22,14 +22,21 @@ _SELECT, _REPLACE, _DRAW = range(3)
 
 
 def prediction_slots(policy: MaskPolicy, length: int, examples: int) -> int:
-    """M: positions a row needs so that no prediction of its examples is ever cut.
+    """M: the most predictions that a row of this length can hold, however its tokens are shared out among its examples."""
+    counts = _counts(policy, length)
+    most = counts
+    for _ in range(examples - 1):
+        # most[n]: of n tokens in one example more than before.
+        most = np.array([max(most[: n + 1] + counts[n::-1]) for n in range(length + 1)])
+    return min(int(most.max()), length)
 
-    One example predicts round(rate · tokens), at least 1; rounding and the minimum add less than one each.
-    """
-    slots = max(1, round(length * policy.rate)) if examples == 1 else int(length * policy.rate) + examples
-    if policy.max_predictions is not None:
-        slots = min(slots, policy.max_predictions * examples)
-    return min(slots, length)
+
+def _counts(policy: MaskPolicy, length: int) -> np.ndarray:
+    """Predictions int32 [length + 1] of an example, by its number of tokens."""
+    # Rounded by Python, in float64 and half to even as in the original: float32 differs at lengths such as 190.
+    counts = np.array([max(1, round(tokens * policy.rate)) for tokens in range(length + 1)], np.int32)
+    counts[0] = 0
+    return counts if policy.max_predictions is None else np.minimum(counts, policy.max_predictions)
 
 
 def mask_tokens(key: Key[Array, ""], batch: Batch, policy: MaskPolicy, step: Int[Array, ""] | int) -> Batch:
@@ -78,11 +85,7 @@ def _choose(key: Key[Array, ""], batch: Batch, token_example: Int[Array, "B S"],
     units = batch["offsets"] if policy.select == "token" else words
     noise = jax.vmap(jax.vmap(jax.random.bits))(_token_keys(key, _SELECT, token_example, units))
     length = _total((segments > 0).astype(jnp.int32), _starts(segments))
-    # Rounded by Python, in float64 and half to even as in the original: float32 differs at lengths such as 190.
-    counts = np.array([max(1, round(tokens * policy.rate)) for tokens in range(segments.shape[1] + 1)], np.int32)
-    if policy.max_predictions is not None:
-        counts = np.minimum(counts, policy.max_predictions)
-    count = ops.lookup(jnp.asarray(counts), length)
+    count = ops.lookup(jnp.asarray(_counts(policy, segments.shape[1])), length)
 
     # Sorted, the candidates of an example lie together, unit after unit in random order.
     excluded = (words < 0).astype(jnp.int32)

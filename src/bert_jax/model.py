@@ -40,6 +40,10 @@ class Block(nn.Module):
         """A truncated-normal matrix (the original's ``create_initializer``), ready to compute with."""
         return self._declare(name, nn.initializers.truncated_normal(self.config.initializer_range), shape, self.config.dtype)
 
+    def table(self, name: str, *shape: int) -> Array:
+        """A truncated-normal table to look rows up in; float32, because gradients of frequent rows are long sums."""
+        return self._declare(name, nn.initializers.truncated_normal(self.config.initializer_range), shape, "float32")
+
     def vector(self, name: str, *shape: int, value: float = 0.0) -> Array:
         """A bias or a layer-norm parameter; float32 until it is used."""
         return self._declare(name, nn.initializers.constant(value), shape, "float32")
@@ -62,7 +66,19 @@ class Affine(Block):
         inputs, result = self.equation.split("->")
         brought = tuple(size for letter, size in zip(inputs.split(",")[1], self.shape, strict=True) if letter in result)
         kernel, bias = self.weight("kernel", *self.shape), self.vector("bias", *brought)
-        return ops.einsum(self.equation, x, kernel, axes=self.axes) + bias.astype(x.dtype)
+        y = ops.project(self.equation, x, kernel, axes=self.axes)
+        return y + ops.spread(bias.astype(x.dtype), y)
+
+
+class Weights(Block):
+    """Kernel and bias of a product that is computed together with others."""
+
+    shape: tuple[int, ...]
+    bias: tuple[int, ...]
+
+    @nn.compact
+    def __call__(self) -> tuple[Array, Array]:
+        return self.weight("kernel", *self.shape), self.vector("bias", *self.bias)
 
 
 class Norm(Block):
@@ -80,14 +96,14 @@ class Embeddings(Block):
     @nn.compact
     def __call__(self, batch: Batch, keys: Key[Array, " B"] | None) -> Float[Array, "B S D"]:
         config, width = self.config, self.config.hidden_size
-        x = ops.lookup(self.weight("word", config.vocab_size, width), batch["ids"])
+        x = ops.lookup(self.table("word", config.vocab_size, width), batch["ids"])
         if config.position_embedding_type == "learned":
-            table = self.weight("position", config.max_position_embeddings, width)
+            table = self.table("position", config.max_position_embeddings, width)
         else:
-            table = jnp.asarray(positions.sinusoidal(config.max_position_embeddings, width), config.dtype)
+            table = jnp.asarray(positions.sinusoidal(config.max_position_embeddings, width))
         x = x + ops.lookup(table, batch["positions"])
-        x = x + ops.lookup(self.weight("type", config.type_vocab_size, width), batch["types"])
-        x = Norm(config, name="norm")(x)
+        x = x + ops.lookup(self.table("type", config.type_vocab_size, width), batch["types"])
+        x = Norm(config, name="norm")(x).astype(config.dtype)
         return ops.dropout(x, keys, config.hidden_dropout_prob)
 
 
@@ -100,7 +116,12 @@ class SelfAttention(Block):
     ) -> Float[Array, "B S D"]:
         config, width = self.config, self.config.hidden_size
         heads = (config.num_attention_heads, config.head_size)
-        q, k, v = (Affine(config, "BSD,DHK->BSHK", (width, *heads), name=name)(x) for name in ("query", "key", "value"))
+        parts = (Weights(config, (width, *heads), heads, name=name)() for name in ("query", "key", "value"))
+        # One product three times as wide keeps a device busier than three.
+        kernel, bias = (jnp.stack(arrays, axis=-3) for arrays in zip(*parts, strict=True))
+        qkv = ops.project("BSD,DNHK->BSNHK", x, kernel)
+        qkv = qkv + ops.spread(bias.astype(x.dtype), qkv)
+        q, k, v = (qkv[:, :, number] for number in range(3))
         mixed = attention(q, k, v, segments, keys=_head_keys(keys, heads[0]), dropout=config.attention_probs_dropout_prob)
         out = Affine(config, "BSHK,HKD->BSD", (*heads, width), ("batch", None, None), name="output")(mixed)
         return Norm(config, name="norm")(x + ops.dropout(out, _site(keys, 1), config.hidden_dropout_prob))
@@ -147,21 +168,49 @@ class Bert(Block):
         keys = None if key is None else jax.vmap(jax.random.fold_in, (None, 0))(key, batch["examples"][:, 0])
         with jax.named_scope("embeddings"):
             x = Embeddings(config, name="embeddings")(batch, _site(keys, count))
+        with jax.named_scope("layers"):
+            layers = self._scanned if config.layers == "scan" or self.is_initializing() else self._unrolled
+            last, every = layers(x, batch["segments"], keys)
+        return last if every is None else jnp.concatenate([x[None], every])
+
+    def _scanned(self, x: Array, segments: Array, keys: Array | None) -> tuple[Array, Array | None]:
+        config = self.config
         layer = Layer
         if config.remat != "none":
-            # Inside a loop nothing can undo the recomputation; unrolled, the compiler has to be kept from it.
-            layer = nn.remat(Layer, prevent_cse=config.layers == "unroll", policy=_REMAT_POLICIES[config.remat])
+            # Inside a loop nothing can undo the recomputation.
+            layer = nn.remat(Layer, prevent_cse=False, policy=_REMAT_POLICIES[config.remat])
         stack = nn.scan(
             layer,
             variable_axes={"params": 0},
             split_rngs={"params": True},
             in_axes=(0, nn.broadcast, nn.broadcast),
-            length=count,
-            unroll=count if config.layers == "unroll" else 1,
+            length=config.num_hidden_layers,
         )
-        with jax.named_scope("layers"):
-            last, every = stack(config, self.keep, name="layers")(x, jnp.arange(count), batch["segments"], keys)
-        return last if every is None else jnp.concatenate([x[None], every])
+        carried: tuple[Array, Array | None] = stack(config, self.keep, name="layers")(
+            x, jnp.arange(config.num_hidden_layers), segments, keys
+        )
+        return carried
+
+    def _unrolled(self, x: Array, segments: Array, keys: Array | None) -> tuple[Array, Array | None]:
+        config, count = self.config, self.config.num_hidden_layers
+
+        def layer(params: Params, x: Array, number: Array) -> tuple[Array, Array | None]:
+            return cast(
+                tuple[Array, Array | None],
+                Layer(config, self.keep, parent=None).apply({"params": params}, x, number, segments, keys),
+            )
+
+        if config.remat != "none":
+            layer = jax.checkpoint(layer, policy=_REMAT_POLICIES[config.remat])
+        stacked, structure = jax.tree.flatten(self.variables["params"]["layers"])
+        # Parts of one split, whose gradients are joined once; indices would each add to a gradient of the whole stack.
+        parts = [jax.lax.split(leaf, [1] * count) for leaf in stacked]
+        every: list[Array] = []
+        for number, leaves in enumerate(zip(*parts, strict=True)):
+            params = jax.tree.unflatten(structure, [leaf[0] for leaf in leaves])
+            x, kept = layer(params, x, jnp.int32(number))
+            every += [] if kept is None else [kept]
+        return x, jnp.stack(every) if every else None
 
 
 class Pooler(Block):

@@ -86,6 +86,11 @@ def spec(*axes: str | None) -> P | None:
     return P(*(_place(axis, COMPUTED, mesh) for axis in axes))
 
 
+def spec_of(value: jax.Array) -> P | None:
+    """Partition of an array inside a program, or None where no explicit mesh is set."""
+    return None if spec() is None else jax.typeof(value).sharding.spec
+
+
 def split(value: jax.Array, *axes: str | None) -> jax.Array:
     """Lay an activation out by its logical axes."""
     layout = spec(*axes)

@@ -7,6 +7,7 @@ import hashlib
 import importlib
 import io
 import os
+import platform
 import signal
 import sys
 import threading
@@ -30,6 +31,14 @@ COMMANDS = {
     "convert": "bring a model into another format",
 }
 
+_COMPUTING = ("pretrain", "embed", "features")
+
+ALLOCATOR = (
+    "glibc.malloc.mmap_threshold=8589934592:glibc.malloc.trim_threshold=17179869184:"
+    "glibc.malloc.top_pad=67108864:glibc.malloc.hugetlb=1"
+)
+"""Settings of glibc that keep a step's memory for the next one."""
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a subcommand.
@@ -37,7 +46,10 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
       0; 2 for a user's mistake; 1 for a failure; 128 + n when signal n stopped it (a run is then saved).
     """
-    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments is None:
+        arguments = sys.argv[1:]
+        if arguments and arguments[0] in _COMPUTING:
+            _keep_memory()
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_usage(), file=sys.stdout if arguments else sys.stderr)
         return 0 if arguments else 2
@@ -82,6 +94,17 @@ def main(arguments: list[str] | None = None) -> int:
         sys.unraisablehook = before
         if term is not None:
             signal.signal(signal.SIGTERM, term)
+
+
+def _keep_memory() -> None:
+    """Start once more with an allocator that keeps a step's memory for the next one: on a CPU 1.2 to 1.3 times faster.
+
+    By its defaults glibc gives large arrays back to the system whenever they are freed. It reads its settings when a program
+    starts, and only then; whoever has set them is left alone.
+    """
+    if platform.libc_ver()[0] == "glibc" and "GLIBC_TUNABLES" not in os.environ:
+        os.environ["GLIBC_TUNABLES"] = ALLOCATOR
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def _keep_compilations() -> None:

@@ -16,13 +16,14 @@ from bert_jax.config import DataConfig
 from bert_jax.data.corpus import Split
 from bert_jax.errors import UserError
 
-# Most documents planned together, in the epoch's random order; random next sentences come from the same block,
-# which is a random sample of the corpus. Blocks of an epoch are of equal size.
+# Most documents, and about how many sentences, are planned together, in the epoch's random order; random next sentences
+# come from the same block, which is a random sample of the corpus. Blocks of an epoch are of equal size.
 BLOCK = 65_536
+SENTENCES = 4_194_304
 
 
 class Examples(NamedTuple):
-    """Columns int64 [N] of a plan; ranges are in pieces of a document."""
+    """Columns int64 [N] of a plan, or [R, E] for the examples of rows; ranges are in pieces of a document."""
 
     document_a: np.ndarray
     start_a: np.ndarray
@@ -35,13 +36,22 @@ class Examples(NamedTuple):
     example: np.ndarray
     """Id that randomness is keyed by: epoch x sentences of the corpus + number of A's first sentence, modulo 2**32."""
 
-    def take(self, rows: np.ndarray | slice) -> Examples:
-        return Examples(*(column[rows] for column in self))
+    def take(self, numbers: np.ndarray) -> Examples:
+        """Examples by their numbers; -1 gives one that is not there, of zeros."""
+        return Examples(*(np.where(numbers < 0, 0, column[numbers]) for column in self))
+
+    def tokens(self, config: DataConfig) -> np.ndarray:
+        """Tokens of each example as [CLS] A [SEP] B [SEP] or [CLS] A [SEP]; 0 where there is none."""
+        return np.where(self.length_a > 0, self.length_a + self.length_b + _specials(config), 0)
 
 
 def blocks(split: Split) -> int:
     """Blocks in an epoch."""
-    return -(-(len(split.first) - 1) // BLOCK)
+    return max(1, -(-(len(split.first) - 1) // BLOCK), -(-split.lengths.size // SENTENCES))
+
+
+def _specials(config: DataConfig) -> int:
+    return 3 if config.pairs else 2
 
 
 def plan(split: Split, config: DataConfig, *, seed: int, epoch: int, block: int) -> Examples:
@@ -81,8 +91,7 @@ class _Planner:
         lengths = split.lengths[self.source].astype(np.int64)
         self.ends = np.cumsum(lengths)
         self.starts = self.ends - lengths
-        # [CLS] A [SEP] B [SEP] or [CLS] A [SEP].
-        self.room = config.sequence_length - (3 if config.pairs else 2)
+        self.room = config.sequence_length - _specials(config)
 
     def run(self, epoch: int) -> Examples:
         count = len(self.documents)

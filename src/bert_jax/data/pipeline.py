@@ -13,7 +13,7 @@ import grain
 import numpy as np
 
 from bert_jax.config import DataConfig
-from bert_jax.data import pairs
+from bert_jax.data import packing, pairs
 from bert_jax.data.corpus import Split
 from bert_jax.data.pairs import Examples
 from bert_jax.tokenizers import Specials
@@ -51,54 +51,69 @@ def eval_batches(
     """
     parts = [pairs.plan(split, config, seed=0, epoch=0, block=block) for block in range(pairs.blocks(split))]
     plan = Examples(*map(np.concatenate, zip(*parts, strict=True)))
-    count = -(-len(plan.example) // config.batch_size)
+    packed = packed_rows(plan, config, seed=0)
+    count = -(-len(packed) // config.batch_size)
+    packed = np.pad(packed, ((0, count * config.batch_size - len(packed)), (0, 0)), constant_values=-1)
     for batch in range(count if limit is None else min(count, limit)):
-        chosen = batch * config.batch_size + rows
-        present = chosen < len(plan.example)
-        made = assemble(split, specials, config, plan.take(np.where(present, chosen, 0)))
-        for name, values in made.items():
-            values[~present] = -1 if name == "words" else 0
-        yield made
+        yield assemble(split, specials, config, plan.take(packed[batch * config.batch_size + rows]))
+
+
+def packed_rows(plan: Examples, config: DataConfig, *, seed: int | list[int]) -> np.ndarray:
+    """Numbers [R, E] of the examples of each row, -1 where there are fewer; rows in random order."""
+    rows = packing.pack(plan.tokens(config), config.sequence_length, config.packing)
+    # Packed by length, rows of one kind lie together.
+    return rows if config.packing == 1 else np.random.default_rng(seed).permutation(rows)
 
 
 def assemble(split: Split, specials: Specials, config: DataConfig, examples: Examples) -> HostBatch:
-    """Read the documents of R examples and lay them out as rows [CLS] A [SEP] (B [SEP])."""
-    needed, places = np.unique(np.concatenate([examples.document_a, examples.document_b]), return_inverse=True)
+    """Read the documents of R x E examples and lay them out in R rows, each as [CLS] A [SEP] (B [SEP])."""
+    present = examples.length_a > 0
+    needed, places = np.unique(np.concatenate([examples.document_a[present], examples.document_b[present]]), return_inverse=True)
     documents = split.documents.__getitems__(needed.tolist())
-    pieces = np.concatenate([document["pieces"] for document in documents])
-    starts = np.concatenate([document["starts"] for document in documents])
+    # With one more, so that there is something to read where all rows are empty.
+    pieces = np.concatenate([*(document["pieces"] for document in documents), np.zeros(1, np.int32)])
+    starts = np.concatenate([*(document["starts"] for document in documents), np.zeros(1, np.bool_)])
     base = np.cumsum([0] + [len(document["pieces"]) for document in documents])[places]
-    from_a, from_b = base[: len(examples.example)] + examples.start_a, base[len(examples.example) :] + examples.start_b
+    from_a, from_b = examples.start_a.copy(), examples.start_b.copy()
+    from_a[present] += base[: present.sum()]
+    from_b[present] += base[present.sum() :]
 
     column = np.arange(config.sequence_length)
-    a, b = examples.length_a[:, None], examples.length_b[:, None]
-    in_a = (column >= 1) & (column <= a)
-    in_b = (column >= a + 2) & (column < a + 2 + b)
-    total = a + 2 + np.where(b > 0, b + 1, 0) if config.pairs else a + 2
-    valid = column < total
+    tokens = examples.tokens(config)
+    ends = np.cumsum(tokens, axis=1)
+    slot = np.minimum((column[:, None] >= ends[:, None, :]).sum(-1), tokens.shape[1] - 1)
+
+    def its(values: np.ndarray) -> np.ndarray:
+        """What holds of the example that a column belongs to."""
+        return np.take_along_axis(values, slot, axis=1)
+
+    valid = column < ends[:, -1:]
+    offset = np.where(valid, column - its(ends - tokens), 0)
+    a, b = its(examples.length_a), its(examples.length_b)
+    in_a = valid & (offset >= 1) & (offset <= a)
+    in_b = valid & (offset >= a + 2) & (offset < a + 2 + b)
     words = in_a | in_b
-    source = np.where(in_a, from_a[:, None] + column - 1, np.where(in_b, from_b[:, None] + column - a - 2, 0))
-    separator = valid & ~words & (column > 0)
+    source = np.where(in_a, its(from_a) + offset - 1, np.where(in_b, its(from_b) + offset - a - 2, 0))
+    separator = valid & ~words & (offset > 0)
     # A part may begin in the middle of a word; its rest counts as one.
-    begins = words & (starts[source] | (column == 1) | (column == a + 2))
+    begun = np.cumsum(words & (starts[source] | (offset == 1) | (offset == a + 2)), axis=1)
+    before = np.take_along_axis(begun, np.minimum(ends - tokens, column[-1]), axis=1)
 
     def integers(values: np.ndarray) -> np.ndarray:
         return np.ascontiguousarray(values, np.int32)
 
     ids = np.where(words, pieces[source], np.where(separator, specials.sep, np.where(valid, specials.cls, specials.pad)))
-    place = integers(np.where(valid, column, 0))
-    ones = np.ones((len(examples.example), 1))
     return {
         "ids": integers(ids),
-        "types": integers(valid & (column >= a + 2)),
-        "positions": place,
-        "segments": integers(valid),
-        "offsets": place,
-        "words": integers(np.where(words, np.cumsum(begins, axis=1) - 1, -1)),
-        "examples": np.ascontiguousarray(examples.example[:, None], np.uint32).view(np.int32),
-        "cls_positions": integers(0 * ones),
-        "nsp_labels": integers(examples.random_next[:, None]),
-        "nsp_weights": (ones * config.pairs).astype(np.float32),
+        "types": integers(valid & (offset >= a + 2)),
+        "positions": integers(offset),
+        "segments": integers(np.where(valid, slot + 1, 0)),
+        "offsets": integers(offset),
+        "words": integers(np.where(words, begun - its(before) - 1, -1)),
+        "examples": np.ascontiguousarray(examples.example, np.uint32).view(np.int32),
+        "cls_positions": integers(np.where(present, ends - tokens, 0)),
+        "nsp_labels": integers(examples.random_next),
+        "nsp_weights": (present & config.pairs).astype(np.float32),
     }
 
 
@@ -120,20 +135,27 @@ class _PlanIterator(grain.DatasetIterator[Examples]):
         super().__init__()
         self._split, self._config, self._seed, self._rows = split, config, seed, rows
         self._epoch = self._block = self._row = 0
-        self._plan: Examples | None = None
+        self._plan: tuple[Examples, np.ndarray] | None = None
 
     def __next__(self) -> Examples:
         parts, missing = [], self._config.batch_size
         while missing:
             if self._plan is None:
-                self._plan = pairs.plan(self._split, self._config, seed=self._seed, epoch=self._epoch, block=self._block)
-            part = self._plan.take(slice(self._row, self._row + missing))
-            parts.append(part)
-            missing -= len(part.example)
-            self._row += len(part.example)
-            if self._row == len(self._plan.example):
+                self._plan = self._next_plan()
+            plan, rows = self._plan
+            parts.append(plan.take(rows[self._row : self._row + missing]))
+            count = len(parts[-1].example)
+            missing -= count
+            self._row += count
+            if self._row == len(rows):
                 self._advance()
-        return Examples(*map(np.concatenate, zip(*parts, strict=True))).take(self._rows)
+        return Examples(*(np.concatenate(columns)[self._rows] for columns in zip(*parts, strict=True)))
+
+    def _next_plan(self) -> tuple[Examples, np.ndarray]:
+        config, seed = self._config, self._seed
+        epoch = self._epoch if config.dupe_factor is None else self._epoch % config.dupe_factor
+        plan = pairs.plan(self._split, config, seed=seed, epoch=self._epoch, block=self._block)
+        return plan, packed_rows(plan, config, seed=[seed, epoch, 1 + self._block, 1])
 
     def _advance(self) -> None:
         self._plan, self._row = None, 0

@@ -1,0 +1,254 @@
+"""The train step and the encoder, ours beside every rival, on the same batches and machine.
+
+    python experiments/benchmarks/step.py                             # BERT-Base, 8 full rows of 128 tokens
+    python experiments/benchmarks/step.py --corpus CORPUS             # real text: padded for the rivals, packed for ours
+    python experiments/benchmarks/step.py --what encode --size mini --length 512 --batch 2 --out runs/bench
+
+Each program runs in a process of its own with the same allocator settings, compiles, warms up and waits; rounds then
+alternate: every program takes one step over each batch. Printed are the median time of a step, tokens of real
+text a second, model FLOP/s (the paper's arithmetic on real tokens and masked positions, times three for training, nothing
+recomputed), its share of a square product measured in the same rounds, peak memory, the time to the first step, and
+the ratio to ours, round by round.
+
+A rival that lives in another environment is given by its interpreter: ``--python FlaxBert=/path/to/bin/python``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from rivals import RIVALS
+
+import bert_jax
+from bert_jax.cli import ALLOCATOR
+from bert_jax.config import SIZES
+from bert_jax.data import corpus as corpora
+from bert_jax.data import pairs, pipeline
+
+VOCAB = 30522
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--what", choices=("train", "encode"), default="train")
+    parser.add_argument("--size", choices=SIZES, default="base")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--length", type=int, default=128)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
+    parser.add_argument("--dropout", type=float, default=0.1)
+    parser.add_argument("--corpus", help="a directory of `bert-jax prepare`; without it, rows are full and random")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--batches", type=int, default=4, help="steps in a round, each on a batch of its own")
+    parser.add_argument("--rivals", nargs="*", choices=RIVALS, default=["transformers"])
+    parser.add_argument("--python", action="append", default=[], metavar="RIVAL=PATH")
+    parser.add_argument("--model", type=json.loads, default={}, help="fields of our ModelConfig, as JSON")
+    parser.add_argument("--matmul", type=int, default=2048, help="side of the square product")
+    parser.add_argument("--out", type=Path, help="directory for step.json and step.png")
+    options = parser.parse_args()
+    # This process only makes batches: an accelerator is left to the programs.
+    jax.config.update("jax_platforms", "cpu")
+    layers, width, heads = SIZES[options.size]
+    settings = vars(options) | {"shape": (layers, width, heads), "warmup": 2, "out": None}
+    names = ["matmul", "bert_jax", *options.rivals]
+    with tempfile.TemporaryDirectory() as work:
+        counts = write_batches(Path(work), options)
+        Path(work, "options.json").write_text(json.dumps(settings))
+        reports, times = alternate(names, work, dict(pair.split("=", 1) for pair in options.python), options.rounds)
+    rows = table(names, counts, reports, times, options)
+    show(rows, options)
+    if options.out:
+        options.out.mkdir(parents=True, exist_ok=True)
+        (options.out / "step.json").write_text(json.dumps({"options": settings, "batches": counts, "rows": rows}, indent=2))
+        draw(rows, options, options.out / "step.png")
+
+
+def write_batches(work: Path, options: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """The same examples twice: packed and unmasked for us, who mask in the step; padded and masked for the rivals.
+
+    Returns:
+      What a batch holds on average, for ours and theirs: tokens, and the FLOP of a forward pass.
+    """
+    given = real_batches(options) if options.corpus else {"ours": (full := random_batches(options)), "theirs": full}
+    policy = bert_jax.MaskPolicy(mask_id=103, vocab_size=VOCAB)
+    counts = {}
+    for kind, batches in given.items():
+        masked = [{k: np.asarray(v) for k, v in mask(batch, policy).items()} for batch in batches]
+        for number, (plain, batch) in enumerate(zip(batches, masked, strict=True)):
+            np.savez(work / f"{kind}-{number:03}.npz", **(plain if kind == "ours" else theirs(plain, batch)))
+        flops = [forward_flops(batch, SIZES[options.size], options.what) for batch in masked]
+        counts[kind] = {
+            "tokens": float(np.mean([(batch["segments"] > 0).sum() for batch in batches])),
+            "fill": float(np.mean([(batch["segments"] > 0).mean() for batch in batches])),
+            "gflop": float(np.mean(flops)) * (3 if options.what == "train" else 1) / 1e9,
+        }
+    return counts
+
+
+def mask(batch: pipeline.HostBatch, policy: bert_jax.MaskPolicy) -> dict[str, Any]:
+    return jax.jit(bert_jax.mask_tokens, static_argnums=2)(jax.random.key(0), batch, policy, 0)
+
+
+def random_batches(options: argparse.Namespace) -> list[pipeline.HostBatch]:
+    """Full rows of random pieces, one pair in each."""
+    rng = np.random.default_rng(0)
+    batches = []
+    for _ in range(options.batches):
+        shape = (options.batch, options.length)
+        ids = rng.integers(1000, VOCAB, shape)
+        ids[:, 0], ids[:, [options.length // 2, -1]] = 101, 102
+        place = np.broadcast_to(np.arange(options.length), shape)
+        words = np.where((ids == 101) | (ids == 102), -1, place)
+        batch = {"ids": ids, "types": place > options.length // 2, "positions": place, "segments": np.ones(shape), "offsets": place}
+        batch |= {"words": words, "examples": rng.integers(0, 2**31, (options.batch, 1))}
+        batch |= {"cls_positions": np.zeros((options.batch, 1)), "nsp_labels": rng.integers(0, 2, (options.batch, 1))}
+        batches.append(
+            {name: np.asarray(value, np.int32) for name, value in batch.items()}
+            | {"nsp_weights": np.ones((options.batch, 1), np.float32)}
+        )
+    return batches
+
+
+def real_batches(options: argparse.Namespace) -> dict[str, list[pipeline.HostBatch]]:
+    """Sentence pairs of a corpus: as many rows for each, which hold more of them where they are packed."""
+    corpus = corpora.open_corpus(options.corpus)
+    made = {}
+    for kind, packing in (("ours", bert_jax.DataConfig("").packing), ("theirs", 1)):
+        config = bert_jax.DataConfig(options.corpus, options.length, options.batch, packing=packing)
+        plan = pairs.plan(corpus.train, config, seed=0, epoch=0, block=0)
+        rows = pipeline.packed_rows(plan, config, seed=0)[: options.batches * options.batch]
+        parts = np.split(rows, options.batches)
+        made[kind] = [pipeline.assemble(corpus.train, corpus.tokenizer.specials, config, plan.take(part)) for part in parts]
+    return made
+
+
+def theirs(plain: pipeline.HostBatch, masked: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """A masked batch under the names of transformers."""
+    labels = np.full(plain["ids"].shape, -100)
+    for row, (place, ids, weights) in enumerate(
+        zip(masked["mlm_positions"], masked["mlm_ids"], masked["mlm_weights"], strict=True)
+    ):
+        labels[row, place[weights > 0]] = ids[weights > 0]
+    return {
+        "input_ids": masked["ids"].astype(np.int64),
+        "token_type_ids": plain["types"].astype(np.int64),
+        "attention_mask": (plain["segments"] > 0).astype(np.int64),
+        "labels": labels,
+        "next_sentence_label": plain["nsp_labels"][:, 0].astype(np.int64),
+    }
+
+
+def forward_flops(batch: dict[str, np.ndarray], shape: tuple[int, int, int], what: str) -> float:
+    """Multiplications and additions that BERT needs for these examples, padding not counted."""
+    layers, width, _ = shape
+    examples = [np.bincount(row[row > 0]) for row in batch["segments"]]
+    squares = sum(int((lengths**2).sum()) for lengths in examples)
+    tokens, masked = (batch["segments"] > 0).sum(), batch["mlm_weights"].sum()
+    pairs_here = sum(int((lengths > 0).sum()) for lengths in examples)
+    encoder = layers * (24 * tokens * width**2 + 4 * squares * width)
+    head = masked * (2 * width**2 + 2 * width * VOCAB) + pairs_here * (2 * width**2 + 4 * width)
+    return float(encoder + (head if what == "train" else 0))
+
+
+def alternate(
+    names: list[str], work: str, pythons: dict[str, str], rounds: int
+) -> tuple[list[dict[str, float]], list[list[float]]]:
+    """Start every program, then let them step in turn.
+
+    Returns:
+      What each program says of itself, and its seconds for a step in each round.
+    """
+    environment = {**os.environ, "GLIBC_TUNABLES": ALLOCATOR}
+    programs, reports = [], []
+    for name in names:
+        command = [pythons.get(name, sys.executable), str(Path(__file__).with_name("rivals.py")), name, work]
+        program = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+        programs.append(program)
+        reports.append(answer(program, name))
+    times: list[list[float]] = [[] for _ in names]
+    for _ in range(rounds):
+        for name, program, taken, report in zip(names, programs, times, reports, strict=True):
+            # The step after a pause meets cold memory and is not counted.
+            print(file=program.stdin, flush=True)
+            answer(program, name)
+            seconds = []
+            for _ in range(int(report["batches"])):
+                print(file=program.stdin, flush=True)
+                seconds.append(answer(program, name))
+            taken.append(statistics.mean(seconds))
+    for program in programs:
+        program.communicate()
+    return reports, times
+
+
+def answer(program: subprocess.Popen[str], name: str) -> Any:
+    assert program.stdout
+    for line in program.stdout:
+        if line.startswith(("{", *"0123456789")):
+            return json.loads(line)
+    raise SystemExit(f"{name} ended with status {program.wait()}.")
+
+
+def table(
+    names: list[str], counts: dict[str, Any], reports: list[dict[str, float]], times: list[list[float]], options: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """One row for each program."""
+    speeds = [statistics.median(taken) for taken in times]
+    peak = 2 * options.matmul**3 / speeds[0] / 1e9
+    ours = times[1]
+    rate = counts["ours"]["tokens"]
+    rows = [{"program": "matmul", "gflops": peak}]
+    for name, report, taken, speed in list(zip(names, reports, times, speeds, strict=True))[1:]:
+        held = counts["ours" if name == "bert_jax" else "theirs"]
+        ratios = sorted((rate / a) / (held["tokens"] / b) for a, b in zip(ours, taken, strict=True))
+        rows.append({
+            "program": name, "step_ms": 1e3 * speed, "tokens_per_s": held["tokens"] / speed, "gflops": held["gflop"] / speed,
+            "share_of_matmul": held["gflop"] / speed / peak, "peak_gib": report["peak_gib"], "first_step_s": report["first_step_s"],
+            "ours_is": statistics.median(ratios), "from": ratios[0], "to": ratios[-1], "seconds": taken,
+        })  # fmt: skip
+    return rows
+
+
+def show(rows: list[dict[str, Any]], options: argparse.Namespace) -> None:
+    kind = f"real text of {options.corpus}" if options.corpus else "full rows"
+    print(f"{options.what}, {options.size}, {options.batch} x {options.length}, {options.dtype}, dropout {options.dropout}, {kind}")
+    print(f"square product of {options.matmul}: {rows[0]['gflops']:,.0f} GFLOP/s")
+    print(
+        "| program | ms | tokens/s | GFLOP/s | of product | peak GiB | first step s | ours is faster by |\n|---|---|---|---|---|---|---|---|"
+    )
+    for row in rows[1:]:
+        ratio = "" if row["program"] == "bert_jax" else f"{row['ours_is']:.2f} ({row['from']:.2f} to {row['to']:.2f})"
+        print(
+            f"| {row['program']} | {row['step_ms']:,.0f} | {row['tokens_per_s']:,.0f} | {row['gflops']:,.0f} | "
+            f"{row['share_of_matmul']:.2f} | {row['peak_gib']:.1f} | {row['first_step_s']:.1f} | {ratio} |"
+        )
+
+
+def draw(rows: list[dict[str, Any]], options: argparse.Namespace, path: Path) -> None:
+    """Real tokens a second of each program, every round a dot."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 0.5 + 0.5 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    for place, row in enumerate(rows[:0:-1]):
+        tokens = row["tokens_per_s"] * row["step_ms"] / 1e3
+        axes.barh(place, row["tokens_per_s"], color="C0" if row["program"] == "bert_jax" else "0.7")
+        axes.plot([tokens / seconds for seconds in row["seconds"]], [place] * len(row["seconds"]), "k.", markersize=4)
+    axes.set_yticks(range(len(rows) - 1), [row["program"] for row in rows[:0:-1]])
+    axes.set_xlabel(
+        f"tokens of text a second, {options.what}, BERT {options.size}, {options.batch} x {options.length}, {options.dtype}"
+    )
+    figure.savefig(path, dpi=150)
+
+
+if __name__ == "__main__":
+    main()
