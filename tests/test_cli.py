@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import time
 import pytest
 
 from bert_jax import cli
-from bert_jax.cli import COMMANDS
+from bert_jax.cli import ALLOCATOR, COMMANDS
 from bert_jax.config import Config
 
 EXPERIMENT = """
@@ -225,3 +226,18 @@ def test_the_stored_config_is_the_resolved_one(experiment, tmp_path):
     assert stored.mask.select == "word"
     assert stored.mask.replace == (1.0, 0.0, 0.0)
     assert '"select": "word"' in out
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's allocator is set up")
+@pytest.mark.parametrize("chosen", [None, "glibc.malloc.check=0"])
+def test_commands_that_compute_keep_their_memory_unless_told_otherwise(chosen):
+    code = (
+        "import os, sys\nsys.argv = ['bert-jax', 'embed', '--help']\nfrom bert_jax import cli\n"
+        "try:\n    cli.main()\nexcept SystemExit:\n    pass\nprint(os.environ['GLIBC_TUNABLES'])"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
+    if chosen:
+        environment["GLIBC_TUNABLES"] = chosen
+    found = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert found.stdout.splitlines()[-1] == (chosen or ALLOCATOR)
+    assert found.stdout.count("usage: bert-jax embed") == 1

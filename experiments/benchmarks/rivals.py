@@ -86,7 +86,9 @@ def transformers(options: dict[str, Any], batches: list[Batch], *, compiled: boo
     model = BertForPreTraining._from_config(_their_config(BertConfig, options), attn_implementation="sdpa").to(device)
     forward = torch.compile(model) if compiled else model
     narrow = torch.autocast(device, torch.bfloat16, enabled=options["dtype"] == "bfloat16")
-    tensors = [{name: torch.as_tensor(value).to(device) for name, value in batch.items()} for batch in batches]
+    inputs = ("input_ids", "token_type_ids", "attention_mask")
+    wanted = inputs if options["what"] == "encode" else (*inputs, "labels", "next_sentence_label")
+    tensors = [{name: torch.as_tensor(batch[name]).to(device) for name in wanted} for batch in batches]
     given = itertools.cycle(tensors)
 
     def finish(value: Any) -> float:
@@ -203,7 +205,7 @@ def keras(options: dict[str, Any], batches: list[Batch]) -> Step:
     def run() -> float:
         batch = next(given)
         labels, weights = batch["mlm_ids"], batch["mlm_weights"]
-        return float(model.train_on_batch(inputs(batch) | {"mask_positions": batch["mlm_positions"]}, labels, weights))
+        return model.train_on_batch(inputs(batch) | {"mask_positions": batch["mlm_positions"]}, labels, weights)
 
     return run
 

@@ -144,7 +144,7 @@ def theirs(plain: pipeline.HostBatch, masked: dict[str, np.ndarray]) -> dict[str
         "attention_mask": (plain["segments"] > 0).astype(np.int64),
         "labels": labels,
         "next_sentence_label": plain["nsp_labels"][:, 0].astype(np.int64),
-    }
+    } | {name: masked[name] for name in ("mlm_positions", "mlm_ids", "mlm_weights")}
 
 
 def forward_flops(batch: dict[str, np.ndarray], shape: tuple[int, int, int], what: str) -> float:
@@ -222,9 +222,8 @@ def show(rows: list[dict[str, Any]], options: argparse.Namespace) -> None:
     kind = f"real text of {options.corpus}" if options.corpus else "full rows"
     print(f"{options.what}, {options.size}, {options.batch} x {options.length}, {options.dtype}, dropout {options.dropout}, {kind}")
     print(f"square product of {options.matmul}: {rows[0]['gflops']:,.0f} GFLOP/s")
-    print(
-        "| program | ms | tokens/s | GFLOP/s | of product | peak GiB | first step s | ours is faster by |\n|---|---|---|---|---|---|---|---|"
-    )
+    print("| program | ms | tokens/s | GFLOP/s | of product | peak GiB | first step s | ours is faster by |")
+    print("|---|---|---|---|---|---|---|---|")
     for row in rows[1:]:
         ratio = "" if row["program"] == "bert_jax" else f"{row['ours_is']:.2f} ({row['from']:.2f} to {row['to']:.2f})"
         print(

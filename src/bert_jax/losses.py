@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
+from bert_jax import sharding
 from bert_jax.config import ModelConfig
 from bert_jax.heads import Decoder, mlm_states, nsp_logits
 from bert_jax.model import Batch, Params, encode
@@ -49,8 +50,7 @@ def masked_words(
     Each part's scores are computed again in the backward pass.
     """
     rows, count, _ = states.shape
-    devices = max(1, jax.sharding.get_abstract_mesh().size)
-    parts = min(count, -(-rows * count * decoder.bias.size // (LOGITS * devices)))
+    parts = min(count, -(-rows * count * decoder.bias.size // (LOGITS * sharding.devices())))
     if parts == 1:
         return classification(decoder.logits(states), labels, weights)
     size = -(-count // parts)

@@ -91,6 +91,11 @@ def spec_of(value: jax.Array) -> P | None:
     return None if spec() is None else jax.typeof(value).sharding.spec
 
 
+def devices() -> int:
+    """Devices that a program's arrays are divided over; 1 where no explicit mesh is set."""
+    return 1 if spec() is None else jax.sharding.get_abstract_mesh().size
+
+
 def split(value: jax.Array, *axes: str | None) -> jax.Array:
     """Lay an activation out by its logical axes."""
     layout = spec(*axes)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import grain
 import jax
 import jax.numpy as jnp
+import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
@@ -103,7 +104,7 @@ class _Trainer:
         self.state = self._first_state(lambda: step.init_state(config, optimizer))
         self.step = self.first = int(self.state.step)
         self.log = RunLog(config.run, start=self.step, steps=config.train.steps)
-        self.clock, self.tokens = time.perf_counter(), 0
+        self.clock, self.held = time.perf_counter(), np.zeros(3, int)
 
     def _first_state(self, init: Callable[[], TrainState]) -> TrainState:
         """The newest whole checkpoint, or fresh parameters made where they will live."""
@@ -130,13 +131,13 @@ class _Trainer:
             self._evaluate(stop)
         stopped: signal.Signals | None = None
         pending: tuple[int, Metrics] | None = None
-        batch, tokens = self._next_batch() if self.step < train.steps else ({}, 0)
+        batch, held = self._next_batch() if self.step < train.steps else ({}, self.held)
         while self.step < train.steps and stopped is None:
             self.state, metrics = self.train_step(self.state, batch)
             self.step += 1
-            self.tokens += tokens
+            self.held += held
             position = self.batches.get_state()
-            batch, tokens = self._next_batch()
+            batch, held = self._next_batch()
             # The previous step's metrics are read while this step runs, so that reading never keeps the device waiting.
             if pending:
                 self._report(*pending)
@@ -178,11 +179,14 @@ class _Trainer:
             plot.curves(self.config.run).savefig(part, dpi=150, format="png")
             part.replace(path)
 
-    def _next_batch(self) -> tuple[Batch, int]:
+    def _next_batch(self) -> tuple[Batch, np.ndarray]:
+        """The next batch, and its tokens, its examples and its places for tokens."""
         host = next(self.batches)
         if self.step == self.first and (largest := int(host["ids"].max())) >= self.config.model.vocab_size:
             raise UserError(f"The corpus holds id {largest}; model.vocab_size is {self.config.model.vocab_size}.")
-        return self.launcher.place(host), int((host["segments"] > 0).sum()) * jax.process_count()
+        segments = host["segments"]
+        held = np.array([(segments > 0).sum(), segments.max(axis=1).sum(), segments.size]) * jax.process_count()
+        return self.launcher.place(host), held
 
     def _report(self, number: int, metrics: Metrics) -> None:
         values: Scores = {name: float(value) for name, value in jax.device_get(metrics).items()}
@@ -194,9 +198,12 @@ class _Trainer:
             raise Failure(f"{wrong[0]} is {values[wrong[0]]} at step {number}; the run stops. {kept}")
         if number % self.config.train.log_every == 0 or number == self.config.train.steps:
             now = time.perf_counter()
-            speed = self.tokens / (now - self.clock)
-            self.clock, self.tokens = now, 0
+            tokens, examples, places = self.held.tolist()
+            speed = tokens / (now - self.clock)
+            examples *= self.config.data.batch_size * self.config.data.sequence_length / places
             values |= {"learning_rate": float(self.rate(number - 1)), "tokens_per_second": speed}
+            values |= {"examples_per_step": examples, "fill": tokens / places}
+            self.clock, self.held = now, np.zeros(3, int)
             self.log.write(number, "train", values)
             self.log.progress(number, values)
 
