@@ -52,8 +52,8 @@ def interrupt_at(monkeypatch, number, what):
     """Do something to the run when a step has been reported."""
     original = train._Trainer._report
 
-    def report(self, done, metrics):
-        original(self, done, metrics)
+    def report(self, done, *more):
+        original(self, done, *more)
         if done == number:
             what()
 
@@ -77,9 +77,9 @@ def test_a_run_reports_evaluates_saves_and_draws(run_config):
         "learning_rate",
         "tokens_per_second",
     } <= set(train_line)
-    # Rows are packed: more examples than rows, and hardly a place left empty.
-    assert np.mean([line["examples_per_step"] for line in lines if line["split"] == "train"]) > 18
-    assert np.mean([line["fill"] for line in lines if line["split"] == "train"]) > 0.9
+    # Rows are packed: more examples than rows, and few places left empty.
+    assert np.mean([line["examples_per_step"] for line in lines if line["split"] == "train"]) > 16
+    assert np.mean([line["fill"] for line in lines if line["split"] == "train"]) > 0.8
     assert train_line["learning_rate"] == 0
     np.testing.assert_allclose(train_line["loss"], train_line["mlm_loss"] + train_line["nsp_loss"], rtol=1e-6)
     # An untrained model knows nothing: the loss is near that of a uniform guess over all pieces.

@@ -130,18 +130,18 @@ class _Trainer:
             # A run killed between saving a step and scoring it.
             self._evaluate(stop)
         stopped: signal.Signals | None = None
-        pending: tuple[int, Metrics] | None = None
-        batch, held = self._next_batch() if self.step < train.steps else ({}, self.held)
+        pending: tuple[int, Metrics, np.ndarray] | None = None
+        batch, held = self._next_batch() if self.step < train.steps else ({}, np.zeros(3, int))
         while self.step < train.steps and stopped is None:
             self.state, metrics = self.train_step(self.state, batch)
             self.step += 1
-            self.held += held
+            done = (self.step, metrics, held)
             position = self.batches.get_state()
             batch, held = self._next_batch()
             # The previous step's metrics are read while this step runs, so that reading never keeps the device waiting.
             if pending:
                 self._report(*pending)
-            pending = (self.step, metrics)
+            pending = done
             stopped = stop.agreed(self.step)
             evaluates, saves = (
                 self.step % every == 0 or self.step == train.steps for every in (train.eval_every, train.save_every)
@@ -188,7 +188,7 @@ class _Trainer:
         held = np.array([(segments > 0).sum(), segments.max(axis=1).sum(), segments.size]) * jax.process_count()
         return self.launcher.place(host), held
 
-    def _report(self, number: int, metrics: Metrics) -> None:
+    def _report(self, number: int, metrics: Metrics, held: np.ndarray) -> None:
         values: Scores = {name: float(value) for name, value in jax.device_get(metrics).items()}
         wrong = [name for name in ("loss", "grad_norm") if not math.isfinite(values[name])]
         if wrong:
@@ -196,6 +196,7 @@ class _Trainer:
             last = self.checkpoints.latest()
             kept = f"Step {last} is the last good checkpoint." if last is not None else "No checkpoint was saved before it."
             raise Failure(f"{wrong[0]} is {values[wrong[0]]} at step {number}; the run stops. {kept}")
+        self.held += held
         if number % self.config.train.log_every == 0 or number == self.config.train.steps:
             now = time.perf_counter()
             tokens, examples, places = self.held.tolist()
