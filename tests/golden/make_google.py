@@ -36,7 +36,7 @@ def layer_norm(inputs, begin_norm_axis, begin_params_axis, scope):
 contrib = sys.modules["tensorflow.contrib"] = types.ModuleType("tensorflow.contrib")
 contrib.layers = types.SimpleNamespace(layer_norm=layer_norm)
 
-from bert import modeling, run_pretraining  # noqa: E402
+from bert import modeling, run_pretraining  # noqa: E402 - Google's code imports what is replaced above
 
 
 class Shim:
