@@ -155,8 +155,10 @@ class DataConfig:
 class OptimConfig:
     """Optimizer, schedule, clipping and accumulation; defaults are the paper's (appendix A.2)."""
 
-    name: Literal["bert_adam", "adamw", "lamb"] = "bert_adam"
-    """"bert_adam" has no bias correction, as the original; "adamw" has; "lamb" adds per-layer trust ratios."""
+    name: Literal["bert_adam", "adamw", "lamb", "muon", "schedule_free"] = "bert_adam"
+    """"bert_adam" has no bias correction, as the original; "adamw" has; "lamb" adds per-layer trust ratios; "muon"
+    orthogonalises the updates of the layers' matrices and leaves the rest to "adamw"; "schedule_free" is AdamW on an
+    average of its own steps, whose rate does not decay."""
     peak_lr: float = 1e-4
     warmup_steps: int = 10_000
     decay: Literal["from_zero", "from_peak"] = "from_zero"
@@ -180,6 +182,7 @@ class OptimConfig:
         require_share("optim.b1", self.b1)
         require_share("optim.b2", self.b2)
         check_choices(self, "optim")
+        require(self.name != "schedule_free" or self.b1 > 0, "optim.b1 is 0; schedule_free needs some of the average.")
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
-"""BERT's Adam, AdamW and LAMB as Optax transformations, with the original's schedules and exclusions."""
+"""BERT's Adam, AdamW, LAMB, Muon and schedule-free AdamW as Optax transformations, with the original's exclusions."""
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
+from bert_jax import sharding
 from bert_jax.config import OptimConfig
 
 
@@ -17,11 +19,13 @@ def schedule(config: OptimConfig, steps: int) -> optax.Schedule:
 
     With ``decay="from_zero"`` the decaying line starts at step 0 (the original's ``optimization.py``), so at the
     end of warm-up the rate drops to ``peak · (1 - warmup/steps)``; with "from_peak" it starts there at the peak.
-    Update 0 of a warm-up has rate 0 in both.
+    Update 0 of a warm-up has rate 0 in both. "schedule_free" stays at the peak.
     """
     peak, warmup = config.peak_lr, config.warmup_steps
     rise = optax.linear_schedule(0.0, peak, warmup)
-    if config.decay == "from_peak":
+    if config.name == "schedule_free":
+        fall = optax.constant_schedule(peak)
+    elif config.decay == "from_peak":
         fall = optax.linear_schedule(peak, 0.0, steps - warmup)
     else:
         fall = optax.linear_schedule(peak * (1 - warmup / steps), 0.0, steps - warmup)
@@ -32,7 +36,7 @@ def decayed(params: optax.Params) -> optax.Params:
     """Which parameters weight decay falls on: all but biases and layer norms (the original's ``exclude_from_weight_decay``)."""
 
     def one(path: jax.tree_util.KeyPath, _: Array) -> bool:
-        names = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
+        names = _names(path)
         return names[-1] != "bias" and "norm" not in names
 
     return jax.tree_util.tree_map_with_path(one, params)
@@ -80,8 +84,7 @@ def scale_by_layer_trust_ratio() -> optax.GradientTransformation:
     def one(path: jax.tree_util.KeyPath, update: Array, param: Array, scaled: bool) -> Array:
         if not scaled:
             return update
-        stacked = any(isinstance(key, jax.tree_util.DictKey) and key.key == "layers" for key in path)
-        return jax.vmap(ratio)(param, update) if stacked else ratio(param, update)
+        return jax.vmap(ratio)(param, update) if "layers" in _names(path) else ratio(param, update)
 
     def update(
         updates: optax.Updates, state: optax.EmptyState, params: optax.Params | None = None
@@ -93,14 +96,111 @@ def scale_by_layer_trust_ratio() -> optax.GradientTransformation:
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
+def scale_by_muon_and_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
+    """Muon for the kernels of the encoder's layers, Adam for all else, in updates of the same size (Jordan et al. 2024).
+
+    A kernel's momentum is brought near the closest orthogonal matrix by five Newton-Schulz iterations, with all heads of a
+    layer side by side, and scaled so that Adam's learning rate suits it (Liu et al. 2025, section 2.2). Tables, heads,
+    biases and norms are Adam's.
+    """
+    # Updates of Adam have about this root mean square.
+    rms = 0.2
+
+    def axes(path: jax.tree_util.KeyPath, param: Array) -> optax.contrib.MuonDimensionNumbers:
+        # Stacked on axis 0; queries, keys and values are [D, H, K], the attention's output is [H, K, D].
+        first = 3 if _names(path)[-2] == "output" else 2
+        return optax.contrib.MuonDimensionNumbers(tuple(range(1, first)), tuple(range(first, param.ndim)))
+
+    def matrices(params: optax.Params) -> optax.Params:
+        return jax.tree_util.tree_map_with_path(axes, params)
+
+    def size(update: Array, numbers: optax.contrib.MuonDimensionNumbers) -> Array:
+        sides = (math.prod(update.shape[axis] for axis in side) for side in numbers)
+        return update * rms * math.sqrt(max(sides))
+
+    def labels(params: optax.Params) -> optax.Params:
+        def one(path: jax.tree_util.KeyPath, _: Array) -> str:
+            return "muon" if "layers" in _names(path) and _names(path)[-1] == "kernel" else "adam"
+
+        return jax.tree_util.tree_map_with_path(one, params)
+
+    muon = optax.chain(
+        _layer_by_layer(optax.contrib.scale_by_muon(weight_dimension_numbers=matrices)),
+        optax.stateless(lambda updates, _: jax.tree.map(size, updates, matrices(updates))),
+    )
+    return optax.partition({"muon": muon, "adam": optax.scale_by_adam(b1, b2, eps)}, labels)
+
+
+def _layer_by_layer(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Whole matrices, of some layers on each device, for a transformation that cannot divide them; and back."""
+
+    def update(
+        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, optax.OptState]:
+        def back(new: Array, old: Array) -> Array:
+            return sharding.like(new, old)
+
+        ours = jax.tree.map(sharding.split_layers, (updates, state))
+        return jax.tree.map(back, inner.update(*ours, params), (updates, state))
+
+    return optax.GradientTransformation(inner.init, update)
+
+
+def _schedule_free(config: OptimConfig, steps: int) -> optax.GradientTransformation:
+    """Schedule-free AdamW (Defazio et al. 2024), told in terms of the average, which is what a model is used with.
+
+    Optax's own keeps :func:`gradient_point` in the parameters' place.
+    """
+    rate = schedule(config, steps)
+    inner = optax.contrib.schedule_free(
+        optax.chain(
+            optax.scale_by_rms(config.b2, config.eps, eps_in_sqrt=False, bias_correction=True),
+            optax.add_decayed_weights(config.weight_decay, mask=decayed),
+            optax.scale_by_learning_rate(rate),
+        ),
+        rate,
+        b1=config.b1,
+    )
+
+    def update(
+        updates: optax.Updates, state: optax.contrib.ScheduleFreeState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, optax.contrib.ScheduleFreeState]:
+        if params is None:
+            raise ValueError(optax.NO_PARAMS_MSG)
+        point = gradient_point(state, params)
+        moves, state = inner.update(updates, state, point)
+        average = optax.contrib.schedule_free_eval_params(state, optax.apply_updates(point, moves))
+        return optax.tree.sub(average, params), state
+
+    return optax.GradientTransformation(inner.init, update)
+
+
+def gradient_point(state: optax.OptState, params: optax.Params) -> optax.Params:
+    """Where gradients are taken: at the parameters, except that "schedule_free" goes a part of the way from its average
+    to where its steps have led."""
+    def is_ours(part: object) -> bool:
+        return isinstance(part, optax.contrib.ScheduleFreeState)
+
+    for part in filter(is_ours, jax.tree.leaves(state, is_leaf=is_ours)):
+        return jax.tree.map(lambda average, last: part.b1 * average + (1 - part.b1) * last, params, part.z)
+    return params
+
+
 def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
     """Clip by global norm, scale, decay, trust ratio (LAMB), learning rate, in the original's order."""
-    adam = scale_by_bert_adam if config.name == "bert_adam" else optax.scale_by_adam
+    clip = optax.clip_by_global_norm(config.clip_norm)
+    if config.name == "schedule_free":
+        return optax.chain(clip, _schedule_free(config, steps))
+    scale = {"bert_adam": scale_by_bert_adam, "muon": scale_by_muon_and_adam}.get(config.name, optax.scale_by_adam)
     parts = [
-        optax.clip_by_global_norm(config.clip_norm),
-        adam(b1=config.b1, b2=config.b2, eps=config.eps),
+        clip,
+        scale(b1=config.b1, b2=config.b2, eps=config.eps),
         optax.add_decayed_weights(config.weight_decay, mask=decayed),
     ]
     if config.name == "lamb":
         parts.append(scale_by_layer_trust_ratio())
     return optax.chain(*parts, optax.scale_by_learning_rate(schedule(config, steps)))
+
+
+def _names(path: jax.tree_util.KeyPath) -> list[str]:
+    return [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]

@@ -113,6 +113,27 @@ def gather(value: jax.Array, path: str) -> jax.Array:
     return jax.sharding.reshard(value, _layout(PARAMETERS[path], value.shape, COMPUTED, mesh))
 
 
+def like(value: jax.Array, other: jax.Array) -> jax.Array:
+    """Lay an array out as another one of its shape."""
+    layout = spec_of(other)
+    return value if layout is None else jax.sharding.reshard(value, layout)
+
+
+def split_layers(value: jax.Array) -> jax.Array:
+    """Lay out a parameter that is stacked over layers so that a device holds whole layers: over as many mesh axes as divide
+    their number, and over none if there is no axis to divide."""
+    if spec() is None:
+        return value
+    mesh, parts, names = jax.sharding.get_abstract_mesh(), 1, []
+    # "tensor" stays out: laying two divided axes out over one is more than the compiler does in one exchange.
+    for name in (FSDP, DATA):
+        size = mesh.shape[name]
+        if size > 1 and value.ndim > 1 and value.shape[0] % (parts * size) == 0:
+            names.append(name)
+            parts *= size
+    return jax.sharding.reshard(value, P(tuple(names) or None))
+
+
 def replicate(value: jax.Array) -> jax.Array:
     """Bring a parameter whole to every device, as a table lookup needs it."""
     return split(value, *(None,) * value.ndim)

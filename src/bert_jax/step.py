@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, UInt32
 
-from bert_jax import losses, ops
+from bert_jax import losses, ops, optim
 from bert_jax.config import Config
 from bert_jax.heads import init_params
 from bert_jax.losses import Sums
@@ -65,7 +65,8 @@ def make_train_step(config: Config, optimizer: optax.GradientTransformation, *, 
             parts = (sums[f"{name}_loss"][0] / jnp.maximum(weight, 1.0) for name, weight in weights.items())
             return sum(parts, jnp.float32(0)), sums
 
-        grads, sums = _accumulate(jax.grad(loss, has_aux=True), state.params, batch, config.optim.accumulate)
+        point = optim.gradient_point(state.opt_state, state.params)
+        grads, sums = _accumulate(jax.grad(loss, has_aux=True), point, batch, config.optim.accumulate)
         grads, sums = _sum_over((grads, sums), axis_name)
         with jax.named_scope("optimizer"):
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
