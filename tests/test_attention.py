@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax._src.cudnn import fused_attention_stablehlo as cudnn
 
-from bert_jax.attention import attention
+from bert_jax import attention as implementations
+from bert_jax import sharding
+from bert_jax.attention import attention, select
+from bert_jax.config import MeshConfig
+from bert_jax.errors import UserError
+from tests.conftest import MODEL
 from tests.reference import softmax
 
 SEGMENTS = np.array([[1, 1, 1, 2, 2, 0], [1, 1, 1, 1, 1, 1], [0, 0, 0, 0, 0, 0]])
@@ -64,3 +72,123 @@ def test_dropout_falls_on_probabilities():
     kept = dropped > 0
     np.testing.assert_allclose(dropped[kept], 2 * whole[kept], rtol=1e-6)
     assert 0.35 < float(kept.mean()) < 0.65
+
+
+def long_rows():
+    """Two examples and padding in rows whose length no kernel likes."""
+    q, k, v = (jnp.asarray(x, jnp.float32) for x in np.random.default_rng(1).normal(size=(3, 4, 150, 2, 32)))
+    return q, k, v, jnp.asarray(np.repeat([[1] * 80 + [2] * 40 + [0] * 30], 4, 0))
+
+
+def squares(impl):
+    """Value, output and gradients."""
+
+    def total(q, k, v, segments):
+        mixed = attention(q, k, v, segments, impl=impl)
+        return (mixed.astype(jnp.float32) ** 2).sum(), mixed
+
+    return jax.value_and_grad(total, argnums=(0, 1, 2), has_aux=True)
+
+
+@pytest.fixture
+def interpreted(monkeypatch):
+    """TPU kernels run by Pallas's interpreter."""
+    run = functools.partial(implementations._splash, interpret=True)
+    monkeypatch.setitem(implementations._FUSED, "splash", run)
+
+
+@pytest.mark.parametrize("mesh", [None, MeshConfig(data=2, fsdp=2, tensor=2)], ids=["one device", "mesh"])
+@pytest.mark.parametrize("impl", ["xla", "splash"])
+def test_fused_attention_equals_the_reference(impl, mesh, interpreted):
+    arrays = long_rows()
+    expected = squares("reference")(*arrays)
+
+    def divided(q, k, v, segments):
+        heads = (sharding.split(x, "batch", None, "heads", None) for x in (q, k, v))
+        return squares(impl)(*heads, sharding.split(segments, "batch", None))
+
+    if mesh is None:
+        found = squares(impl)(*arrays)
+    else:
+        with jax.set_mesh(sharding.make_mesh(mesh)):
+            found = jax.jit(divided)(*arrays)
+        assert found[1][0].sharding.spec == jax.sharding.PartitionSpec(("data", "fsdp"), None, "tensor", None)
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), jax.device_get(found), jax.device_get(expected)
+    )
+    np.testing.assert_array_equal(found[0][1][:, 120:], 0)
+
+
+@pytest.mark.parametrize("impl", ["xla", "splash"])
+def test_no_gradient_passes_between_segments_of_fused_attention(impl, interpreted):
+    q, k, v, segments = long_rows()
+    inside = np.zeros((4, 150), bool)
+    inside[0, 80:120] = True
+    gradients = jax.grad(lambda *qkv: (attention(*qkv, segments, impl=impl)[0, 80:120] ** 2).sum(), argnums=(0, 1, 2))(q, k, v)
+    for gradient in gradients:
+        np.testing.assert_array_equal(np.asarray(gradient)[~inside], 0)
+        assert np.abs(np.asarray(gradient)[inside]).min() > 0
+
+
+@pytest.mark.parametrize(
+    ("impl", "platform", "calls"),
+    [
+        ("splash", "tpu", ["tpu_custom_call"]),
+        ("cudnn", "cuda", ["__cudnn$fmhaScaleBiasSoftmax", "__cudnn$fmhaScaleBiasSoftmaxBackward"]),
+        ("xla", "tpu", []),
+        ("xla", "cuda", []),
+        ("reference", "tpu", []),
+        ("reference", "cuda", []),
+    ],
+)
+def test_every_implementation_is_lowered_for_its_device(impl, platform, calls, monkeypatch):
+    # No device is needed to lower for it, but cuDNN is asked what it can do; these are a Hopper's answers.
+    monkeypatch.setattr(cudnn, "check_cudnn_version", lambda: 91000)
+    monkeypatch.setattr(cudnn, "check_compute_capability", lambda capability: True)
+    monkeypatch.setattr(cudnn, "is_cuda_compute_capability_equal", lambda capability: capability == "9.0")
+    q, k, v, segments = long_rows()
+    q, k, v = (x.astype(jnp.bfloat16) for x in (q, k, v))
+    known = [jax.export.DisabledSafetyCheck.custom_call(call) for call in calls]
+    exported = jax.export.export(jax.jit(squares(impl)), platforms=[platform], disabled_checks=known)(q, k, v, segments)
+    program = exported.mlir_module()
+    assert ("custom_call @" in program) == bool(calls)
+    for call in calls:
+        assert f"custom_call @{call}(" in program
+
+
+def test_fused_attention_refuses_dropout():
+    keys = jax.random.split(jax.random.key(0), (4, 2))
+    with pytest.raises(UserError, match="attention by xla has no dropout"):
+        attention(*long_rows(), keys=keys, dropout=0.1, impl="xla")
+    np.testing.assert_array_equal(attention(*long_rows(), keys=keys, impl="xla"), attention(*long_rows(), impl="xla"))
+
+
+def test_what_runs_here():
+    assert select(MODEL, 128, training=True) == "reference"
+    for name, sentence in {
+        "cudnn": "needs a GPU; this is a CPU",
+        "splash": "needs a TPU; this is a CPU",
+        "tokamax": "which is not installed",
+    }.items():
+        with pytest.raises(UserError, match=sentence):
+            select(dataclasses.replace(MODEL, attention=name), 128, training=False)
+
+
+@pytest.mark.parametrize(
+    ("backend", "capability", "dtype", "dropout", "expected"),
+    [
+        ("tpu", None, "float32", 0.0, "splash"),
+        ("tpu", None, "float32", 0.1, "reference"),
+        ("gpu", "9.0", "bfloat16", 0.0, "cudnn"),
+        ("gpu", "9.0", "bfloat16", 0.1, "reference"),
+        ("gpu", "9.0", "float32", 0.0, "reference"),
+        ("gpu", "7.5", "bfloat16", 0.0, "reference"),
+        ("gpu", "gfx942", "bfloat16", 0.0, "reference"),
+    ],
+)
+def test_the_fastest_that_a_device_supports_is_chosen(backend, capability, dtype, dropout, expected, monkeypatch):
+    device = type("Device", (), {"compute_capability": capability})()
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    monkeypatch.setattr(jax, "local_devices", lambda: [device])
+    config = dataclasses.replace(MODEL, dtype=dtype, attention_probs_dropout_prob=dropout)
+    assert select(config, 128, training=True) == expected

@@ -129,6 +129,7 @@ def test_missing_config_file(tmp_path):
         (lambda: DataConfig("c", sequence_length=4), "at least 5"),
         (lambda: OptimConfig(b1=1.0), "optim.b1 is 1.0"),
         (lambda: OptimConfig(accumulate=0), "accumulate is 0"),
+        (lambda: OptimConfig(name="schedule_free", b1=0.0), "schedule_free needs some of the average"),
         (lambda: MeshConfig(fsdp=0), "mesh.fsdp is 0"),
         (lambda: TrainConfig(steps=0), "steps is 0"),
         (lambda: TrainConfig(seed=-1), "seed is -1"),
@@ -136,6 +137,7 @@ def test_missing_config_file(tmp_path):
             lambda: dataclasses.replace(CONFIG, data=DataConfig("c", sequence_length=513)),
             "goes past model.max_position_embeddings 512",
         ),
+        (lambda: dataclasses.replace(CONFIG, model=ModelConfig(attention="splash")), "attention splash has no dropout"),
         (lambda: dataclasses.replace(CONFIG, train=TrainConfig(steps=10)), "leaves nothing of train.steps 10"),
         (lambda: dataclasses.replace(CONFIG, optim=OptimConfig(accumulate=3)), "not divisible by optim.accumulate 3"),
         (lambda: dataclasses.replace(CONFIG, parallel="pmap", mesh=MeshConfig(fsdp=2)), "use --parallel mesh"),
@@ -166,5 +168,6 @@ def test_differences_name_what_changes_a_run_and_only_that():
         mesh=MeshConfig(fsdp=4),
         train=TrainConfig(keep=9),
         data=DataConfig("elsewhere"),
+        model=ModelConfig(attention="reference"),
     )
     assert differences(CONFIG, other) == ["optim.peak_lr: 0.0001 -> 1.0"]

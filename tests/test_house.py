@@ -18,7 +18,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 ORDER = [
     "errors", "files", "schema", "config", "sharding", "ops", "positions", "attention", "model", "heads", "masking", "losses",
     "optim", "step", "parallel", "tokenizers", "data", "checkpoint", "convert", "windows", "log", "plot", "train", "outputs",
-    "bert", "cli",
+    "bert", "bench", "cli",
 ]  # fmt: skip
 NO_JAX = {"tokenizers", "data"}
 

@@ -91,8 +91,9 @@ def test_a_run_reports_evaluates_saves_and_draws(run_config):
     assert result.held_out["nsp_majority"] >= 0.5
 
 
-@pytest.mark.parametrize("stop_at", [1, 3, 5])
-def test_interrupted_and_resumed_equals_unbroken_bit_for_bit(run_config, tmp_path, monkeypatch, stop_at):
+@pytest.mark.parametrize(("stop_at", "optimizer"), [(1, "bert_adam"), (3, "muon"), (5, "schedule_free")])
+def test_interrupted_and_resumed_equals_unbroken_bit_for_bit(run_config, tmp_path, monkeypatch, stop_at, optimizer):
+    run_config = dataclasses.replace(run_config, optim=dataclasses.replace(run_config.optim, name=optimizer))
     unbroken = elsewhere(run_config, tmp_path)
     pretrain(unbroken)
     with monkeypatch.context() as patch:
@@ -363,7 +364,7 @@ def test_metrics_of_a_killed_process_may_end_in_half_a_line(tmp_path):
 
 
 def test_accepts_every_optimizer_and_word_masks(run_config):
-    for number, name in enumerate(("bert_adam", "adamw", "lamb")):
+    for number, name in enumerate(("bert_adam", "adamw", "lamb", "muon", "schedule_free")):
         config = dataclasses.replace(
             run_config,
             run=f"{run_config.run}-{number}",

@@ -137,7 +137,9 @@ def narrow(seed: int, *, stochastic: bool) -> optax.GradientTransformation:
 def show(results: dict[str, list]) -> None:
     target = statistics.mean(result["losses"][-1] for result in next(iter(results.values()))[1])
     print(f"held-out loss to reach: {target:.4f}")
-    print("| variant | peak rate | final loss, mean and standard deviation | of each seed | steps to it | ms a step | seconds to it |")
+    print(
+        "| variant | peak rate | final loss, mean and standard deviation | of each seed | steps to it | ms a step | seconds to it |"
+    )
     print("|---|---|---|---|---|---|---|")
     for name, (rate, runs) in results.items():
         final = [run["losses"][-1] for run in runs]
@@ -147,7 +149,8 @@ def show(results: dict[str, list]) -> None:
         taken = statistics.median(second for run in runs for second in run["seconds"][5:])
         reached = f"{steps:,} | {1e3 * taken:.0f} | {steps * taken:,.0f}" if steps else f"not reached | {1e3 * taken:.0f} |"
         spread = statistics.stdev(final) if len(final) > 1 else 0.0
-        print(f"| {name} | {rate} | {statistics.mean(final):.4f} ± {spread:.4f} | {', '.join(f'{x:.4f}' for x in final)} | {reached} |")
+        each = ", ".join(f"{loss:.4f}" for loss in final)
+        print(f"| {name} | {rate} | {statistics.mean(final):.4f} ± {spread:.4f} | {each} | {reached} |")
 
 
 if __name__ == "__main__":

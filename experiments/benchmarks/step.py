@@ -30,6 +30,7 @@ import numpy as np
 from rivals import RIVALS
 
 import bert_jax
+from bert_jax import bench
 from bert_jax.cli import ALLOCATOR
 from bert_jax.config import SIZES
 from bert_jax.data import corpus as corpora
@@ -78,14 +79,19 @@ def write_batches(work: Path, options: argparse.Namespace) -> dict[str, dict[str
     Returns:
       What a batch holds on average, for ours and theirs: tokens, and the FLOP of a forward pass.
     """
-    given = real_batches(options) if options.corpus else {"ours": (full := random_batches(options)), "theirs": full}
+    if options.corpus:
+        given = real_batches(options)
+    else:
+        shape = bert_jax.DataConfig("", options.length, options.batch)
+        full = [bench.random_batch(shape, VOCAB, seed=number) for number in range(options.batches)]
+        given = {"ours": full, "theirs": full}
     policy = bert_jax.MaskPolicy(mask_id=103, vocab_size=VOCAB)
     counts = {}
     for kind, batches in given.items():
         masked = [{k: np.asarray(v) for k, v in mask(batch, policy).items()} for batch in batches]
         for number, (plain, batch) in enumerate(zip(batches, masked, strict=True)):
             np.savez(work / f"{kind}-{number:03}.npz", **(plain if kind == "ours" else theirs(plain, batch)))
-        flops = [forward_flops(batch, SIZES[options.size], options.what) for batch in masked]
+        flops = [forward_flop(batch, options.size, options.what) for batch in masked]
         counts[kind] = {
             "tokens": float(np.mean([(batch["segments"] > 0).sum() for batch in batches])),
             "fill": float(np.mean([(batch["segments"] > 0).mean() for batch in batches])),
@@ -96,26 +102,6 @@ def write_batches(work: Path, options: argparse.Namespace) -> dict[str, dict[str
 
 def mask(batch: pipeline.HostBatch, policy: bert_jax.MaskPolicy) -> dict[str, Any]:
     return jax.jit(bert_jax.mask_tokens, static_argnums=2)(jax.random.key(0), batch, policy, 0)
-
-
-def random_batches(options: argparse.Namespace) -> list[pipeline.HostBatch]:
-    """Full rows of random pieces, one pair in each."""
-    rng = np.random.default_rng(0)
-    batches = []
-    for _ in range(options.batches):
-        shape = (options.batch, options.length)
-        ids = rng.integers(1000, VOCAB, shape)
-        ids[:, 0], ids[:, [options.length // 2, -1]] = 101, 102
-        place = np.broadcast_to(np.arange(options.length), shape)
-        words = np.where((ids == 101) | (ids == 102), -1, place)
-        batch = {"ids": ids, "types": place > options.length // 2, "positions": place, "segments": np.ones(shape), "offsets": place}
-        batch |= {"words": words, "examples": rng.integers(0, 2**31, (options.batch, 1))}
-        batch |= {"cls_positions": np.zeros((options.batch, 1)), "nsp_labels": rng.integers(0, 2, (options.batch, 1))}
-        batches.append(
-            {name: np.asarray(value, np.int32) for name, value in batch.items()}
-            | {"nsp_weights": np.ones((options.batch, 1), np.float32)}
-        )
-    return batches
 
 
 def real_batches(options: argparse.Namespace) -> dict[str, list[pipeline.HostBatch]]:
@@ -147,16 +133,11 @@ def theirs(plain: pipeline.HostBatch, masked: dict[str, np.ndarray]) -> dict[str
     } | {name: masked[name] for name in ("mlm_positions", "mlm_ids", "mlm_weights")}
 
 
-def forward_flops(batch: dict[str, np.ndarray], shape: tuple[int, int, int], what: str) -> float:
+def forward_flop(batch: dict[str, np.ndarray], size: str, what: str) -> float:
     """Multiplications and additions that BERT needs for these examples, padding not counted."""
-    layers, width, _ = shape
-    examples = [np.bincount(row[row > 0]) for row in batch["segments"]]
-    squares = sum(int((lengths**2).sum()) for lengths in examples)
-    tokens, masked = (batch["segments"] > 0).sum(), batch["mlm_weights"].sum()
-    pairs_here = sum(int((lengths > 0).sum()) for lengths in examples)
-    encoder = layers * (24 * tokens * width**2 + 4 * squares * width)
-    head = masked * (2 * width**2 + 2 * width * VOCAB) + pairs_here * (2 * width**2 + 4 * width)
-    return float(encoder + (head if what == "train" else 0))
+    lengths = np.concatenate([np.bincount(row[row > 0])[1:] for row in batch["segments"]])
+    phases = bench.forward_flop(bert_jax.ModelConfig.size(size), lengths[lengths > 0], float(batch["mlm_weights"].sum()))
+    return sum(flop for phase, flop in phases.items() if what == "train" or phase != "head")
 
 
 def alternate(

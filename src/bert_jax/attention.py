@@ -1,12 +1,19 @@
-"""Scaled dot-product attention within segments (Vaswani et al. 2017, section 3.2)."""
+"""Scaled dot-product attention within segments (Vaswani et al. 2017, section 3.2), by several implementations."""
 
 from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from bert_jax import ops
+from bert_jax import ops, sharding
+from bert_jax.config import ModelConfig
+from bert_jax.errors import UserError
+
+_LANES = 128
 
 
 def segment_mask(segments: Int[Array, "B S"]) -> Bool[Array, "B S S"]:
@@ -22,18 +29,86 @@ def attention(
     *,
     keys: Key[Array, "B H"] | None = None,
     dropout: float = 0.0,
+    impl: str = "reference",
 ) -> Float[Array, "B S H K"]:
     """Mix the values of each query's own segment, in q's dtype with a float32 softmax.
 
     Padding queries give zeros. Dropout falls on the probabilities, as in the original, so a row of them no
-    longer sums to one.
+    longer sums to one; only "reference" has it.
 
     Args:
       q, k, v: projected queries, keys and values; scaling by 1/sqrt(K) happens here.
       segments: 0 marks padding, other numbers the packed examples of a row.
       keys: dropout keys of each row and head, or None for no dropout.
       dropout: probability that a probability is dropped.
+      impl: one of those of :attr:`bert_jax.ModelConfig.attention`; "auto" is what :func:`select` says.
+
+    Raises:
+      UserError: dropout from an implementation that has none.
     """
+    drops = keys is not None and dropout > 0
+    if impl == "auto":
+        impl = _fastest(q.dtype, q.shape[1], q.shape[3], drops=drops)
+    if impl == "reference":
+        return _reference(q, k, v, segments, keys, dropout)
+    if drops:
+        raise UserError(f"attention by {impl} has no dropout; use the reference, or a rate of 0.")
+    inner = _FUSED[impl]
+
+    def local(q: Array, k: Array, v: Array, segments: Array) -> Array:
+        # Padding sees padding, so that no softmax is over nothing.
+        return jnp.where(segments[:, :, None, None] > 0, inner(q, k, v, segments), 0)
+
+    layout, rows = sharding.spec_of(q), sharding.spec_of(segments)
+    if layout is None:
+        return local(q, k, v, segments)
+    mapped = jax.shard_map(local, in_specs=(layout, layout, layout, rows), out_specs=layout, check_vma=False)
+    return mapped(q, k, v, segments)
+
+
+def select(config: ModelConfig, length: int, *, training: bool) -> str:
+    """The implementation that a model uses on this machine for rows of ``length`` tokens.
+
+    "auto" takes a fused kernel where there is one for the device, the dtype and the shape and no probability is to be
+    dropped: splash attention on a TPU, cuDNN's on an NVIDIA GPU of compute capability 8 or above. Else the reference,
+    which on a CPU is also the fastest.
+
+    Raises:
+      UserError: the implementation that the config names cannot run here.
+    """
+    name, backend, drops = config.attention, jax.default_backend(), training and config.attention_probs_dropout_prob > 0
+    if name == "auto":
+        return _fastest(jnp.dtype(config.dtype), length, config.head_size, drops=drops)
+    needed = {"cudnn": "gpu", "splash": "tpu"}.get(name, backend)
+    if backend != needed:
+        raise UserError(
+            f"model.attention is {name}, which needs a {needed.upper()}; this is a {backend.upper()}. Leave it to auto."
+        )
+    if name == "cudnn" and not _fits_cudnn(jnp.dtype(config.dtype), length, config.head_size):
+        raise UserError(
+            "model.attention is cudnn, which needs compute capability 8, model.dtype bfloat16, an even number of tokens and a "
+            "head size divisible by 8; leave it to auto."
+        )
+    if name == "tokamax" and importlib.util.find_spec("tokamax") is None:
+        raise UserError("model.attention is tokamax, which is not installed; install bert_jax[tokamax], which needs Python 3.12.")
+    return name
+
+
+def _fastest(dtype: jnp.dtype, length: int, head_size: int, *, drops: bool) -> str:
+    if not drops and jax.default_backend() == "tpu":
+        return "splash"
+    if not drops and jax.default_backend() == "gpu" and _fits_cudnn(dtype, length, head_size):
+        return "cudnn"
+    return "reference"
+
+
+def _fits_cudnn(dtype: jnp.dtype, length: int, head_size: int) -> bool:
+    # AMD's devices, whose capability is a name, have no cuDNN.
+    capability = str(getattr(jax.local_devices()[0], "compute_capability", "")).split(".")[0]
+    return capability.isdigit() and int(capability) >= 8 and dtype == jnp.bfloat16 and length % 2 == 0 and head_size % 8 == 0
+
+
+def _reference(q: Array, k: Array, v: Array, segments: Array, keys: Array | None, dropout: float) -> Array:
     visible = segment_mask(segments)[:, None]
     scores = ops.einsum("BSHK,BTHK->BHST", q, k, wide=True) * q.shape[-1] ** -0.5
     # The original adds -10000 to hidden scores; a float32 softmax gives exact zeros for either.
@@ -41,3 +116,62 @@ def attention(
     probabilities = jnp.where(visible, jax.nn.softmax(scores, axis=-1), 0.0)
     probabilities = ops.dropout(probabilities, keys, dropout).astype(q.dtype)
     return ops.einsum("BHST,BTHK->BSHK", probabilities, v)
+
+
+def _same(segments: Array) -> Array:
+    return segments[:, None, :, None] == segments[:, None, None, :]
+
+
+def _xla(q: Array, k: Array, v: Array, segments: Array) -> Array:
+    with jax.default_matmul_precision("highest" if q.dtype == jnp.float32 else None):
+        return jax.nn.dot_product_attention(q, k, v, mask=_same(segments), implementation="xla")
+
+
+def _cudnn(q: Array, k: Array, v: Array, segments: Array) -> Array:
+    # Its public form knows lengths or a mask; lengths cannot tell packed examples apart.
+    return jax.nn.dot_product_attention(q, k, v, mask=_same(segments), implementation="cudnn")
+
+
+def _splash(q: Array, k: Array, v: Array, segments: Array, *, interpret: bool = False) -> Array:
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
+    length, missing = q.shape[1], -q.shape[1] % _LANES
+    q, k, v = (jnp.pad(x, ((0, 0), (0, missing), (0, 0), (0, 0))) for x in (q * q.shape[-1] ** -0.5, k, v))
+    segments = jnp.pad(segments, ((0, 0), (0, missing)))
+    whole = length + missing
+    block = next(size for size in (512, 384, 256, _LANES) if whole % size == 0)
+    sizes = kernels.BlockSizes(
+        block_q=block,
+        block_kv=block,
+        block_kv_compute=block,
+        block_q_dkv=block,
+        block_kv_dkv=block,
+        block_kv_dkv_compute=block,
+        block_q_dq=block,
+        block_kv_dq=block,
+    )
+    kernel = kernels.make_splash_mha(
+        masks.MultiHeadMask([masks.FullMask((whole, whole))] * q.shape[2]),
+        block_sizes=sizes,
+        head_shards=1,
+        q_seq_shards=1,
+        interpret=interpret,
+    )
+    mixed = jax.vmap(kernel)(*(x.swapaxes(1, 2) for x in (q, k, v)), kernels.SegmentIds(segments, segments))
+    return mixed.swapaxes(1, 2)[:, :length]
+
+
+def _tokamax(q: Array, k: Array, v: Array, segments: Array) -> Array:
+    import tokamax
+
+    mixed: Array = tokamax.dot_product_attention(q, k, v, mask=_same(segments))
+    return mixed
+
+
+_FUSED: dict[str, Callable[[Array, Array, Array, Array], Array]] = {
+    "xla": _xla,
+    "cudnn": _cudnn,
+    "splash": _splash,
+    "tokamax": _tokamax,
+}

@@ -32,7 +32,7 @@ SIZES = {
 class ModelConfig:
     """Shape and arithmetic of the encoder; defaults are BERT-Base (Devlin et al. 2018, section 3).
 
-    All but the last three fields carry the names of the original's ``bert_config.json`` and its followers.
+    All but the last four fields carry the names of the original's ``bert_config.json`` and its followers.
     """
 
     vocab_size: int = 30522
@@ -61,6 +61,9 @@ class ModelConfig:
     """How the layer stack is compiled, from the same parameter tree: scan compiles one layer, unroll runs faster on a CPU."""
     remat: Literal["none", "dots", "full"] = "none"
     """What the backward pass recomputes: nothing, all but the matrix products, or whole layers."""
+    attention: Literal["auto", "reference", "xla", "cudnn", "splash", "tokamax"] = "auto"
+    """Who computes attention: "auto" takes cuDNN's on an NVIDIA GPU and splash attention on a TPU where they can, else the
+    reference. Only the reference drops attention probabilities out; the others need a rate of 0 to train."""
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):
@@ -256,6 +259,11 @@ class Config:
             f"Pairs need two token types; model.type_vocab_size is {model.type_vocab_size}.",
         )
         require(
+            model.attention in ("auto", "reference") or model.attention_probs_dropout_prob == 0,
+            f"model.attention {model.attention} has no dropout, but model.attention_probs_dropout_prob is "
+            f"{model.attention_probs_dropout_prob}; set it to 0, or use the reference.",
+        )
+        require(
             data.batch_size % optim.accumulate == 0,
             f"data.batch_size {data.batch_size} is not divisible by optim.accumulate {optim.accumulate}.",
         )
@@ -289,7 +297,7 @@ class Config:
 
 # Sections and fields that do not change what a run computes: they may differ when it is resumed.
 _FREE_ON_RESUME = {
-    ("run",), ("data", "corpus"), ("mesh",), ("parallel",),
+    ("run",), ("data", "corpus"), ("mesh",), ("parallel",), ("model", "attention"),
     ("train", "eval_every"), ("train", "eval_batches"), ("train", "save_every"), ("train", "keep"), ("train", "log_every"),
     ("train", "distributed"),
 }  # fmt: skip

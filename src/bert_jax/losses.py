@@ -35,11 +35,12 @@ def cross_entropy(logits: Float[Array, "*B C"], labels: Int[Array, "*B"]) -> Flo
 
 def classification(logits: Float[Array, "B M C"], labels: Int[Array, "B M"], weights: Float[Array, "B M"]) -> tuple[Sum, Sum]:
     """Weighted cross-entropy and accuracy over all places; a label is right if no class scores higher."""
-    weight = weights.sum()
-    loss = (weights * cross_entropy(logits, labels)).sum()
-    # argmax would say the same and is fifty times slower than max on a CPU.
-    right = label_scores(logits, labels) >= logits.max(-1)
-    return (loss, weight), ((weights * right).sum(), weight)
+    with jax.named_scope("loss"):
+        weight = weights.sum()
+        loss = (weights * cross_entropy(logits, labels)).sum()
+        # argmax would say the same and is fifty times slower than max on a CPU.
+        right = label_scores(logits, labels) >= logits.max(-1)
+        return (loss, weight), ((weights * right).sum(), weight)
 
 
 def masked_words(

@@ -116,13 +116,16 @@ class SelfAttention(Block):
     ) -> Float[Array, "B S D"]:
         config, width = self.config, self.config.hidden_size
         heads = (config.num_attention_heads, config.head_size)
-        parts = (Weights(config, (width, *heads), heads, name=name)() for name in ("query", "key", "value"))
-        # One product three times as wide keeps a device busier than three.
-        kernel, bias = (jnp.stack(arrays, axis=-3) for arrays in zip(*parts, strict=True))
-        qkv = ops.project("BSD,DNHK->BSNHK", x, kernel)
-        qkv = qkv + ops.spread(bias.astype(x.dtype), qkv)
-        q, k, v = (qkv[:, :, number] for number in range(3))
-        mixed = attention(q, k, v, segments, keys=_head_keys(keys, heads[0]), dropout=config.attention_probs_dropout_prob)
+        with jax.named_scope("qkv"):
+            parts = (Weights(config, (width, *heads), heads, name=name)() for name in ("query", "key", "value"))
+            # One product three times as wide keeps a device busier than three.
+            kernel, bias = (jnp.stack(arrays, axis=-3) for arrays in zip(*parts, strict=True))
+            qkv = ops.project("BSD,DNHK->BSNHK", x, kernel)
+            qkv = qkv + ops.spread(bias.astype(x.dtype), qkv)
+            q, k, v = (qkv[:, :, number] for number in range(3))
+        with jax.named_scope("core"):
+            rate = config.attention_probs_dropout_prob
+            mixed = attention(q, k, v, segments, keys=_head_keys(keys, heads[0]), dropout=rate, impl=config.attention)
         out = Affine(config, "BSHK,HKD->BSD", (*heads, width), ("batch", None, None), name="output")(mixed)
         return Norm(config, name="norm")(x + ops.dropout(out, _site(keys, 1), config.hidden_dropout_prob))
 

@@ -151,7 +151,8 @@ def dropout(x: Float[Array, "B *N"], keys: Key[Array, " B"] | Key[Array, "B H"] 
     """
     if keys is None or rate == 0.0:
         return x
-    return _dropout(x, jax.random.key_data(keys), rate)
+    with jax.named_scope("dropout"):
+        return _dropout(x, jax.random.key_data(keys), rate)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))

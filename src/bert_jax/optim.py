@@ -178,12 +178,15 @@ def _schedule_free(config: OptimConfig, steps: int) -> optax.GradientTransformat
 def gradient_point(state: optax.OptState, params: optax.Params) -> optax.Params:
     """Where gradients are taken: at the parameters, except that "schedule_free" goes a part of the way from its average
     to where its steps have led."""
+
     def is_ours(part: object) -> bool:
         return isinstance(part, optax.contrib.ScheduleFreeState)
 
-    for part in filter(is_ours, jax.tree.leaves(state, is_leaf=is_ours)):
-        return jax.tree.map(lambda average, last: part.b1 * average + (1 - part.b1) * last, params, part.z)
-    return params
+    averaged = [part for part in jax.tree.leaves(state, is_leaf=is_ours) if is_ours(part)]
+    if not averaged:
+        return params
+    b1, last = averaged[0].b1, averaged[0].z
+    return jax.tree.map(lambda x, z: b1 * x + (1 - b1) * z, params, last)
 
 
 def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:

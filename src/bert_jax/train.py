@@ -19,6 +19,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from bert_jax import checkpoint, losses, optim, parallel, plot, step
+from bert_jax.attention import select
 from bert_jax.checkpoint import Checkpoints, Meta
 from bert_jax.config import Config, differences
 from bert_jax.data import corpus as corpora
@@ -62,6 +63,7 @@ def pretrain(config: Config) -> Result:
         jax.distributed.initialize()
     config, corpus = _open(config)
     launcher = parallel.launch(config)
+    impl = select(config.model, config.data.sequence_length, training=True)
     _claim(config)
     with contextlib.ExitStack() as stack:
         checkpoints = Checkpoints(config.run, keep=config.train.keep)
@@ -70,6 +72,7 @@ def pretrain(config: Config) -> Result:
         stack.callback(stop.restore)
         trainer = _Trainer(config, corpus, launcher, checkpoints)
         stack.callback(trainer.close)
+        trainer.log.say(f"attention: {impl}")
         with launcher.context():
             return trainer.run(stop)
 

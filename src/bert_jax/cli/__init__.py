@@ -25,13 +25,14 @@ COMMANDS = {
     "vocab": "learn a vocabulary from text",
     "prepare": "tokenize text into a corpus",
     "pretrain": "pretrain a model on a corpus, or go on with a run",
+    "bench": "measure how fast a config trains here, and where the time goes",
     "fill-mask": "say what stands under [MASK]",
     "embed": "turn texts into vectors",
     "features": "write the states of every piece after chosen layers",
     "convert": "bring a model into another format",
 }
 
-_COMPUTING = ("pretrain", "embed", "features")
+_COMPUTING = ("pretrain", "bench", "embed", "features")
 
 ALLOCATOR = (
     "glibc.malloc.mmap_threshold=8589934592:glibc.malloc.trim_threshold=17179869184:"

@@ -16,6 +16,7 @@ _USAGE = """usage: bert-jax pretrain EXPERIMENT.py [--section.field VALUE ...]
 
 Pretrain a model, or go on with the run where it stopped. The experiment is a Python file with a function
 config() -> bert_jax.Config; `bert-jax pretrain EXPERIMENT.py --help` lists every field with the experiment's value.
+--attention is short for --model.attention.
 """
 
 
@@ -24,7 +25,7 @@ def main(arguments: list[str]) -> int:
         asked = bool(arguments) and arguments[0] in ("-h", "--help")
         print(_USAGE, end="", file=sys.stdout if asked else sys.stderr)
         return 0 if asked else 2
-    path, overrides = Path(arguments[0]), arguments[1:]
+    path, overrides = Path(arguments[0]), long_names(arguments[1:])
     config = tyro.cli(
         Config,
         default=load_experiment(path),
@@ -39,6 +40,11 @@ def main(arguments: list[str]) -> int:
         return 128 + result.signal
     print(report(result, config.run))
     return 0
+
+
+def long_names(arguments: list[str]) -> list[str]:
+    """Arguments with ``--attention`` written out."""
+    return ["--model" + word.replace("--", ".", 1) if word.split("=")[0] == "--attention" else word for word in arguments]
 
 
 def load_experiment(path: Path) -> Config:
