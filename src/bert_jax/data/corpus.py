@@ -8,10 +8,12 @@ examples are planned without reading a document, and piece counts.
 from __future__ import annotations
 
 import array
+import collections
 import contextlib
 import hashlib
 import io
 import itertools
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -26,14 +28,51 @@ from bert_jax.tokenizers import Tokenizer
 
 TRAIN, HELD_OUT = SPLITS = ("train", "held_out")
 _CHUNK = 1024
+# A third of a gigabyte, at five bytes each.
+_KEPT = 2**26
+
+
+class Documents:
+    """Random access to documents; those that were read last stay in memory, decoded.
+
+    An epoch reads a document about as often as it makes examples of it, within one block of the plan.
+
+    Args:
+      source: a TFDS data source.
+      limit: pieces of the documents that stay.
+    """
+
+    def __init__(self, source: Any, *, limit: int = _KEPT) -> None:
+        self._source, self._limit = source, limit
+        self._kept: collections.OrderedDict[int, dict[str, np.ndarray]] = collections.OrderedDict()
+        self._pieces = 0
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, number: int) -> dict[str, np.ndarray]:
+        return self.__getitems__([number])[0]
+
+    def __getitems__(self, numbers: list[int]) -> list[dict[str, np.ndarray]]:
+        with self._lock:
+            missing = [number for number in dict.fromkeys(numbers) if number not in self._kept]
+            for number, document in zip(missing, self._source.__getitems__(missing) if missing else [], strict=True):
+                self._kept[number] = document
+                self._pieces += len(document["pieces"])
+            found = [self._kept[number] for number in numbers]
+            for number in numbers:
+                self._kept.move_to_end(number)
+            while self._pieces > self._limit:
+                self._pieces -= len(self._kept.popitem(last=False)[1]["pieces"])
+            return found
 
 
 class Split(NamedTuple):
     """One split of an opened corpus; D documents, N sentences."""
 
-    documents: Any
-    """TFDS data source, random access; each document has ``pieces`` int32, ``starts`` bool (of a word) and
-    ``sentences`` int32 (lengths)."""
+    documents: Documents
+    """Each has ``pieces`` int32, ``starts`` bool (of a word) and ``sentences`` int32 (lengths)."""
     first: np.ndarray
     """int64 [D + 1], number of the first sentence of each document."""
     lengths: np.ndarray
@@ -195,7 +234,7 @@ def open_corpus(path: epath.PathLike) -> Corpus:
 
     def split(name: str) -> Split:
         arrays = (np.load(path / f"{name}.{part}.npy", mmap_mode="r") for part in ("first", "lengths", "counts"))
-        return Split(builder.as_data_source(split=name), *arrays)
+        return Split(Documents(builder.as_data_source(split=name)), *arrays)
 
     return Corpus(path, tokenizer, split(TRAIN), split(HELD_OUT))
 
