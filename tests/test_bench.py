@@ -48,9 +48,10 @@ def test_flop_are_what_the_compiler_counts():
     assert counted == pytest.approx(sum(expected.values()), rel=0.05)
 
 
-def test_own_time_of_nested_operations():
-    events = [(0.0, 10.0, "while"), (1.0, 4.0, "a"), (2.0, 3.0, "b"), (5.0, 6.0, "a"), (10.0, 12.0, "b")]
-    assert bench._own_time(events) == {"while": 6.0, "a": 3.0, "b": 3.0}
+def test_an_instant_is_shared_by_what_runs():
+    nested = [(0.0, 10.0, "while"), (1.0, 4.0, "a"), (2.0, 3.0, "b"), (10.0, 12.0, "c")]
+    assert bench._shares([nested]) == {"while": 7.0, "a": 2.0, "b": 1.0, "c": 2.0}
+    assert bench._shares([nested, [(3.0, 5.0, "d"), (20.0, 21.0, "d")]]) == {"while": 6.5, "a": 1.5, "b": 1.0, "c": 2.0, "d": 2.0}
 
 
 def test_scopes_and_phases_of_a_program():

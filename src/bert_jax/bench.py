@@ -40,6 +40,7 @@ PHASES = {
 """Named scopes of the model and the step -> phases of a profile; of the scopes an operation stands in, the first here counts."""
 
 REST, IDLE = "other", "idle"
+_COUNTED = "bert_jax counted steps"
 
 
 class Report(NamedTuple):
@@ -160,43 +161,57 @@ def profiled(take: Callable[[], Any], program: str, *, steps: int) -> dict[str, 
       steps: how many are traced.
 
     Returns:
-      The phases of :data:`PHASES`; "other", what stands in none of them; "idle", the time in which nothing ran. On a CPU
-      each thread counts with its share, so that a second of an operation on one of two threads is half of it, and idle the
-      other half. A fused operation counts where its last part belongs.
+      The phases of :data:`PHASES`; "other", what stands in none of them; "idle", the time in which nothing ran. An instant
+      in which several operations run, on several threads or streams, is shared out among them. A fused operation counts
+      where its last part belongs.
     """
     options = jax.profiler.ProfileOptions()
     options.python_tracer_level = 0
     with tempfile.TemporaryDirectory() as directory:
         with jax.profiler.trace(directory, profiler_options=options):
-            wall = sum(_timed(take, steps))
+            # Starting takes a moment, and the step after a pause meets cold memory.
+            take()
+            with jax.profiler.TraceAnnotation(_COUNTED):
+                wall = sum(_timed(take, steps))
         (path,) = Path(directory).rglob("*.xplane.pb")
-        lines = [line for plane in jax.profiler.ProfileData.from_file(str(path)).planes for line in plane.lines]
+        planes = jax.profiler.ProfileData.from_file(str(path)).planes
+        lines = [list(map(_event, line.events)) for plane in planes for line in plane.lines]
+    (begin,) = (start for events in lines for start, _, name in events if name == _COUNTED)
     scopes = _scopes(program)
-    busy: defaultdict[str, float] = defaultdict(float)
-    lanes = 0
-    for line in lines:
-        events = [(e.start_ns, e.end_ns, name) for e in line.events if (name := dict(e.stats).get("hlo_op", e.name)) in scopes]
-        own = _own_time(events)
-        for name, duration in own.items():
-            busy[_phase(scopes[name])] += duration * 1e-9
-        # Threads that only start others hardly compute themselves.
-        lanes += sum(own.values()) * 1e-9 > 0.1 * wall
-    phases = {name: seconds / max(lanes, 1) / steps for name, seconds in busy.items()}
+    known = [[event for event in events if event[2] in scopes and event[0] > begin] for events in lines]
+    phases: defaultdict[str, float] = defaultdict(float)
+    for name, nanoseconds in _shares(known).items():
+        phases[_phase(scopes[name])] += nanoseconds * 1e-9 / steps
     return {**phases, IDLE: max(0.0, wall / steps - sum(phases.values()))}
 
 
-def _own_time(events: list[tuple[float, float, str]]) -> dict[str, float]:
-    """Nanoseconds of each operation without those of the operations within it."""
-    own: defaultdict[str, float] = defaultdict(float)
-    open_events: list[tuple[float, str]] = []
-    for start, end, name in sorted(events, key=lambda event: (event[0], -event[1])):
-        while open_events and open_events[-1][0] <= start:
-            open_events.pop()
-        if open_events:
-            own[open_events[-1][1]] -= end - start
-        own[name] += end - start
-        open_events.append((end, name))
-    return own
+def _event(event: jax.profiler.ProfileEvent) -> tuple[float, float, str]:
+    return event.start_ns, event.end_ns, dict(event.stats).get("hlo_op", event.name)
+
+
+def _shares(lines: list[list[tuple[float, float, str]]]) -> dict[str, float]:
+    """Nanoseconds of each operation: of every instant, an equal share for each line in which one runs, the innermost there."""
+    changes = [
+        (when, line, start, name)
+        for line, events in enumerate(lines)
+        for begin, end, name in events
+        for when, start in ((begin, True), (end, False))
+    ]
+    # What ends at an instant ends before the next begins.
+    changes.sort(key=lambda change: change[::2])
+    running: defaultdict[int, list[str]] = defaultdict(list)
+    shares: defaultdict[str, float] = defaultdict(float)
+    before = 0.0
+    for now, line, start, name in changes:
+        inner = [names[-1] for names in running.values() if names]
+        for one in inner:
+            shares[one] += (now - before) / len(inner)
+        before = now
+        if start:
+            running[line].append(name)
+        else:
+            running[line].remove(name)
+    return shares
 
 
 def _scopes(program: str) -> dict[str, str]:
