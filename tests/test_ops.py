@@ -139,7 +139,7 @@ def test_dropout_stores_nothing_and_drops_the_same_backwards():
 
 FORMS = [
     ("BSD,DF->BSF", (4, 6, 8), (8, 10)),
-    ("BSD,DNHK->BSNHK", (4, 6, 8), (8, 3, 2, 5)),
+    ("BSD,DAHK->BSAHK", (4, 6, 8), (8, 3, 2, 5)),
     ("BSHK,HKD->BSD", (4, 6, 2, 5), (2, 5, 8)),
     ("BED,DC->BEC", (4, 1, 8), (8, 2)),
     ("BMD,VD->BMV", (4, 3, 8), (11, 8)),

@@ -120,9 +120,11 @@ class SelfAttention(Block):
             parts = (Weights(config, (width, *heads), heads, name=name)() for name in ("query", "key", "value"))
             # One product three times as wide keeps a device busier than three.
             kernel, bias = (jnp.stack(arrays, axis=-3) for arrays in zip(*parts, strict=True))
-            qkv = ops.project("BSD,DNHK->BSNHK", x, kernel)
+            # XLA sums over axes in the order of their letters: A before H and K needs no transposed copy.
+            qkv = ops.project("BSD,DAHK->BSAHK", x, kernel)
             qkv = qkv + ops.spread(bias.astype(x.dtype), qkv)
-            q, k, v = (qkv[:, :, number] for number in range(3))
+            # Parts of one split, whose gradients are joined once; indices would each add to a gradient of the whole.
+            q, k, v = (jnp.squeeze(part, 2) for part in jax.lax.split(qkv, (1, 1, 1), axis=2))
         with jax.named_scope("core"):
             rate = config.attention_probs_dropout_prob
             mixed = attention(q, k, v, segments, keys=_head_keys(keys, heads[0]), dropout=rate, impl=config.attention)
