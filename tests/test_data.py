@@ -98,6 +98,33 @@ def test_corpus_holds_the_documents(corpus, text, tokenizer):
     assert np.exp(corpora.unigram_log_probabilities(corpus.train)).sum() == pytest.approx(1, rel=1e-4)
 
 
+def test_documents_stay_up_to_a_limit_and_are_read_once():
+    asked = []
+
+    class Source:
+        def __len__(self):
+            return 6
+
+        def __getitems__(self, numbers):
+            asked.extend(numbers)
+            return [{"pieces": np.full(10, number)} for number in numbers]
+
+    documents = corpora.Documents(Source(), limit=30)
+    assert len(documents) == 6
+    for wanted, read in (
+        ([2, 0, 2], [2, 0]),
+        ([0, 1], [1]),
+        ([3], [3]),
+        ([0, 1], []),
+        ([2], [2]),
+        ([5, 4, 3, 2, 1, 0], [5, 4, 3]),
+        ([2, 1, 0], []),
+    ):
+        asked.clear()
+        assert [int(document["pieces"][0]) for document in documents.__getitems__(wanted)] == wanted
+        assert asked == read, wanted
+
+
 def test_corpus_is_a_tfds_data_set_and_needs_no_tensorflow(corpus):
     program = (
         "import sys, tensorflow_datasets as tfds\n"

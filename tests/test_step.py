@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -239,3 +240,19 @@ def test_the_step_is_one_program_for_all_steps():
     assert int(state.step) == 3
     # The state's scalars are weakly placed the first time; no later call compiles again.
     assert compiled._cache_size() <= 2
+
+
+@pytest.mark.parametrize(("platform", "attention", "call"), [("tpu", "splash", "tpu_custom_call"), ("cuda", "reference", None)])
+def test_the_step_is_lowered_for_devices_that_are_not_here(platform, attention, call):
+    """A change of an API that only a TPU or a GPU would meet is met here; all products are bfloat16's, backwards too."""
+    model = dataclasses.replace(MODEL, dtype="bfloat16", attention=attention, attention_probs_dropout_prob=0.0)
+    config = dataclasses.replace(CONFIG, model=model)
+    optimizer = optim.make_optimizer(config.optim, 10)
+    state = jax.eval_shape(lambda: step.init_state(config, optimizer))
+    program = jax.export.export(jax.jit(step.make_train_step(config, optimizer)), platforms=[platform])(state, BATCH).mlir_module()
+    assert ("custom_call @" in program) == (call is not None)
+    assert call is None or f"custom_call @{call}(" in program
+    products = re.findall(r"stablehlo\.dot_general .*: \((tensor<\S+>), (tensor<\S+>)\)", program)
+    # Six of attention or none, and three each of four kinds in a layer, the pooler and the heads; a loop holds them once.
+    assert len(products) >= 24
+    assert all(operand.endswith("xbf16>") for operands in products for operand in operands)

@@ -110,12 +110,12 @@ def _fits_cudnn(dtype: jnp.dtype, length: int, head_size: int) -> bool:
 
 def _reference(q: Array, k: Array, v: Array, segments: Array, keys: Array | None, dropout: float) -> Array:
     visible = segment_mask(segments)[:, None]
-    scores = ops.einsum("BSHK,BTHK->BHST", q, k, wide=True) * q.shape[-1] ** -0.5
+    scores = ops.project("BSHK,BTHK->BHST", q, k, wide=True) * q.shape[-1] ** -0.5
     # The original adds -10000 to hidden scores; a float32 softmax gives exact zeros for either.
     scores = jnp.where(visible, scores, jnp.finfo(jnp.float32).min)
     probabilities = jnp.where(visible, jax.nn.softmax(scores, axis=-1), 0.0)
     probabilities = ops.dropout(probabilities, keys, dropout).astype(q.dtype)
-    return ops.einsum("BHST,BTHK->BSHK", probabilities, v)
+    return ops.project("BHST,BTHK->BSHK", probabilities, v)
 
 
 def _same(segments: Array) -> Array:

@@ -40,11 +40,11 @@ def einsum(equation: str, x: Array, y: Array, *, axes: tuple[str | None, ...] | 
     return jnp.einsum(equation, x, y, precision=precision, out_sharding=out, preferred_element_type=dtype)
 
 
-def project(equation: str, x: Array, kernel: Array, *, axes: tuple[str | None, ...] | None = None, wide: bool = False) -> Array:
-    """:func:`einsum` with a kernel, forwards and backwards in the forms that reach a processor's matrix units."""
+def project(equation: str, x: Array, y: Array, *, axes: tuple[str | None, ...] | None = None, wide: bool = False) -> Array:
+    """:func:`einsum`, forwards and backwards in the forms that reach a processor's matrix units."""
     if x.dtype == jnp.float32:
-        return einsum(equation, x, kernel, axes=axes)
-    return _narrow(x, kernel, equation, None if axes is None else sharding.spec(*axes), wide)
+        return einsum(equation, x, y, axes=axes)
+    return _narrow(x, y, equation, None if axes is None else sharding.spec(*axes), wide)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
@@ -72,7 +72,10 @@ _narrow.defvjp(_narrow_forward, _narrow_backward)
 
 
 def _product(equation: str, x: Array, y: Array, out: P | None, dtype: jnp.dtype) -> Array:
-    """On a CPU only narrow products with float32 results reach the units that multiply bfloat16."""
+    """On a CPU only narrow products with float32 results reach the units that multiply bfloat16.
+
+    Batched ones, as attention's, are left alone: most of their forms end a CPU program when they are run.
+    """
 
     def cpu(x: Array, y: Array) -> Array:
         inputs, result = equation.split("->")
@@ -89,6 +92,9 @@ def _product(equation: str, x: Array, y: Array, out: P | None, dtype: jnp.dtype)
     def other(x: Array, y: Array) -> Array:
         return jnp.einsum(equation, x, y, out_sharding=out, preferred_element_type=dtype)
 
+    left, right, result = equation.replace("->", ",").split(",")
+    if set(left) & set(right) & set(result):
+        return other(x, y)
     return jax.lax.platform_dependent(x, y, cpu=cpu, default=other)
 
 
