@@ -244,7 +244,7 @@ def test_the_step_is_one_program_for_all_steps():
 
 @pytest.mark.parametrize(("platform", "attention", "call"), [("tpu", "splash", "tpu_custom_call"), ("cuda", "reference", None)])
 def test_the_step_is_lowered_for_devices_that_are_not_here(platform, attention, call):
-    """A change of an API that only a TPU or a GPU would meet is met here; all products are bfloat16's, backwards too."""
+    """A change of an API that only a TPU or a GPU would meet is met here; all our products are bfloat16's, backwards too."""
     model = dataclasses.replace(MODEL, dtype="bfloat16", attention=attention, attention_probs_dropout_prob=0.0)
     config = dataclasses.replace(CONFIG, model=model)
     optimizer = optim.make_optimizer(config.optim, 10)
@@ -255,4 +255,6 @@ def test_the_step_is_lowered_for_devices_that_are_not_here(platform, attention, 
     products = re.findall(r"stablehlo\.dot_general .*: \((tensor<\S+>), (tensor<\S+>)\)", program)
     # Six of attention or none, and three each of four kinds in a layer, the pooler and the heads; a loop holds them once.
     assert len(products) >= 24
-    assert all(operand.endswith("xbf16>") for operands in products for operand in operands)
+    wide = [operands for operands in products if not all(operand.endswith("xbf16>") for operand in operands)]
+    # Splash attention sums outputs times cotangents outside its kernel.
+    assert len(wide) == (attention == "splash")
