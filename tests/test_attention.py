@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib.util
 import math
+import re
+import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -154,6 +158,16 @@ def test_every_implementation_is_lowered_for_its_device(impl, platform, calls, m
     assert ("custom_call @" in program) == bool(calls)
     for call in calls:
         assert f"custom_call @{call}(" in program
+    with jax.set_mesh(sharding.make_mesh(MeshConfig(data=4, tensor=2))):
+
+        def divided(q, k, v, segments):
+            heads = (sharding.split(x, "batch", None, "heads", None) for x in (q, k, v))
+            return squares(impl)(*heads, sharding.split(segments, "batch", None))
+
+        exported = jax.export.export(jax.jit(divided), platforms=[platform], disabled_checks=known)(q, k, v, segments)
+    for call in calls:
+        # Each device calls it for its own row and its own head of 32.
+        assert re.search(rf"custom_call @{re.escape(call)}\(.* : \(.*tensor<1x(150x1|256)x32xbf16>", exported.mlir_module())
 
 
 def test_fused_attention_refuses_dropout():
@@ -168,17 +182,33 @@ def test_what_runs_here():
     for name, sentence in {
         "cudnn": "needs a GPU; this is a CPU",
         "splash": "needs a TPU; this is a CPU",
-        "tokamax": "which is not installed",
     }.items():
         with pytest.raises(UserError, match=sentence):
             select(dataclasses.replace(MODEL, attention=name), 128, training=False)
+    with pytest.raises(UserError, match="no full float32 products"):
+        select(dataclasses.replace(MODEL, attention="tokamax"), 128, training=False)
+
+
+def test_tokamax_is_asked_for_segments_and_missed_in_a_sentence(monkeypatch):
+    """It has no release for this Python that can live beside tyro, so a stand-in with its signature does the work."""
+
+    def dot_product_attention(query, key, value, *, mask):
+        return jax.nn.dot_product_attention(query, key, value, mask=mask)
+
+    monkeypatch.setitem(sys.modules, "tokamax", types.SimpleNamespace(dot_product_attention=dot_product_attention))
+    expected, found = squares("reference")(*long_rows()), squares("tokamax")(*long_rows())
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), found, expected)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="which is not installed"):
+        select(dataclasses.replace(MODEL, attention="tokamax", dtype="bfloat16"), 128, training=False)
 
 
 @pytest.mark.parametrize(
     ("backend", "capability", "dtype", "dropout", "expected"),
     [
-        ("tpu", None, "float32", 0.0, "splash"),
-        ("tpu", None, "float32", 0.1, "reference"),
+        ("tpu", None, "bfloat16", 0.0, "splash"),
+        ("tpu", None, "bfloat16", 0.1, "reference"),
+        ("tpu", None, "float32", 0.0, "reference"),
         ("gpu", "9.0", "bfloat16", 0.0, "cudnn"),
         ("gpu", "9.0", "bfloat16", 0.1, "reference"),
         ("gpu", "9.0", "float32", 0.0, "reference"),
@@ -187,8 +217,28 @@ def test_what_runs_here():
     ],
 )
 def test_the_fastest_that_a_device_supports_is_chosen(backend, capability, dtype, dropout, expected, monkeypatch):
+    pretend(monkeypatch, backend, capability)
+    config = dataclasses.replace(MODEL, dtype=dtype, attention_probs_dropout_prob=dropout)
+    assert select(config, 128, training=True) == expected
+
+
+@pytest.mark.parametrize(
+    ("capability", "heads", "length", "fits"),
+    [("9.0", 1, 128, True), ("8.6", 2, 128, True), ("8.6", 1, 128, False), ("9.0", 1, 127, False), ("7.5", 2, 128, False)],
+)
+def test_what_cudnn_refuses_is_not_given_to_it(capability, heads, length, fits, monkeypatch):
+    pretend(monkeypatch, "gpu", capability)
+    config = dataclasses.replace(MODEL, hidden_size=256, num_attention_heads=heads, dtype="bfloat16")
+    assert select(config, length, training=False) == ("cudnn" if fits else "reference")
+    named = dataclasses.replace(config, attention="cudnn")
+    if fits:
+        assert select(named, length, training=False) == "cudnn"
+    else:
+        with pytest.raises(UserError, match="which needs compute capability 8"):
+            select(named, length, training=False)
+
+
+def pretend(monkeypatch, backend, capability):
     device = type("Device", (), {"compute_capability": capability})()
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     monkeypatch.setattr(jax, "local_devices", lambda: [device])
-    config = dataclasses.replace(MODEL, dtype=dtype, attention_probs_dropout_prob=dropout)
-    assert select(config, 128, training=True) == expected

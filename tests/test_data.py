@@ -109,7 +109,7 @@ def test_documents_stay_up_to_a_limit_and_are_read_once():
             asked.extend(numbers)
             return [{"pieces": np.full(10, number)} for number in numbers]
 
-    documents = corpora.Documents(Source(), limit=30)
+    documents = corpora.Documents(Source(), limit=3 * (80 + corpora._EACH))
     assert len(documents) == 6
     for wanted, read in (
         ([2, 0, 2], [2, 0]),

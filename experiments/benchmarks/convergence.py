@@ -44,6 +44,8 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
+    if options.steps % options.every:
+        parser.error("--steps must be a multiple of --every, so that the last loss is the final one.")
     options.out.mkdir(parents=True, exist_ok=True)
     names = options.variants or (OPTIMIZERS if options.what == "optimizers" else PRECISIONS)
     results = {}
@@ -52,14 +54,15 @@ def main() -> None:
         if options.what == "optimizers":
             swept = {rate: run(options, name, rate, 0)["losses"][-1] for rate in options.rates}
             print(name, {rate: round(loss, 4) for rate, loss in swept.items()}, flush=True)
-            rate = min(swept, key=lambda rate: swept[rate])
+            rate = min(swept, key=lambda rate: np.nan_to_num(swept[rate], nan=np.inf))
         results[name] = [rate, [run(options, name, rate, seed) for seed in range(options.seeds)]]
     show(results)
 
 
 def run(options: argparse.Namespace, name: str, rate: float, seed: int) -> dict[str, list[float]]:
     """Train one variant: steps at which held-out loss was measured, the losses, and seconds of each step."""
-    path = options.out / f"{name.replace(' ', '-')}-{rate}-{seed}.json"
+    settings = "-".join(map(str, (name.replace(" ", "_"), rate, seed, options.steps, options.batch, options.every)))
+    path = options.out / f"{Path(options.corpus).name}-{settings}.json"
     if not path.exists():
         path.write_text(json.dumps(train(options, name, rate, seed)))
     return json.loads(path.read_text())

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Iterator
 
 import grain
 import jax
@@ -31,6 +30,7 @@ def main() -> None:
     parser.add_argument("--length", type=int, nargs="+", default=[128, 512])
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--threads", type=int, default=4, help="reading threads of the pipeline that is compared with")
     parser.add_argument("--step", choices=bert_jax.config.SIZES)
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
@@ -46,13 +46,15 @@ def alone(options: argparse.Namespace) -> None:
             corpus = corpora.open_corpus(options.corpus)
             packing = bert_jax.DataConfig("").packing if name == "ours, packed" else 1
             config = bert_jax.DataConfig(options.corpus, length, options.batch, packing=packing)
-            batches = one_at_a_time(corpus, config) if name == "one at a time" else ours(corpus, config)
+            batches = one_at_a_time(corpus, config, options.threads) if name == "one at a time" else ours(corpus, config)
             start, tokens, examples, rows = time.perf_counter(), 0, 0, 0
             while (spent := time.perf_counter() - start) < options.seconds:
                 segments = next(batches)["segments"]
                 tokens += (segments > 0).sum()
                 examples += segments.max(axis=1).sum()
                 rows += len(segments)
+            # What it has begun to read ahead would run beside the next one.
+            batches.close()
             speeds[name] = examples / spent
             faster = f"{speeds[name] / speeds['one at a time']:.0f}" if name != "one at a time" else ""
             print(
@@ -62,20 +64,22 @@ def alone(options: argparse.Namespace) -> None:
             )
 
 
-def ours(corpus: corpora.Corpus, config: bert_jax.DataConfig) -> Iterator[pipeline.HostBatch]:
+def ours(corpus: corpora.Corpus, config: bert_jax.DataConfig) -> grain.DatasetIterator:
     rows = np.arange(config.batch_size)
     return pipeline.train_batches(corpus.train, corpus.tokenizer.specials, config, seed=0, rows=rows)
 
 
-def one_at_a_time(corpus: corpora.Corpus, config: bert_jax.DataConfig) -> Iterator[pipeline.HostBatch]:
+def one_at_a_time(corpus: corpora.Corpus, config: bert_jax.DataConfig, threads: int) -> grain.DatasetIterator:
     plan = pairs.plan(corpus.train, config, seed=0, epoch=0, block=0)
-    documents = corpora.Documents(corpus.train.documents._source, limit=0)
+    documents = corpus.train.documents._source
     specials, width = corpus.tokenizer.specials, config.sequence_length
 
     def one(number: int) -> dict[str, np.ndarray]:
         a = slice(plan.start_a[number], plan.start_a[number] + plan.length_a[number])
         b = slice(plan.start_b[number], plan.start_b[number] + plan.length_b[number])
-        first, second = documents[int(plan.document_a[number])], documents[int(plan.document_b[number])]
+        first = second = documents[int(plan.document_a[number])]
+        if plan.random_next[number]:
+            second = documents[int(plan.document_b[number])]
         parts = [[specials.cls], first["pieces"][a], [specials.sep], second["pieces"][b], [specials.sep]]
         starts = [[True], first["starts"][a], [True], second["starts"][b], [True]]
         ids, length = np.concatenate(parts), sum(map(len, parts))
@@ -90,7 +94,9 @@ def one_at_a_time(corpus: corpora.Corpus, config: bert_jax.DataConfig) -> Iterat
             "nsp_labels": plan.random_next[number],
         }
 
-    return iter(grain.MapDataset.range(len(plan.example)).map(one).repeat().batch(config.batch_size))
+    read = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * config.batch_size)
+    examples = grain.MapDataset.range(len(plan.example)).map(one).repeat().to_iter_dataset(read)
+    return iter(examples.batch(config.batch_size))
 
 
 def under_a_step(options: argparse.Namespace) -> None:

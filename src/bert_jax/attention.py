@@ -69,25 +69,28 @@ def attention(
 def select(config: ModelConfig, length: int, *, training: bool) -> str:
     """The implementation that a model uses on this machine for rows of ``length`` tokens.
 
-    "auto" takes a fused kernel where there is one for the device, the dtype and the shape and no probability is to be
-    dropped: splash attention on a TPU, cuDNN's on an NVIDIA GPU of compute capability 8 or above. Else the reference,
-    which on a CPU is also the fastest.
+    "auto" takes a fused kernel where there is one for the device and the shape, the dtype is bfloat16 (the kernels multiply
+    float32 with fewer bits) and no probability is to be dropped: splash attention on a TPU, cuDNN's on an NVIDIA GPU of
+    compute capability 8 or above. Else the reference, which on a CPU is also the fastest.
 
     Raises:
       UserError: the implementation that the config names cannot run here.
     """
     name, backend, drops = config.attention, jax.default_backend(), training and config.attention_probs_dropout_prob > 0
+    dtype = jnp.dtype(config.dtype)
     if name == "auto":
-        return _fastest(jnp.dtype(config.dtype), length, config.head_size, drops=drops)
+        return _fastest(dtype, length, config.head_size, drops=drops)
     needed = {"cudnn": "gpu", "splash": "tpu"}.get(name, backend)
     if backend != needed:
         raise UserError(
             f"model.attention is {name}, which needs a {needed.upper()}; this is a {backend.upper()}. Leave it to auto."
         )
-    if name == "cudnn" and not _fits_cudnn(jnp.dtype(config.dtype), length, config.head_size):
+    if name not in ("reference", "xla") and dtype != jnp.bfloat16:
+        raise UserError(f"model.attention is {name}, which has no full float32 products; use bfloat16, or leave it to auto.")
+    if name == "cudnn" and not _fits_cudnn(length, config.head_size):
         raise UserError(
-            "model.attention is cudnn, which needs compute capability 8, model.dtype bfloat16, an even number of tokens and a "
-            "head size divisible by 8; leave it to auto."
+            f"model.attention is cudnn, which needs compute capability 8, an even number of tokens (here {length}) and a head "
+            f"size divisible by 8, of at most 128, or 256 from capability 9 on (here {config.head_size}); leave it to auto."
         )
     if name == "tokamax" and importlib.util.find_spec("tokamax") is None:
         raise UserError("model.attention is tokamax, which is not installed; install bert_jax[tokamax], which needs Python 3.12.")
@@ -95,17 +98,19 @@ def select(config: ModelConfig, length: int, *, training: bool) -> str:
 
 
 def _fastest(dtype: jnp.dtype, length: int, head_size: int, *, drops: bool) -> str:
-    if not drops and jax.default_backend() == "tpu":
+    if drops or dtype != jnp.bfloat16:
+        return "reference"
+    if jax.default_backend() == "tpu":
         return "splash"
-    if not drops and jax.default_backend() == "gpu" and _fits_cudnn(dtype, length, head_size):
-        return "cudnn"
-    return "reference"
+    return "cudnn" if jax.default_backend() == "gpu" and _fits_cudnn(length, head_size) else "reference"
 
 
-def _fits_cudnn(dtype: jnp.dtype, length: int, head_size: int) -> bool:
+def _fits_cudnn(length: int, head_size: int) -> bool:
     # AMD's devices, whose capability is a name, have no cuDNN.
-    capability = str(getattr(jax.local_devices()[0], "compute_capability", "")).split(".")[0]
-    return capability.isdigit() and int(capability) >= 8 and dtype == jnp.bfloat16 and length % 2 == 0 and head_size % 8 == 0
+    major = str(getattr(jax.local_devices()[0], "compute_capability", "")).split(".")[0]
+    if not major.isdigit() or int(major) < 8:
+        return False
+    return length % 2 == 0 and head_size % 8 == 0 and head_size <= (128 if int(major) == 8 else 256)
 
 
 def _reference(q: Array, k: Array, v: Array, segments: Array, keys: Array | None, dropout: float) -> Array:

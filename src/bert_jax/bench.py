@@ -13,16 +13,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from bert_jax import optim, parallel, step
+from bert_jax import ops, optim, parallel, step
 from bert_jax.attention import select
 from bert_jax.config import Config, DataConfig, MaskPolicy, ModelConfig
 from bert_jax.data.pipeline import HostBatch
+from bert_jax.errors import UserError
 
 PHASES = {
     "optimizer": "optimizer",
+    "reduction": "sums over devices",
     "masking": "masking",
     "dropout": "norms, dropout",
     "norm": "norms, dropout",
@@ -109,8 +110,10 @@ def run(config: Config, *, steps: int, profile: bool = False) -> Report:
     """Train on random full rows for ``steps`` steps, after one that compiles and two that warm up.
 
     Raises:
-      UserError: the devices, the model or the batch do not divide as asked.
+      UserError: the devices, the model or the batch do not divide as asked, or there are several processes.
     """
+    if config.train.distributed:
+        raise UserError("bench measures one process; leave out --train.distributed.")
     policy = dataclasses.replace(config.mask, mask_id=0, vocab_size=config.model.vocab_size)
     config = dataclasses.replace(config, mask=policy)
     launcher = parallel.launch(config)
@@ -136,19 +139,20 @@ def run(config: Config, *, steps: int, profile: bool = False) -> Report:
         first = time.perf_counter() - began
         _timed(take, 2)
         seconds = _timed(take, steps)
+        memory = _memory()
         phases = profiled(take, train_step.as_text(), steps=min(steps, 3)) if profile else None
     lengths = np.full(config.data.batch_size, config.data.sequence_length)
     flop = forward_flop(config.model, lengths, _masked(config.mask, lengths))
     return Report(
-        attention, first, seconds, int(lengths.sum()), {name: 3 * x for name, x in flop.items()}, product(config), _memory(), phases
+        attention, first, seconds, int(lengths.sum()), {name: 3 * x for name, x in flop.items()}, product(config), memory, phases
     )
 
 
 def product(config: Config) -> float:
-    """FLOP/s of a square product of random numbers on one device, the best of several."""
+    """FLOP/s of a square product of random numbers in the model's arithmetic on one device, the best of several."""
     size = 2048 if jax.default_backend() == "cpu" else 8192
     x = jax.random.normal(jax.random.key(0), (size, size), config.model.dtype)
-    multiply = jax.jit(lambda x: jnp.matmul(x, x, preferred_element_type=jnp.float32))
+    multiply = jax.jit(lambda x: ops.einsum("AB,BC->AC", x, x, wide=True))
     return 2 * size**3 / min(_timed(lambda: jax.block_until_ready(multiply(x)), 6))
 
 
@@ -195,6 +199,7 @@ def _shares(lines: list[list[tuple[float, float, str]]]) -> dict[str, float]:
         (when, line, start, name)
         for line, events in enumerate(lines)
         for begin, end, name in events
+        if end > begin
         for when, start in ((begin, True), (end, False))
     ]
     # What ends at an instant ends before the next begins.

@@ -160,8 +160,8 @@ class OptimConfig:
 
     name: Literal["bert_adam", "adamw", "lamb", "muon", "schedule_free"] = "bert_adam"
     """"bert_adam" has no bias correction, as the original; "adamw" has; "lamb" adds per-layer trust ratios; "muon"
-    orthogonalises the updates of the layers' matrices and leaves the rest to "adamw"; "schedule_free" is AdamW on an
-    average of its own steps, whose rate does not decay."""
+    orthogonalises the updates of the layers' matrices, with a momentum of 0.95, and leaves the rest to "adamw";
+    "schedule_free" is AdamW on an average of its own steps, whose rate does not decay."""
     peak_lr: float = 1e-4
     warmup_steps: int = 10_000
     decay: Literal["from_zero", "from_peak"] = "from_zero"

@@ -101,7 +101,8 @@ def scale_by_muon_and_adam(b1: float, b2: float, eps: float) -> optax.GradientTr
 
     A kernel's momentum is brought near the closest orthogonal matrix by five Newton-Schulz iterations, with all heads of a
     layer side by side, and scaled so that Adam's learning rate suits it (Liu et al. 2025, section 2.2). Tables, heads,
-    biases and norms are Adam's.
+    biases and norms are Adam's, and so are the arguments: Muon's momentum is Nesterov's at 0.95, as published. Its products
+    are left to the device's usual precision, which for float32 may be less.
     """
     # Updates of Adam have about this root mean square.
     rms = 0.2

@@ -116,4 +116,7 @@ def _accumulate(
 
 
 def _sum_over(tree: T, axis_name: str | None) -> T:
-    return tree if axis_name is None else jax.lax.psum(tree, axis_name)
+    if axis_name is None:
+        return tree
+    with jax.named_scope("reduction"):
+        return jax.lax.psum(tree, axis_name)

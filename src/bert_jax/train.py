@@ -63,7 +63,7 @@ def pretrain(config: Config) -> Result:
         jax.distributed.initialize()
     config, corpus = _open(config)
     launcher = parallel.launch(config)
-    impl = select(config.model, config.data.sequence_length, training=True)
+    kernels = [select(config.model, config.data.sequence_length, training=training) for training in (True, False)]
     _claim(config)
     with contextlib.ExitStack() as stack:
         checkpoints = Checkpoints(config.run, keep=config.train.keep)
@@ -72,7 +72,7 @@ def pretrain(config: Config) -> Result:
         stack.callback(stop.restore)
         trainer = _Trainer(config, corpus, launcher, checkpoints)
         stack.callback(trainer.close)
-        trainer.log.say(f"attention: {impl}")
+        trainer.log.say(f"attention: {kernels[0]}" + (f", while scoring {kernels[1]}" if kernels[1] != kernels[0] else ""))
         with launcher.context():
             return trainer.run(stop)
 

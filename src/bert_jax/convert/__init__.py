@@ -5,6 +5,7 @@ Formats are found out from the files. Nothing here needs TensorFlow or PyTorch.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import warnings
@@ -178,7 +179,9 @@ def _read_run(path: epath.Path) -> Model:
         checkpoints.close()
     if restored is None:
         raise UserError(f"{path} holds no checkpoint.")
-    return Model(*restored)
+    model = Model(*restored)
+    # Who computed attention where the run was trained may not exist here.
+    return model._replace(config=dataclasses.replace(model.config, attention="auto"))
 
 
 def _for_export(tokenizer: Tokenizer) -> Tokenizer:

@@ -28,8 +28,9 @@ from bert_jax.tokenizers import Tokenizer
 
 TRAIN, HELD_OUT = SPLITS = ("train", "held_out")
 _CHUNK = 1024
-# A third of a gigabyte, at five bytes each.
-_KEPT = 2**26
+# Bytes of decoded documents, and what one takes beside its pieces.
+_KEPT = 2**29
+_EACH = 1024
 
 
 class Documents:
@@ -39,13 +40,13 @@ class Documents:
 
     Args:
       source: a TFDS data source.
-      limit: pieces of the documents that stay.
+      limit: about how many bytes of documents stay.
     """
 
     def __init__(self, source: Any, *, limit: int = _KEPT) -> None:
         self._source, self._limit = source, limit
         self._kept: collections.OrderedDict[int, dict[str, np.ndarray]] = collections.OrderedDict()
-        self._pieces = 0
+        self._held = 0
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -59,13 +60,17 @@ class Documents:
             missing = [number for number in dict.fromkeys(numbers) if number not in self._kept]
             for number, document in zip(missing, self._source.__getitems__(missing) if missing else [], strict=True):
                 self._kept[number] = document
-                self._pieces += len(document["pieces"])
+                self._held += _size(document)
             found = [self._kept[number] for number in numbers]
             for number in numbers:
                 self._kept.move_to_end(number)
-            while self._pieces > self._limit:
-                self._pieces -= len(self._kept.popitem(last=False)[1]["pieces"])
+            while self._held > self._limit:
+                self._held -= _size(self._kept.popitem(last=False)[1])
             return found
+
+
+def _size(document: dict[str, np.ndarray]) -> int:
+    return sum(values.nbytes for values in document.values()) + _EACH
 
 
 class Split(NamedTuple):
