@@ -363,7 +363,7 @@ def test_metrics_of_a_killed_process_may_end_in_half_a_line(tmp_path):
     assert read_metrics(tmp_path) == [{"step": 1}]
 
 
-def test_accepts_every_optimizer_and_word_masks(run_config):
+def test_accepts_every_optimizer_word_masks_and_other_attention(run_config, capsys):
     for number, name in enumerate(("bert_adam", "adamw", "lamb", "muon", "schedule_free")):
         config = dataclasses.replace(
             run_config,
@@ -373,9 +373,15 @@ def test_accepts_every_optimizer_and_word_masks(run_config):
             data=dataclasses.replace(run_config.data, pairs=number != 1),
             train=TrainConfig(steps=3, eval_every=3, save_every=3, log_every=1),
         )
+        if number == 1:
+            model = dataclasses.replace(config.model, attention="xla", attention_probs_dropout_prob=0.0)
+            config = dataclasses.replace(config, model=model)
         scores = pretrain(config).held_out
         assert np.isfinite(scores["loss"])
         assert (scores["nsp_loss"] == 0) == (number == 1)
+        # What computed attention in the run is not asked for where the model is used.
+        assert bert_jax.load(config.run).config.attention == "auto"
+        assert f"attention: {'xla' if number == 1 else 'reference'}" in capsys.readouterr().err
 
 
 def test_launchers_are_the_only_ones_to_know(run_config):
