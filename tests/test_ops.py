@@ -43,6 +43,22 @@ def test_activations_are_their_definitions(name, function):
     np.testing.assert_allclose(ops.ACTIVATIONS[name](jnp.float32(points)), [function(x) for x in points], atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_gelu_and_its_slope(dtype):
+    """Against float64: x · Φ(x) and Φ(x) + x · φ(x), to a rounding of the dtype."""
+    x = jnp.linspace(-12, 12, 4801, dtype=jnp.float32).astype(dtype)
+    cotangent = jnp.linspace(0.5, 2, 4801, dtype=jnp.float32).astype(dtype)
+    value, pull = jax.vjp(ops.gelu, x)
+    (slope,) = pull(cotangent)
+    assert value.dtype == slope.dtype == dtype
+    wide, factor = np.asarray(x, np.float64), np.asarray(cotangent, np.float64)
+    cdf = np.array([0.5 * math.erfc(-one / math.sqrt(2)) for one in wide])
+    rounding = float(jnp.finfo(dtype).eps)
+    np.testing.assert_allclose(np.asarray(value, np.float64), wide * cdf, rtol=rounding, atol=2e-6)
+    expected = factor * (cdf + wide * np.exp(-(wide**2) / 2) / math.sqrt(2 * math.pi))
+    np.testing.assert_allclose(np.asarray(slope, np.float64), expected, rtol=2 * rounding, atol=2e-6)
+
+
 def test_erf_and_tanh_gelu_differ():
     points = jnp.linspace(-3, 3, 61)
     assert 1e-4 < jnp.abs(ops.ACTIVATIONS["gelu"](points) - ops.ACTIVATIONS["gelu_tanh"](points)).max() < 1e-3

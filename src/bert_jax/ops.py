@@ -18,8 +18,32 @@ from jaxtyping import Array, Float, Int, Key, Shaped, UInt32
 from bert_jax import sharding
 from bert_jax.config import Activation
 
+
+@jax.custom_vjp
+def gelu(x: Float[Array, "*B"]) -> Float[Array, "*B"]:
+    """x times the normal distribution function, computed in float32 as x/2 · (1 + erf(x/√2)) (the original's ``gelu``).
+
+    ``jax.nn.gelu`` goes through erfc, two polynomials and an exponential, which takes three times as long on a CPU and
+    differs only where the result is nearly 0. The backward pass computes erf again instead of storing it.
+    """
+    wide = x.astype(jnp.float32)
+    return (wide * _normal_cdf(wide)).astype(x.dtype)
+
+
+def _gelu_backward(x: Array, cotangent: Array) -> tuple[Array]:
+    wide = x.astype(jnp.float32)
+    slope = _normal_cdf(wide) + wide * jnp.exp(-0.5 * wide * wide) / math.sqrt(2.0 * math.pi)
+    return ((slope * cotangent).astype(x.dtype),)
+
+
+def _normal_cdf(x: Array) -> Array:
+    return 0.5 * (1.0 + jax.lax.erf(x * math.sqrt(0.5)))
+
+
+gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
+
 ACTIVATIONS: dict[Activation, Callable[[Array], Array]] = {
-    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu": gelu,
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
     "relu": jax.nn.relu,
     "tanh": jnp.tanh,
