@@ -120,7 +120,7 @@ class SelfAttention(Block):
             parts = (Weights(config, (width, *heads), heads, name=name)() for name in ("query", "key", "value"))
             # One product three times as wide keeps a device busier than three.
             kernel, bias = (jnp.stack(arrays, axis=-3) for arrays in zip(*parts, strict=True))
-            # XLA sums over axes in the order of their letters: A before H and K needs no transposed copy.
+            # einsum sums over axes in the order of their letters: A before H and K needs no transposed copy.
             qkv = ops.project("BSD,DAHK->BSAHK", x, kernel)
             qkv = qkv + ops.spread(bias.astype(x.dtype), qkv)
             # Parts of one split, whose gradients are joined once; indices would each add to a gradient of the whole.
