@@ -40,7 +40,7 @@ bench: $(VENV)/installed-test runs/corpus
 	$(BIN)/python experiments/benchmarks/pipeline.py runs/corpus --seconds 5
 
 test: check $(WEIGHTS)
-	$(BIN)/python -m pytest -m "not slow" -n 2
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist worksteal
 
 test-slow: $(VENV)/installed-test $(WEIGHTS)
 	$(BIN)/python -m pytest -m slow

@@ -131,7 +131,7 @@ def split_layers(value: jax.Array) -> jax.Array:
         if size > 1 and value.ndim > 1 and value.shape[0] % (parts * size) == 0:
             names.append(name)
             parts *= size
-    return jax.sharding.reshard(value, P(tuple(names) or None))
+    return jax.sharding.reshard(value, P(tuple(names)) if names else P())
 
 
 def replicate(value: jax.Array) -> jax.Array:
