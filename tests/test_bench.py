@@ -111,5 +111,7 @@ def test_the_command(capsys, tmp_path):
     assert "attention xla" in printed
     assert "| FFN |" in printed
     assert len(json.loads(out.read_text())["seconds"]) == 2
+    assert cli.main([*arguments, *no_dropout]) == 2
+    assert "bench.json exists already" in capsys.readouterr().err
     assert cli.main(["bench", str(path), "--steps", "0"]) == 2
     assert "steps is 0" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import statistics
@@ -11,7 +12,7 @@ from typing import Annotated
 import jax
 import tyro
 
-from bert_jax import bench
+from bert_jax import bench, files
 from bert_jax.bench import Report
 from bert_jax.cli.pretrain import load_experiment, long_names
 from bert_jax.config import Config, DataConfig, ModelConfig
@@ -25,7 +26,7 @@ DEFAULT = Config(run="", data=DataConfig("", batch_size=8), model=ModelConfig(dt
 class Bench:
     """Measure how fast a config trains here.
 
-    Rows are full and random; no corpus is read and nothing is saved. An experiment's file may stand first, and every field
+    Rows are full and random; no corpus is read and no run is made. An experiment's file may stand first, and every field
     of its config can be given as for `bert-jax pretrain`; without one it is BERT-Base, 8 rows of 128 tokens, bfloat16.
 
     Example: bert-jax bench --profile --model.layers scan
@@ -37,7 +38,7 @@ class Bench:
     profile: bool = False
     """Also say where the time goes."""
     out: str | None = None
-    """A JSON file for the figures."""
+    """A JSON file to make, for the figures."""
 
     def __post_init__(self) -> None:
         require_positive("steps", self.steps)
@@ -47,11 +48,13 @@ def main(arguments: list[str]) -> int:
     given = bool(arguments) and not arguments[0].startswith("-")
     config = load_experiment(Path(arguments[0])) if given else DEFAULT
     options = tyro.cli(Bench, default=Bench(config), prog="bert-jax bench [EXPERIMENT.py]", args=long_names(arguments[given:]))
-    report = bench.run(options.config, steps=options.steps, profile=options.profile)
+    # A path that cannot be written is refused before anything is measured.
+    with files.new(options.out) if options.out else contextlib.nullcontext() as out:
+        report = bench.run(options.config, steps=options.steps, profile=options.profile)
+        if out:
+            out.write_text(json.dumps(report._asdict(), indent=2))
     for line in (*summary(options.config, report), *(table(report, jax.device_count()) if report.phases else ())):
         print(line)
-    if options.out:
-        Path(options.out).write_text(json.dumps(report._asdict(), indent=2))
     return 0
 
 
