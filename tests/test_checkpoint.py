@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import pathlib
 import random
 import re
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import bert_jax
 from bert_jax import checkpoint, optim, parallel, step
 from bert_jax.checkpoint import Checkpoints, Meta, checksums
 from bert_jax.config import MeshConfig
@@ -32,7 +34,8 @@ def run(run_config, corpus):
     class Run:
         path = run_config.run
         config = run_config
-        meta = Meta(run_config, corpus.tokenizer, "digest", {"epoch": 1, "block": 0, "row": 48})
+        position = {"epoch": 1, "block": 0, "row": 48}
+        meta = Meta(json.loads(run_config.to_json()), run_config.model, corpus.tokenizer, "digest", position)
 
         def state(self, way, seed=0):
             config = dataclasses.replace(run_config, train=dataclasses.replace(run_config.train, seed=seed), **WAYS[way])
@@ -74,7 +77,7 @@ def test_any_mesh_reads_what_another_wrote(run, writer, reader):
     assert_same(state, run.state(writer, seed=3)[0])
     wanted = run.state(reader)[1]
     jax.tree.map(lambda a, b: np.testing.assert_equal(a.sharding.is_equivalent_to(b.sharding, a.ndim), True), state, wanted)
-    assert meta.config == run.config
+    assert bert_jax.Config.from_json(json.dumps(meta.config)) == run.config
     assert meta.data == run.meta.data
     assert meta.tokenizer.files == run.meta.tokenizer.files
 

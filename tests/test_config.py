@@ -10,6 +10,7 @@ import pytest
 
 from bert_jax import heads
 from bert_jax.config import (
+    FREE_ON_RESUME,
     SIZES,
     Config,
     DataConfig,
@@ -18,10 +19,10 @@ from bert_jax.config import (
     ModelConfig,
     OptimConfig,
     TrainConfig,
-    differences,
 )
 from bert_jax.convert.hf import read_config
 from bert_jax.errors import UserError
+from bert_jax.schema import differences
 
 CONFIG = Config(run="r", data=DataConfig("c"), mask=MaskPolicy(select="word", max_predictions=20))
 
@@ -170,4 +171,4 @@ def test_differences_name_what_changes_a_run_and_only_that():
         data=DataConfig("elsewhere"),
         model=ModelConfig(attention="reference"),
     )
-    assert differences(CONFIG, other) == ["optim.peak_lr: 0.0001 -> 1.0"]
+    assert differences(CONFIG, other, FREE_ON_RESUME) == ["optim.peak_lr: 0.0001 -> 1.0"]

@@ -47,7 +47,7 @@ def run(config, steps=3, batch=BATCH):
     """Metrics of each step and the last state, on the host."""
     if config.mesh == MeshConfig(1, 1, 1):
         mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
-        launcher = parallel.on_mesh(config, mesh)
+        launcher = parallel.on_mesh(config.model, mesh)
     else:
         launcher = parallel.launch(config)
     optimizer = optim.make_optimizer(config.optim, config.train.steps)
@@ -58,7 +58,8 @@ def run(config, steps=3, batch=BATCH):
     state = jax.jit(init, out_shardings=launcher.shardings(jax.eval_shape(init)))()
     metrics = []
     with launcher.context():
-        train_step = launcher.compile(step.make_train_step(config, optimizer, axis_name=launcher.axis_name), donate=True)
+        made = step.make_train_step(step.pretraining(config), optimizer, axis_name=launcher.axis_name)
+        train_step = launcher.compile(made, donate=True)
         for _ in range(steps):
             state, values = train_step(state, launcher.place(batch))
             metrics.append(values)
@@ -113,14 +114,15 @@ def test_every_launcher_gives_the_same_gradients(way):
     expected = jax.jit(jax.grad(loss))(start.params)
     sgd = optax.sgd(1.0)
     launcher = (
-        parallel.on_mesh(config, sharding.make_mesh(config.mesh, jax.devices()[:1]))
+        parallel.on_mesh(config.model, sharding.make_mesh(config.mesh, jax.devices()[:1]))
         if way == "one device"
         else parallel.launch(config)
     )
     fresh = start._replace(opt_state=sgd.init(start.params))
     state = jax.device_put(fresh, launcher.shardings(jax.eval_shape(lambda: fresh)))
     with launcher.context():
-        after, _ = launcher.compile(step.make_train_step(config, sgd, axis_name=launcher.axis_name))(state, launcher.place(BATCH))
+        made = step.make_train_step(step.pretraining(config), sgd, axis_name=launcher.axis_name)
+        after, _ = launcher.compile(made)(state, launcher.place(BATCH))
     found = jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), start.params, jax.device_get(after.params))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), found, expected)
 
@@ -198,7 +200,7 @@ def test_bert_large_type_checks_on_512_devices_without_one(shape):
     state = jax.tree.map(typed, shapes, sharding.state_shardings(shapes, mesh))
     batch = {name: typed(np.broadcast_to(x[:1], (512, *x.shape[1:])), sharding.batch_sharding(mesh)) for name, x in BATCH.items()}
     with jax.sharding.use_abstract_mesh(mesh):
-        after, metrics = jax.eval_shape(step.make_train_step(config, optimizer), state, batch)
+        after, metrics = jax.eval_shape(step.make_train_step(step.pretraining(config), optimizer), state, batch)
     jax.tree.map(lambda a, b: np.testing.assert_equal(a.sharding.spec, b.sharding.spec), after.params, state.params)
     assert metrics["loss"].shape == ()
 
@@ -233,7 +235,7 @@ def test_evaluation_masks_do_not_depend_on_the_step_or_the_parameters(params):
 
 def test_the_step_is_one_program_for_all_steps():
     optimizer = optim.make_optimizer(CONFIG.optim, 10)
-    compiled = jax.jit(step.make_train_step(CONFIG, optimizer))
+    compiled = jax.jit(step.make_train_step(step.pretraining(CONFIG), optimizer))
     state = step.init_state(CONFIG, optimizer)
     for _ in range(3):
         state, _ = compiled(state, BATCH)
@@ -249,7 +251,8 @@ def test_the_step_is_lowered_for_devices_that_are_not_here(platform, attention, 
     config = dataclasses.replace(CONFIG, model=model)
     optimizer = optim.make_optimizer(config.optim, 10)
     state = jax.eval_shape(lambda: step.init_state(config, optimizer))
-    program = jax.export.export(jax.jit(step.make_train_step(config, optimizer)), platforms=[platform])(state, BATCH).mlir_module()
+    made = jax.jit(step.make_train_step(step.pretraining(config), optimizer))
+    program = jax.export.export(made, platforms=[platform])(state, BATCH).mlir_module()
     assert ("custom_call @" in program) == (call is not None)
     assert call is None or f"custom_call @{call}(" in program
     products = re.findall(r"stablehlo\.dot_general .*: \((tensor<\S+>), (tensor<\S+>)\)", program)

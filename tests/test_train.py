@@ -17,7 +17,7 @@ import pytest
 from etils import epath
 
 import bert_jax
-from bert_jax import parallel, step, train
+from bert_jax import loop, parallel, step
 from bert_jax.config import Config, DataConfig, MeshConfig, OptimConfig, TrainConfig
 from bert_jax.data import pipeline
 from bert_jax.errors import Failure, UserError
@@ -50,14 +50,14 @@ def elsewhere(config, tmp_path, name="other", **changes):
 
 def interrupt_at(monkeypatch, number, what):
     """Do something to the run when a step has been reported."""
-    original = train._Trainer._report
+    original = loop.Trainer.report
 
     def report(self, done, *more):
         original(self, done, *more)
         if done == number:
             what()
 
-    monkeypatch.setattr(train._Trainer, "_report", report)
+    monkeypatch.setattr(loop.Trainer, "report", report)
 
 
 def test_a_run_reports_evaluates_saves_and_draws(run_config):
@@ -187,7 +187,7 @@ def test_another_corpus_is_refused(run_config, tmp_path, tokenizer):
     other = tmp_path / "other-corpus"
     bert_jax.data.corpus.write_corpus(lambda: [["alpha bravo charlie.", "delta echo."]] * 40, other, tokenizer, held_out=0.1)
     changed = dataclasses.replace(run_config, data=dataclasses.replace(run_config.data, corpus=str(other)))
-    with pytest.raises(UserError, match="begun on another corpus"):
+    with pytest.raises(UserError, match="begun on other data"):
         pretrain(changed)
 
 
@@ -230,8 +230,8 @@ def test_a_batch_that_no_mesh_divides(run_config):
 def test_a_non_finite_loss_stops_the_run_and_leaves_the_last_good_checkpoint(run_config, monkeypatch):
     original = step.make_train_step
 
-    def poisoned(config, optimizer, *, axis_name=None):
-        inner = original(config, optimizer, axis_name=axis_name)
+    def poisoned(objective, optimizer, *, axis_name=None):
+        inner = original(objective, optimizer, axis_name=axis_name)
 
         def train_step(state, batch):
             state, metrics = inner(state, batch)

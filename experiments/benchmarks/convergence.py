@@ -74,7 +74,7 @@ def train(options: argparse.Namespace, name: str, rate: float, seed: int) -> dic
     optimizer = optim.make_optimizer(config.optim, config.train.steps)
     if "parameters" in name:
         optimizer = optax.chain(optimizer, narrow(seed, stochastic="stochastic" in name))
-    train_step = jax.jit(step.make_train_step(config, optimizer), donate_argnums=0)
+    train_step = jax.jit(step.make_train_step(step.pretraining(config), optimizer), donate_argnums=0)
     eval_step = jax.jit(step.make_eval_step(config, corpora.unigram_log_probabilities(corpus.train)))
     state = jax.jit(lambda: step.init_state(config, optimizer))()
     rows, specials = np.arange(config.data.batch_size), corpus.tokenizer.specials

@@ -110,7 +110,7 @@ def under_a_step(options: argparse.Namespace) -> None:
         mask=bert_jax.MaskPolicy(mask_id=corpus.tokenizer.specials.mask, vocab_size=pieces),
     )
     optimizer = optim.make_optimizer(config.optim, config.train.steps)
-    train_step = jax.jit(step.make_train_step(config, optimizer), donate_argnums=0)
+    train_step = jax.jit(step.make_train_step(step.pretraining(config), optimizer), donate_argnums=0)
     state = jax.jit(lambda: step.init_state(config, optimizer))()
     batches = ours(corpus, config.data)
     resident = jax.device_put(next(batches))

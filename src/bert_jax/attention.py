@@ -16,9 +16,9 @@ from bert_jax.errors import UserError
 _LANES = 128
 
 
-def segment_mask(segments: Int[Array, "B S"]) -> Bool[Array, "B S S"]:
-    """Which query may see which key: both in the same segment, padding (segment 0) seen by none."""
-    return (segments[:, :, None] == segments[:, None, :]) & (segments[:, None, :] > 0)
+def segment_mask(segments: Int[Array, "B S"], *, causal: bool = False) -> Bool[Array, "B S S"]:
+    """Which query may see which key: both in the same segment, padding (segment 0) seen by none; of causal ones, no later key."""
+    return _same(segments, causal)[:, 0] & (segments[:, None, :] > 0)
 
 
 def attention(
@@ -29,6 +29,7 @@ def attention(
     *,
     keys: Key[Array, "B H"] | None = None,
     dropout: float = 0.0,
+    causal: bool = False,
     impl: str = "reference",
 ) -> Float[Array, "B S H K"]:
     """Mix the values of each query's own segment, in q's dtype with a float32 softmax.
@@ -41,6 +42,7 @@ def attention(
       segments: 0 marks padding, other numbers the packed examples of a row.
       keys: dropout keys of each row and head, or None for no dropout.
       dropout: probability that a probability is dropped.
+      causal: whether a query sees no key that stands after it.
       impl: one of those of :attr:`bert_jax.ModelConfig.attention`; "auto" is what :func:`select` says.
 
     Raises:
@@ -50,14 +52,14 @@ def attention(
     if impl == "auto":
         impl = _fastest(q.dtype, q.shape[1], q.shape[3], drops=drops)
     if impl == "reference":
-        return _reference(q, k, v, segments, keys, dropout)
+        return _reference(q, k, v, segments, keys, dropout, causal=causal)
     if drops:
         raise UserError(f"attention by {impl} has no dropout; use the reference, or a rate of 0.")
     inner = _FUSED[impl]
 
     def local(q: Array, k: Array, v: Array, segments: Array) -> Array:
         # Padding sees padding, so that no softmax is over nothing.
-        return jnp.where(segments[:, :, None, None] > 0, inner(q, k, v, segments), 0)
+        return jnp.where(segments[:, :, None, None] > 0, inner(q, k, v, segments, causal), 0)
 
     layout, rows = sharding.spec_of(q), sharding.spec_of(segments)
     if layout is None:
@@ -113,8 +115,8 @@ def _fits_cudnn(length: int, head_size: int) -> bool:
     return length % 2 == 0 and head_size % 8 == 0 and head_size <= (128 if int(major) == 8 else 256)
 
 
-def _reference(q: Array, k: Array, v: Array, segments: Array, keys: Array | None, dropout: float) -> Array:
-    visible = segment_mask(segments)[:, None]
+def _reference(q: Array, k: Array, v: Array, segments: Array, keys: Array | None, dropout: float, *, causal: bool) -> Array:
+    visible = segment_mask(segments, causal=causal)[:, None]
     scores = ops.project("BSHK,BTHK->BHST", q, k, wide=True) * q.shape[-1] ** -0.5
     # The original adds -10000 to hidden scores; a float32 softmax gives exact zeros for either.
     scores = jnp.where(visible, scores, jnp.finfo(jnp.float32).min)
@@ -123,21 +125,23 @@ def _reference(q: Array, k: Array, v: Array, segments: Array, keys: Array | None
     return ops.project("BHST,BTHK->BSHK", probabilities, v)
 
 
-def _same(segments: Array) -> Array:
-    return segments[:, None, :, None] == segments[:, None, None, :]
+def _same(segments: Array, causal: bool) -> Array:
+    same = segments[:, None, :, None] == segments[:, None, None, :]
+    place = jnp.arange(segments.shape[1])
+    return same & (place[:, None] >= place) if causal else same
 
 
-def _xla(q: Array, k: Array, v: Array, segments: Array) -> Array:
+def _xla(q: Array, k: Array, v: Array, segments: Array, causal: bool) -> Array:
     with jax.default_matmul_precision("highest" if q.dtype == jnp.float32 else None):
-        return jax.nn.dot_product_attention(q, k, v, mask=_same(segments), implementation="xla")
+        return jax.nn.dot_product_attention(q, k, v, mask=_same(segments, causal), implementation="xla")
 
 
-def _cudnn(q: Array, k: Array, v: Array, segments: Array) -> Array:
+def _cudnn(q: Array, k: Array, v: Array, segments: Array, causal: bool) -> Array:
     # Its public form knows lengths or a mask; lengths cannot tell packed examples apart.
-    return jax.nn.dot_product_attention(q, k, v, mask=_same(segments), implementation="cudnn")
+    return jax.nn.dot_product_attention(q, k, v, mask=_same(segments, causal), implementation="cudnn")
 
 
-def _splash(q: Array, k: Array, v: Array, segments: Array, *, interpret: bool = False) -> Array:
+def _splash(q: Array, k: Array, v: Array, segments: Array, causal: bool, *, interpret: bool = False) -> Array:
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
@@ -157,7 +161,7 @@ def _splash(q: Array, k: Array, v: Array, segments: Array, *, interpret: bool = 
         block_kv_dq=block,
     )
     kernel = kernels.make_splash_mha(
-        masks.MultiHeadMask([masks.FullMask((whole, whole))] * q.shape[2]),
+        masks.MultiHeadMask([(masks.CausalMask if causal else masks.FullMask)((whole, whole))] * q.shape[2]),
         block_sizes=sizes,
         head_shards=1,
         q_seq_shards=1,
@@ -167,14 +171,14 @@ def _splash(q: Array, k: Array, v: Array, segments: Array, *, interpret: bool = 
     return mixed.swapaxes(1, 2)[:, :length]
 
 
-def _tokamax(q: Array, k: Array, v: Array, segments: Array) -> Array:
+def _tokamax(q: Array, k: Array, v: Array, segments: Array, causal: bool) -> Array:
     import tokamax
 
-    mixed: Array = tokamax.dot_product_attention(q, k, v, mask=_same(segments))
+    mixed: Array = tokamax.dot_product_attention(q, k, v, mask=_same(segments, causal))
     return mixed
 
 
-_FUSED: dict[str, Callable[[Array, Array, Array, Array], Array]] = {
+_FUSED: dict[str, Callable[[Array, Array, Array, Array, bool], Array]] = {
     "xla": _xla,
     "cudnn": _cudnn,
     "splash": _splash,

@@ -124,10 +124,12 @@ def run(config: Config, *, steps: int, profile: bool = False) -> Report:
         return step.init_state(config, optimizer)
 
     state = jax.block_until_ready(jax.jit(init, out_shardings=launcher.shardings(jax.eval_shape(init)))())
-    batch = launcher.place({name: x[launcher.rows] for name, x in random_batch(config.data, config.model.vocab_size).items()})
+    rows = launcher.rows(config.data.batch_size)
+    batch = launcher.place({name: x[rows] for name, x in random_batch(config.data, config.model.vocab_size).items()})
     with launcher.context():
         began = time.perf_counter()
-        compiled = launcher.compile(step.make_train_step(config, optimizer, axis_name=launcher.axis_name), donate=True)
+        program = step.make_train_step(step.pretraining(config), optimizer, axis_name=launcher.axis_name)
+        compiled = launcher.compile(program, donate=True)
         train_step = compiled.lower(state, batch).compile()
 
         def take() -> None:

@@ -25,7 +25,7 @@ from etils import epath
 from jaxtyping import Array, UInt32
 
 from bert_jax import tokenizers
-from bert_jax.config import Config, ModelConfig
+from bert_jax.config import ModelConfig
 from bert_jax.errors import Failure
 from bert_jax.heads import PRETRAINING, heads_of, init_params
 from bert_jax.model import Params
@@ -33,6 +33,8 @@ from bert_jax.schema import build
 from bert_jax.tokenizers import Tokenizer
 
 DIRECTORY = "checkpoints"
+BEST = "best"
+"""Directory of the best model so far, in a run that looks for one."""
 _STATE, _META = "state", "meta"
 _PARAMS = "params"
 
@@ -42,12 +44,16 @@ T = TypeVar("T")
 class Meta(NamedTuple):
     """What a checkpoint holds beside the arrays."""
 
-    config: Config
+    config: dict[str, Any]
+    """The run's config, as JSON."""
+    model: ModelConfig
     tokenizer: Tokenizer
     corpus: str
-    """Digest of the corpus that ``data`` is a position in."""
+    """Digest of the data that ``data`` is a position in."""
     data: dict[str, Any]
     """State of the data iterator: the next batch to come."""
+    labels: tuple[str, ...] = ()
+    """Names of a classifier's outputs."""
 
 
 class Stored(NamedTuple):
@@ -89,24 +95,16 @@ class Checkpoints:
         Raises:
           Failure: this save, or the one still in the background, could not be written (a full disk).
         """
-        content = {
-            "config": json.loads(meta.config.to_json()),
-            "tokenizer": _packed(meta.tokenizer),
-            "corpus": meta.corpus,
-            "data": meta.data,
-        }
-        self._save(step, state, content)
+        run = {"config": meta.config, "corpus": meta.corpus, "data": meta.data}
+        # Several runs that are trained at a time are alike.
+        params = (state[0] if isinstance(state, list) else state).params
+        self._save(step, state, run | _described(meta.model, params, meta.tokenizer, meta.labels))
 
-    def save_model(self, config: ModelConfig, params: Params, tokenizer: Tokenizer | None, labels: tuple[str, ...]) -> None:
-        """Write a model that belongs to no run, as step 0; raises as :meth:`save` does."""
-        content = {
-            "model": dataclasses.asdict(config),
-            "tokenizer": {} if tokenizer is None else _packed(tokenizer),
-            "labels": list(labels),
-            "heads": heads_of(params),
-            "pooler": "pooler" in params["bert"],
-        }
-        self._save(0, {_PARAMS: params}, content)
+    def save_model(
+        self, config: ModelConfig, params: Params, tokenizer: Tokenizer | None, labels: tuple[str, ...], *, step: int = 0
+    ) -> None:
+        """Write a model without a run's state; raises as :meth:`save` does."""
+        self._save(step, {_PARAMS: params}, _described(config, params, tokenizer, labels))
 
     def _save(self, step: int, state: Any, content: dict[str, Any]) -> None:
         content = {**content, "checksums": checksums(state)}
@@ -144,11 +142,12 @@ class Checkpoints:
 
         def read(step: int) -> tuple[Any, Meta]:
             content = self._read_content(step)
-            config = Config.from_json(json.dumps(content["config"]))
+            model = build(ModelConfig, _model(content), "model")
             args = ocp.args.PyTreeRestore(abstract, restore_args=ocp.checkpoint_utils.construct_restore_args(abstract))
             state = self._manager.restore(step, args=ocp.args.Composite(**{_STATE: args}))[_STATE]
             _verify(checksums(state), content["checksums"])
-            return state, Meta(config, _tokenizer(content), content["corpus"], content["data"])
+            labels = tuple(content.get("labels", ()))
+            return state, Meta(content["config"], model, _tokenizer(content), content["corpus"], content["data"], labels)
 
         return self._newest(read, set_aside=True)
 
@@ -161,7 +160,7 @@ class Checkpoints:
 
         def read(step: int) -> Stored:
             content = self._read_content(step)
-            config = build(ModelConfig, content["model"] if "model" in content else content["config"]["model"], "model")
+            config = build(ModelConfig, _model(content), "model")
             heads, pooler = content.get("heads", PRETRAINING), content.get("pooler", True)
             place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
             shapes = jax.eval_shape(lambda: {_PARAMS: init_params(config, jax.random.key(0), heads=heads, pooler=pooler)})
@@ -218,6 +217,22 @@ class Checkpoints:
         return Failure(f"{what} could not be written to {self.path} ({_first_line(error)}); {kept}.")
 
 
+def _described(config: ModelConfig, params: Params, tokenizer: Tokenizer | None, labels: tuple[str, ...]) -> dict[str, Any]:
+    """What makes a model of parameters."""
+    return {
+        "model": dataclasses.asdict(config),
+        "tokenizer": {} if tokenizer is None else _packed(tokenizer),
+        "labels": list(labels),
+        "heads": heads_of(params),
+        "pooler": "pooler" in params["bert"],
+    }
+
+
+def _model(content: dict[str, Any]) -> dict[str, Any]:
+    # Runs of version 0.1 said it in their config only.
+    return cast(dict[str, Any], content["model"] if "model" in content else content["config"]["model"])
+
+
 def _packed(tokenizer: Tokenizer) -> dict[str, str]:
     return {name: base64.b64encode(data).decode() for name, data in tokenizer.files.items()}
 
@@ -232,8 +247,19 @@ def checksums(tree: Any) -> dict[str, int]:
     Each word of the array is multiplied by an odd number of its own and summed modulo 2**32: any single flipped
     bit changes the sum.
     """
-    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
-    return dict(zip(names, map(int, jax.device_get(_checksum_all(jax.tree.leaves(tree)))), strict=True))
+    found: dict[str, int] = {}
+    # A program computes with arrays that live on the same devices.
+    for alike in _by_devices(jax.tree_util.tree_leaves_with_path(tree)):
+        names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in alike]
+        found |= zip(names, map(int, jax.device_get(_checksum_all([leaf for _, leaf in alike]))), strict=True)
+    return found
+
+
+def _by_devices(leaves: list[tuple[jax.tree_util.KeyPath, Array]]) -> list[list[tuple[jax.tree_util.KeyPath, Array]]]:
+    parts: dict[frozenset[jax.Device], list[tuple[jax.tree_util.KeyPath, Array]]] = {}
+    for path, leaf in leaves:
+        parts.setdefault(frozenset(leaf.sharding.device_set), []).append((path, leaf))
+    return list(parts.values())
 
 
 @jax.jit

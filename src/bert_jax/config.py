@@ -15,6 +15,7 @@ from typing import Any, Literal
 from bert_jax.errors import UserError
 from bert_jax.schema import build, check_choices, require, require_positive, require_share
 
+States = Literal["last", "second_to_last", "embeddings", "sum_last_four", "concat_last_four", "sum_all"]
 Activation = Literal["gelu", "gelu_tanh", "relu", "tanh"]
 
 # (layers, hidden, heads): Devlin et al. 2018, section 3; Turc et al. 2019, table 1.
@@ -32,7 +33,7 @@ SIZES = {
 class ModelConfig:
     """Shape and arithmetic of the encoder; defaults are BERT-Base (Devlin et al. 2018, section 3).
 
-    All but the last four fields carry the names of the original's ``bert_config.json`` and its followers.
+    All but the fields from ``causal`` on carry the names of the original's ``bert_config.json`` and its followers.
     """
 
     vocab_size: int = 30522
@@ -55,6 +56,14 @@ class ModelConfig:
     initializer_range: float = 0.02
     layer_norm_eps: float = 1e-12
     position_embedding_type: Literal["learned", "sinusoidal"] = "learned"
+    classifier_dropout: float | None = None
+    """What is dropped of the states that a task's head stands on; as hidden_dropout_prob where nothing is said."""
+    causal: bool = False
+    """Each token sees none after it (the paper's "LTR" model, section 5.1); pretrain it with mask.select next."""
+    states: States = "last"
+    """Which states the heads of tasks stand on (the paper's table 7); sums have learned weights."""
+    lstm_layers: int = 0
+    """Layers of a BiLSTM between those states and the heads, as wide as the encoder, both directions together."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Compute dtype; parameters, layer norm, softmax and losses stay float32."""
     layers: Literal["scan", "unroll"] = "unroll"
@@ -76,7 +85,17 @@ class ModelConfig:
         )
         require_share("model.hidden_dropout_prob", self.hidden_dropout_prob)
         require_share("model.attention_probs_dropout_prob", self.attention_probs_dropout_prob)
+        require_share("model.classifier_dropout", self.classifier_dropout or 0.0)
         check_choices(self, "model")
+        require(self.lstm_layers >= 0, f"model.lstm_layers is {self.lstm_layers}; it must not be negative.")
+        require(
+            self.states == "last" or self.lstm_layers > 0,
+            f"model.states {self.states} are read by a BiLSTM; give model.lstm_layers, 2 in the paper.",
+        )
+        require(
+            not self.lstm_layers or self.hidden_size % 2 == 0,
+            f"model.hidden_size {self.hidden_size} is odd; a BiLSTM has two directions.",
+        )
 
     @property
     def head_size(self) -> int:
@@ -98,8 +117,9 @@ class MaskPolicy:
 
     rate: float = 0.15
     """Share of an example's tokens, specials counted, that are predicted: round(rate · length), at least one."""
-    select: Literal["token", "word"] = "token"
-    """"word" chooses all pieces of a word or none, and passes over a word that would exceed the count."""
+    select: Literal["token", "word", "next"] = "token"
+    """"word" chooses all pieces of a word or none, and passes over a word that would exceed the count; "next" masks nothing and
+    predicts each token's successor, for causal models."""
     replace: tuple[float, float, float] = (0.8, 0.1, 0.1)
     """Shares of the chosen tokens that become the mask token, become a random piece, and stay as they are."""
     max_predictions: int | None = None
@@ -174,6 +194,8 @@ class OptimConfig:
     """Decoupled; layer norms and biases are not decayed, everything else is."""
     clip_norm: float = 1.0
     """Global gradient norm above which gradients are scaled down."""
+    layer_decay: float = 1.0
+    """Factor on the learning rate from each layer to the one below it (layer-wise decay); 1: none."""
     accumulate: int = 1
     """Micro-batches whose gradients make one step; the result is that of the whole batch at once."""
 
@@ -182,6 +204,7 @@ class OptimConfig:
             require_positive(f"optim.{name}", getattr(self, name))
         require(self.warmup_steps >= 0, f"optim.warmup_steps is {self.warmup_steps}; it must not be negative.")
         require(self.weight_decay >= 0, f"optim.weight_decay is {self.weight_decay}; it must not be negative.")
+        require(0 < self.layer_decay <= 1, f"optim.layer_decay is {self.layer_decay}; it must lie in (0, 1].")
         require_share("optim.b1", self.b1)
         require_share("optim.b2", self.b2)
         check_choices(self, "optim")
@@ -264,6 +287,10 @@ class Config:
             f"{model.attention_probs_dropout_prob}; set it to 0, or use the reference.",
         )
         require(
+            model.causal == (self.mask.select == "next"),
+            "A causal model is pretrained on the next token, and only such a one: --model.causal True --mask.select next.",
+        )
+        require(
             data.batch_size % optim.accumulate == 0,
             f"data.batch_size {data.batch_size} is not divisible by optim.accumulate {optim.accumulate}.",
         )
@@ -295,22 +322,9 @@ class Config:
         return build(cls, stored, "config")
 
 
-# Sections and fields that do not change what a run computes: they may differ when it is resumed.
-_FREE_ON_RESUME = {
+FREE_ON_RESUME = {
     ("run",), ("data", "corpus"), ("mesh",), ("parallel",), ("model", "attention"),
     ("train", "eval_every"), ("train", "eval_batches"), ("train", "save_every"), ("train", "keep"), ("train", "log_every"),
     ("train", "distributed"),
 }  # fmt: skip
-
-
-def differences(stored: Config, given: Config) -> list[str]:
-    """Fields, as ``section.field: stored -> given``, that make a resumed run another run."""
-
-    def walk(a: Any, b: Any, path: tuple[str, ...]) -> list[str]:
-        if path in _FREE_ON_RESUME:
-            return []
-        if dataclasses.is_dataclass(a):
-            return [line for f in dataclasses.fields(a) for line in walk(getattr(a, f.name), getattr(b, f.name), (*path, f.name))]
-        return [] if a == b else [f"{'.'.join(path)}: {a} -> {b}"]
-
-    return walk(stored, given, ())
+"""Sections and fields that do not change what a run computes: they may differ when it is resumed."""

@@ -14,6 +14,7 @@ from bert_jax import ops, sharding
 from bert_jax.config import ModelConfig
 from bert_jax.errors import UserError
 from bert_jax.model import Affine, Batch, Bert, Block, Encoded, Norm, Params, Pooler
+from bert_jax.readout import Readout
 
 ON_POOLED = ("nsp", "classify", "regress", "choose")
 """Linear heads on the pooled state of an example: next sentence, sequence classification and regression, and the score
@@ -121,10 +122,13 @@ def init_params(config: ModelConfig, key: Key[Array, ""], *, heads: Mapping[str,
     batch: Batch = {"ids": one, "types": one, "positions": one, "segments": one}
     encoder_key, head_key = jax.random.split(key)
     bert = Bert(config).init(encoder_key, batch)["params"]
+    params: Params = {"bert": bert}
     states = jnp.zeros((1, 1, config.hidden_size), jnp.dtype(config.dtype))
     if pooler:
-        bert |= Pooler(config).init(encoder_key, states, one)["params"]
-    params = {"bert": bert}
+        bert |= Pooler(config).init(encoder_key, states, batch | {"cls_positions": one})["params"]
+    if config.lstm_layers:
+        every = jnp.zeros((1 + config.num_hidden_layers, *states.shape), states.dtype)
+        params |= Readout(config).init(head_key, every, one)["params"]
     for head, classes in heads.items():
         if head == "mlm":
             params |= MaskedWordsHead(config).init(head_key, states, one, bert["embeddings"]["word"])["params"]
@@ -137,7 +141,7 @@ def init_params(config: ModelConfig, key: Key[Array, ""], *, heads: Mapping[str,
 
 def heads_of(params: Params) -> dict[str, int]:
     """Heads that stand on an encoder, and how many outputs each has."""
-    return {head: values["bias"].shape[0] for head, values in params.items() if head != "bert"}
+    return {head: values["bias"].shape[-1] for head, values in params.items() if head not in ("bert", "readout")}
 
 
 def _require(params: Params, head: str) -> None:

@@ -15,9 +15,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 METRICS = "metrics.jsonl"
 
+MEMBER = "member_"
+"""Begins the name of the score of one of several runs that are trained at a time."""
+
+Scores = dict[str, float]
+
 
 @contextlib.contextmanager
-def progress_bar(unit: str) -> Iterator[Callable[[int, int], None]]:
+def progress_bar(unit: str) -> Iterator[Callable[[int, int | None], None]]:
     """A bar on standard error; gives a function to call with how many units are done, of how many."""
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn(unit), TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:
@@ -67,10 +72,8 @@ class RunLog:
 
     def progress(self, step: int, metrics: Mapping[str, float]) -> None:
         """Move the bar."""
-        shown = (
-            f"loss {metrics['loss']:.3f}  mlm {metrics['mlm_accuracy']:.1%}  nsp {metrics['nsp_accuracy']:.1%}  "
-            f"{metrics['tokens_per_second']:,.0f} tokens/s"
-        )
+        shares = (f"{name.removesuffix('_accuracy')} {value:.1%}" for name, value in metrics.items() if name.endswith("accuracy"))
+        shown = "  ".join([f"loss {metrics['loss']:.3f}", *shares, f"{metrics['tokens_per_second']:,.0f} tokens/s"])
         self._bar.update(self._task, completed=step, description=shown)
 
     def write(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
@@ -95,6 +98,11 @@ class RunLog:
             self._bar.stop()
             self._file.close()
             self._board.close()
+
+
+def say(sentence: str) -> None:
+    """Print to standard error, once of several processes."""
+    Console(stderr=True, quiet=jax.process_index() > 0).print(sentence, highlight=False, soft_wrap=True)
 
 
 def read_metrics(run: epath.PathLike) -> list[dict[str, Any]]:

@@ -53,7 +53,8 @@ def mask_tokens(key: Key[Array, ""], batch: Batch, policy: MaskPolicy, step: Int
       step: the training step, at which a policy's schedules are read.
 
     Returns:
-      The batch with replaced ``ids``, and ``mlm_positions``, ``mlm_ids`` int32 [B, M], ``mlm_weights`` float32 [B, M].
+      The batch with replaced ``ids``, and ``mlm_positions``, ``mlm_ids`` int32 [B, M], ``mlm_weights`` float32 [B, M]. Where
+      the next token is predicted, ids stay and M is S - 1.
 
     Raises:
       UserError: the policy lacks ``mask_id`` or ``vocab_size``.
@@ -61,6 +62,8 @@ def mask_tokens(key: Key[Array, ""], batch: Batch, policy: MaskPolicy, step: Int
     if policy.mask_id is None or policy.vocab_size is None:
         raise UserError("The mask policy has no mask_id or no vocab_size; take them from the tokenizer with dataclasses.replace.")
     with jax.named_scope("masking"):
+        if policy.select == "next":
+            return batch | _next(batch)
         ids, segments, examples = batch["ids"], batch["segments"], batch["examples"]
         token_example = jnp.take_along_axis(examples, jnp.maximum(segments - 1, 0), axis=1)
         chosen = _choose(key, batch, token_example, policy)
@@ -77,6 +80,17 @@ def mask_tokens(key: Key[Array, ""], batch: Batch, policy: MaskPolicy, step: Int
             "mlm_ids": jnp.where(filled, jnp.take_along_axis(ids, positions, axis=1), 0),
             "mlm_weights": filled.astype(jnp.float32),
         }
+
+
+def _next(batch: Batch) -> Batch:
+    """Each token's successor, where there is one in its example."""
+    ids, segments = batch["ids"], batch["segments"]
+    follows = (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)
+    return {
+        "mlm_positions": jnp.broadcast_to(jnp.arange(ids.shape[1] - 1), follows.shape) + 0 * ids[:, 1:],
+        "mlm_ids": jnp.where(follows, ids[:, 1:], 0),
+        "mlm_weights": follows.astype(jnp.float32),
+    }
 
 
 def _choose(key: Key[Array, ""], batch: Batch, token_example: Int[Array, "B S"], policy: MaskPolicy) -> Bool[Array, "B S"]:

@@ -127,7 +127,8 @@ class SelfAttention(Block):
             q, k, v = (jnp.squeeze(part, 2) for part in jax.lax.split(qkv, (1, 1, 1), axis=2))
         with jax.named_scope("core"):
             rate = config.attention_probs_dropout_prob
-            mixed = attention(q, k, v, segments, keys=_head_keys(keys, heads[0]), dropout=rate, impl=config.attention)
+            drawn = _head_keys(keys, heads[0])
+            mixed = attention(q, k, v, segments, keys=drawn, dropout=rate, causal=config.causal, impl=config.attention)
         out = Affine(config, "BSHK,HKD->BSD", (*heads, width), ("batch", None, None), name="output")(mixed)
         return Norm(config, name="norm")(x + ops.dropout(out, _site(keys, 1), config.hidden_dropout_prob))
 
@@ -170,7 +171,7 @@ class Bert(Block):
     @nn.compact
     def __call__(self, batch: Batch, key: Key[Array, ""] | None = None) -> Float[Array, "*L B S D"]:
         config, count = self.config, self.config.num_hidden_layers
-        keys = None if key is None else jax.vmap(jax.random.fold_in, (None, 0))(key, batch["examples"][:, 0])
+        keys = None if key is None else ops.row_keys(key, batch["examples"])
         with jax.named_scope("embeddings"):
             x = Embeddings(config, name="embeddings")(batch, _site(keys, count))
         with jax.named_scope("layers"):
@@ -219,11 +220,16 @@ class Bert(Block):
 
 
 class Pooler(Block):
-    """tanh of a projection of each example's first token (the original's ``pooler``)."""
+    """tanh of a projection of each example's first token (the original's ``pooler``); of causal models the last, which alone has
+    seen the others."""
 
     @nn.compact
-    def __call__(self, hidden: Float[Array, "B S D"], cls_positions: Int[Array, "B E"]) -> Float[Array, "B E D"]:
-        first = ops.gather_positions(hidden, cls_positions)
+    def __call__(self, hidden: Float[Array, "B S D"], batch: Batch) -> Float[Array, "B E D"]:
+        places = batch["cls_positions"]
+        if self.config.causal:
+            segments, number = batch["segments"][:, None, :], 1 + jnp.arange(places.shape[1])[:, None]
+            places = jnp.where(segments == number, jnp.arange(segments.shape[-1]), 0).max(-1)
+        first = ops.gather_positions(hidden, places)
         return jnp.tanh(Affine(self.config, "BED,DC->BEC", (self.config.hidden_size,) * 2, name="pooler")(first))
 
 
@@ -242,16 +248,22 @@ def encode(config: ModelConfig, params: Params, batch: Batch, *, key: Key[Array,
       hidden [B, S, D] and pooled [B, E, D] in ``config.dtype``; pooled is None without a pooler.
     """
     hidden = cast(Array, Bert(config).apply({"params": params["bert"]}, batch, key))
+    return Encoded(hidden, pool(config, params, hidden, batch))
+
+
+def pool(config: ModelConfig, params: Params, hidden: Float[Array, "B S D"], batch: Batch) -> Float[Array, "B E D"] | None:
+    """Pooled states of an encoder's states, or None without a pooler."""
     if "pooler" not in params["bert"]:
-        return Encoded(hidden, None)
+        return None
     with jax.named_scope("pooler"):
-        pooled = Pooler(config).apply({"params": params["bert"]}, hidden, batch["cls_positions"])
-    return Encoded(hidden, cast(Array, pooled))
+        return cast(Array, Pooler(config).apply({"params": params["bert"]}, hidden, batch))
 
 
-def hidden_states(config: ModelConfig, params: Params, batch: Batch) -> Float[Array, "L B S D"]:
+def hidden_states(
+    config: ModelConfig, params: Params, batch: Batch, *, key: Key[Array, ""] | None = None
+) -> Float[Array, "L B S D"]:
     """States after the embeddings and after each layer, L = num_hidden_layers + 1; arguments as for :func:`encode`."""
-    return cast(Array, Bert(config, keep=True).apply({"params": params["bert"]}, batch))
+    return cast(Array, Bert(config, keep=True).apply({"params": params["bert"]}, batch, key))
 
 
 def _site(keys: Key[Array, " B"] | None, number: int | Int[Array, ""]) -> Key[Array, " B"] | None:

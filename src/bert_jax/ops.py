@@ -166,6 +166,11 @@ def layer_norm(x: Float[Array, "*B D"], scale: Float[Array, " D"], bias: Float[A
     return ((wide - mean) * jax.lax.rsqrt(variance + eps) * spread(scale, x) + spread(bias, x)).astype(x.dtype)
 
 
+def row_keys(key: Key[Array, ""], examples: Int[Array, "B E"]) -> Key[Array, " B"]:
+    """A key for each row, which belongs to its first example."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, examples[:, 0])
+
+
 def fold_rows(keys: Key[Array, " B"], data: int | Int[Array, ""]) -> Key[Array, " B"]:
     """``jax.random.fold_in`` of one number into the key of each row."""
     return jax.vmap(jax.random.fold_in, (0, None))(keys, data)

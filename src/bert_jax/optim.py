@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array
+from jaxtyping import Array, Float, Int
 
 from bert_jax import sharding
 from bert_jax.config import OptimConfig
@@ -147,12 +147,11 @@ def _layer_by_layer(inner: optax.GradientTransformation) -> optax.GradientTransf
     return optax.GradientTransformation(inner.init, update)
 
 
-def _schedule_free(config: OptimConfig, steps: int) -> optax.GradientTransformation:
+def _schedule_free(config: OptimConfig, rate: optax.Schedule) -> optax.GradientTransformation:
     """Schedule-free AdamW (Defazio et al. 2024), told in terms of the average, which is what a model is used with.
 
     Optax's own keeps :func:`gradient_point` in the parameters' place.
     """
-    rate = schedule(config, steps)
     inner = optax.contrib.schedule_free(
         optax.chain(
             optax.scale_by_rms(config.b2, config.eps, eps_in_sqrt=False, bias_correction=True),
@@ -190,11 +189,20 @@ def gradient_point(state: optax.OptState, params: optax.Params) -> optax.Params:
     return jax.tree.map(lambda x, z: b1 * x + (1 - b1) * z, params, last)
 
 
-def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
-    """Clip by global norm, scale, decay, trust ratio (LAMB), learning rate, in the original's order."""
+def make_optimizer(config: OptimConfig, steps: int, *, scale_rate: Float[Array, ""] | float = 1.0) -> optax.GradientTransformation:
+    """Clip by global norm, scale, decay, trust ratio (LAMB), learning rate, in the original's order.
+
+    Args:
+      config, steps: as for :func:`schedule`.
+      scale_rate: the learning rate is multiplied by it; what differs among runs that share a program.
+    """
+
+    def rate(count: Int[Array, ""]) -> Array:
+        return scale_rate * schedule(config, steps)(count)
+
     clip = optax.clip_by_global_norm(config.clip_norm)
     if config.name == "schedule_free":
-        return optax.chain(clip, _schedule_free(config, steps))
+        return optax.chain(clip, _schedule_free(config, rate))
     scale = {"bert_adam": scale_by_bert_adam, "muon": scale_by_muon_and_adam}.get(config.name, optax.scale_by_adam)
     parts = [
         clip,
@@ -203,7 +211,46 @@ def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformat
     ]
     if config.name == "lamb":
         parts.append(scale_by_layer_trust_ratio())
-    return optax.chain(*parts, optax.scale_by_learning_rate(schedule(config, steps)))
+    if config.layer_decay < 1:
+        parts.append(scale_by_depth(config.layer_decay))
+    return optax.chain(*parts, optax.scale_by_learning_rate(rate))
+
+
+def scale_by_depth(decay: float) -> optax.GradientTransformation:
+    """Smaller steps further down: ``decay`` to the power of the layers between a parameter and the heads (Howard and Ruder 2018,
+    section 3.2; ELECTRA's ``layerwise_lr_decay``).
+
+    Heads and the pooler keep their steps, the last layer's are multiplied by ``decay``, the embeddings' by it to the power of
+    one more than there are layers.
+    """
+
+    def update(updates: optax.Updates, params: optax.Params | None) -> optax.Updates:
+        del params
+        layers = jax.tree.leaves(updates["bert"]["layers"])[0].shape[0]
+
+        def one(path: jax.tree_util.KeyPath, value: Array) -> Array:
+            names = _names(path)
+            if "layers" in names:
+                powers = decay ** jnp.arange(layers, 0, -1, dtype=value.dtype)
+                return value * powers.reshape(-1, *(1,) * (value.ndim - 1))
+            return value * decay ** (layers + 1) if "embeddings" in names else value
+
+        return jax.tree_util.tree_map_with_path(one, updates)
+
+    return optax.stateless(update)
+
+
+def frozen(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Leave the encoder as it is and keep no moments for it; its pooler learns."""
+
+    def labels(params: optax.Params) -> optax.Params:
+        def one(path: jax.tree_util.KeyPath, _: Array) -> str:
+            names = _names(path)
+            return "frozen" if names[0] == "bert" and names[1] != "pooler" else "trained"
+
+        return jax.tree_util.tree_map_with_path(one, params)
+
+    return optax.partition({"trained": optimizer, "frozen": optax.set_to_zero()}, labels)
 
 
 def _names(path: jax.tree_util.KeyPath) -> list[str]:

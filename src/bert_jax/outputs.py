@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 from bert_jax.config import ModelConfig
 from bert_jax.heads import head_logits, heads_of, mlm_logits
 from bert_jax.model import Batch, Encoded, Params, encode, hidden_states
+from bert_jax.readout import readout
 
 Pooling = Literal["mean", "cls", "max"]
 
@@ -29,12 +30,13 @@ def every(config: ModelConfig, params: Params, batch: Batch) -> dict[str, Array]
     """Hidden, pooled, and the scores of each head at each token or example; zero at padding."""
     encoded = encode(config, params, batch)
     valid = batch["segments"][..., None] > 0
+    read = readout(config, params, batch) if config.lstm_layers else encoded
     outputs = {"hidden": jnp.where(valid, encoded.hidden, 0), "pooled": encoded.pooled}
     for head in heads_of(params):
         if head == "mlm":
             logits = mlm_logits(config, params, encoded.hidden, batch["positions"])
         else:
-            logits = head_logits(config, params, head, encoded)
+            logits = head_logits(config, params, head, read)
         outputs[head] = jnp.where(valid, logits, 0) if logits.shape[1] == valid.shape[1] else logits
     return {name: value for name, value in outputs.items() if value is not None}
 

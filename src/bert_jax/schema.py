@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import typing
+from collections.abc import Collection
 from typing import Any, Literal
 
 from etils import epath
@@ -65,6 +66,19 @@ def build(cls: type, values: Any, where: str) -> Any:
         return cls(**fields)
     except TypeError as error:
         raise UserError(f"{where} is incomplete: {error}.") from None
+
+
+def differences(stored: Any, given: Any, free: Collection[tuple[str, ...]]) -> list[str]:
+    """Fields, as ``section.field: stored -> given``, in which two dataclasses differ, but for the free ones."""
+
+    def walk(a: Any, b: Any, path: tuple[str, ...]) -> list[str]:
+        if path in free:
+            return []
+        if dataclasses.is_dataclass(a):
+            return [line for f in dataclasses.fields(a) for line in walk(getattr(a, f.name), getattr(b, f.name), (*path, f.name))]
+        return [] if a == b else [f"{'.'.join(path)}: {a} -> {b}"]
+
+    return walk(stored, given, ())
 
 
 def parse_json(text: str | bytes, where: str) -> Any:

@@ -57,6 +57,9 @@ PARAMETERS: dict[str, tuple[str | None, ...]] = {
     "dense/bias": (None,),
     "mlm/bias": ("vocab",),
 }
+for _name in ("forward", "backward"):
+    PARAMETERS |= {f"{_name}/kernel": (None, None), f"{_name}/recurrent": (None, None), f"{_name}/bias": (None,)}
+PARAMETERS |= {"readout/weights": (None,), "readout/scale": (None,)}
 for _head in ("nsp", "classify", "regress", "tag", "span", "choose"):
     PARAMETERS |= {f"{_head}/kernel": ("hidden", None), f"{_head}/bias": (None,)}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
@@ -9,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int, UInt32
+from jaxtyping import Array, Float, Int, Key, UInt32
 
 from bert_jax import losses, ops, optim
 from bert_jax.config import Config
@@ -38,6 +39,29 @@ TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 EvalStep = Callable[[Params, Batch], Sums]
 
 
+class Objective(NamedTuple):
+    """What a run minimises: the sum of some means, each divided once, by the weight of the whole global batch."""
+
+    weights: dict[str, str]
+    """Loss -> the batch's weights that it is a mean over; ``sums`` returns each loss under its name."""
+    sums: Callable[..., Sums]
+    """sums(params, batch, key=dropout key) -> (sum, weight) of each loss and of what else is reported."""
+    prepare: Callable[[Key[Array, ""], Batch, Int[Array, ""]], Batch] = lambda key, batch, step: batch
+    """prepare(key, batch, step) -> the batch as it is learned from; masks are made here."""
+    accumulate: int = 1
+    """Micro-batches whose gradients make one step."""
+
+
+def pretraining(config: Config) -> Objective:
+    """Masked words and next sentences."""
+    return Objective(
+        weights={"mlm_loss": "mlm_weights", "nsp_loss": "nsp_weights"},
+        sums=functools.partial(losses.pretraining, config.model),
+        prepare=lambda key, batch, step: mask_tokens(key, batch, config.mask, step),
+        accumulate=config.optim.accumulate,
+    )
+
+
 def init_state(config: Config, optimizer: optax.GradientTransformation) -> TrainState:
     """The state before the first step, a function of ``config.train.seed``."""
     key = jax.random.key(config.train.seed)
@@ -45,11 +69,11 @@ def init_state(config: Config, optimizer: optax.GradientTransformation) -> Train
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), jax.random.key_data(key))
 
 
-def make_train_step(config: Config, optimizer: optax.GradientTransformation, *, axis_name: str | None = None) -> TrainStep:
+def make_train_step(objective: Objective, optimizer: optax.GradientTransformation, *, axis_name: str | None = None) -> TrainStep:
     """Build ``train_step(state, batch) -> (state, metrics)``.
 
     Args:
-      config: the run.
+      objective: what is minimised.
       optimizer: what :func:`bert_jax.optim.make_optimizer` returns.
       axis_name: the axis over which a launcher maps rows (``pmap``); None where arrays are global.
     """
@@ -57,21 +81,21 @@ def make_train_step(config: Config, optimizer: optax.GradientTransformation, *, 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         root = jax.random.wrap_key_data(state.key)
         dropout = jax.random.fold_in(jax.random.fold_in(root, _DROPOUT), state.step)
-        batch = mask_tokens(jax.random.fold_in(root, _MASK), batch, config.mask, state.step)
-        weights = _sum_over({"mlm": batch["mlm_weights"].sum(), "nsp": batch["nsp_weights"].sum()}, axis_name)
+        batch = objective.prepare(jax.random.fold_in(root, _MASK), batch, state.step)
+        weights = _sum_over({name: batch[weight].sum() for name, weight in objective.weights.items()}, axis_name)
 
         def loss(params: Params, part: Batch) -> tuple[Array, Sums]:
-            sums = losses.pretraining(config.model, params, part, key=dropout)
-            parts = (sums[f"{name}_loss"][0] / jnp.maximum(weight, 1.0) for name, weight in weights.items())
+            sums = objective.sums(params, part, key=dropout)
+            parts = (sums[name][0] / jnp.maximum(weight, 1.0) for name, weight in weights.items())
             return sum(parts, jnp.float32(0)), sums
 
         point = optim.gradient_point(state.opt_state, state.params)
-        grads, sums = _accumulate(jax.grad(loss, has_aux=True), point, batch, config.optim.accumulate)
+        grads, sums = _accumulate(jax.grad(loss, has_aux=True), point, batch, objective.accumulate)
         grads, sums = _sum_over((grads, sums), axis_name)
         with jax.named_scope("optimizer"):
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
-        metrics = losses.means(sums) | {"grad_norm": optax.tree.norm(grads)}
+        metrics = losses.means(sums, objective.weights) | {"grad_norm": optax.tree.norm(grads)}
         return TrainState(state.step + 1, params, opt_state, state.key), metrics
 
     return train_step

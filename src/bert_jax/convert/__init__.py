@@ -154,6 +154,9 @@ def _find(path: epath.Path) -> epath.Path:
     if path.name == checkpoint.DIRECTORY and _is_run(path.parent):
         return path
     require(path.is_dir(), f"There is no model {path}; give a directory or a file of weights.")
+    if _is_run(path / checkpoint.BEST):
+        # What a fine-tuning run was for.
+        path = path / checkpoint.BEST
     found = [path / checkpoint.DIRECTORY] if _is_run(path) else []
     found += [path / name for name in _WEIGHTS if (path / name).is_file()]
     found += sorted(path.glob("*.ckpt*.index"))

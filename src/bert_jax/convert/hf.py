@@ -24,7 +24,7 @@ SAFETENSORS, FLAX, PICKLE = "model.safetensors", "flax_model.msgpack", "pytorch_
 CONFIG = "config.json"
 _INDEX = ".index.json"
 # Fields that are not the file's; transformers' dtype means something else.
-_OURS = ("dtype", "layers", "remat")
+_OURS = ("dtype", "layers", "remat", "attention", "causal", "states", "lstm_layers")
 # Other names of the same functions; under None what is meant where nothing is said.
 _ALIASES: dict[str, dict[Any, str]] = {
     "hidden_act": {
