@@ -125,6 +125,82 @@ def test_wordpiece_is_the_originals_on_any_text(text):
 FUZZED = vocabulary([*TORTURE, "the quick brown fox jumps over the lazy dog"], True)
 
 
+def check_alignment(tokenizer, text):
+    (aligned,), (pieces,) = tokenizer.align([text]), tokenizer.encode([text])
+    np.testing.assert_array_equal(aligned.ids, pieces.ids)
+    np.testing.assert_array_equal(aligned.starts, pieces.starts)
+    assert aligned.spans.shape == (len(pieces.ids), 2)
+    assert {aligned.ids.dtype, aligned.spans.dtype} == {np.dtype(np.int32)}
+    assert (np.diff(aligned.spans, axis=0) >= 0).all()
+    assert ((aligned.spans >= 0) & (aligned.spans <= len(text))).all()
+    assert (aligned.spans[:, 0] <= aligned.spans[:, 1]).all()
+    return [text[first:last] for first, last in aligned.spans.tolist()], [tokenizer.pieces[number] for number in aligned.ids]
+
+
+@functools.cache
+def sentencepiece(kind, lowercase):
+    texts = ["the quick brown fox jumps over the lazy dog", "Some CAPITAL letters, too: half of it (or 2/3)"] * 30
+    return tokenizers.train(lambda: texts, kind=kind, size=45 if lowercase else 48, lowercase=lowercase)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.text(st.characters(max_codepoint=127), max_size=40))
+def test_spans_of_plain_text_are_its_pieces(text):
+    slices, pieces = check_alignment(FUZZED, text)
+    for piece, part in zip(pieces, slices, strict=True):
+        kept = "".join(letter for letter in part.lower() if letter.isprintable())
+        assert piece in ("[UNK]", kept, f"##{kept}")
+    for kind in ("unigram", "bpe"):
+        slices, pieces = check_alignment(sentencepiece(kind, True), text)
+        if text.isprintable():
+            for piece, part in zip(pieces, slices, strict=True):
+                assert (piece == "[UNK]" and part) or part.lower() == piece.removeprefix("▁")
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.text(
+        st.one_of(st.characters(codec="utf-8"), st.sampled_from([*" aeE\u0301\u0327\u00a0\u200b\x07가½ﬁ漢😀İ\ufffd"])), max_size=30
+    )
+)
+def test_spans_of_any_text(text):
+    for tokenizer in (FUZZED, sentencepiece("unigram", True), sentencepiece("unigram", False), sentencepiece("bpe", True)):
+        check_alignment(tokenizer, text)
+
+
+@pytest.mark.parametrize(
+    "noise", ["é", "e\u0301", "😀", "漢字", "\x07", "\x00", "\u200b", "\u00a0", "\u3000 ", "İ", "가", "½ﬁ", "\ufffd"]
+)
+@pytest.mark.parametrize("kind", ["wordpiece", "unigram", "bpe"])
+def test_what_stands_before_a_word_does_not_shift_it(kind, noise):
+    tokenizer = FUZZED if kind == "wordpiece" else sentencepiece(kind, True)
+    text = f"{noise}Fox{noise} {noise} fox jumps{noise}"
+    (aligned,) = tokenizer.align([text])
+    place = text.index("fox")
+    held = [n for n, (first, last) in enumerate(aligned.spans.tolist()) if first < place + 3 and last > place]
+    assert "".join(tokenizer.pieces[aligned.ids[n]] for n in held).replace("##", "").replace("▁", "") == "fox"
+    assert (aligned.spans[held[0], 0], aligned.spans[held[-1], 1]) == (place, place + 3)
+
+
+def test_a_letter_and_its_accents_are_one():
+    own = tokenizers.from_files({"vocab.txt": "".join(f"{p}\n" for p in [*SPECIALS, "caf", "##e", "fox", "ᄀ", "##ᅡ"]).encode()})
+    text = "Cafe\u0301\u0301, cafe\u0301fox 가"
+    slices, pieces = check_alignment(own, text)
+    assert slices == ["Caf", "e\u0301\u0301", ",", "cafe\u0301fox", "가", "가"]
+    assert pieces == ["caf", "##e", "[UNK]", "[UNK]", "ᄀ", "##ᅡ"]
+    # Where accents are kept they are pieces of their own.
+    vocab = "".join(f"{piece}\n" for piece in [*SPECIALS, "a", "##\u0301"]).encode()
+    kept = tokenizers.from_files({"vocab.txt": vocab, "tokenizer_config.json": b'{"strip_accents": false}'})
+    assert check_alignment(kept, "a\u0301") == (["a", "\u0301"], ["a", "##\u0301"])
+    slices, pieces = check_alignment(sentencepiece("unigram", True), "a½ ﬁ")
+    assert pieces == ["▁", "a", "[UNK]", "2", "▁", "f", "i"]
+    assert slices == ["", "a", "½", "½", "", "ﬁ", "ﬁ"]
+    # One letter that is four words.
+    slices, pieces = check_alignment(sentencepiece("unigram", True), "\ufdfa")
+    assert (pieces.count("▁"), {*slices[1:]}) == (4, {"\ufdfa"})
+    assert own.align([]) == sentencepiece("bpe", True).align([]) == []
+
+
 def test_wordpiece_training_is_the_same_each_time():
     texts = [f"word{number} stays where it is, {number % 7} times" for number in range(300)]
     assert len({tokenizers.digest(vocabulary(texts, True, 150)) for _ in range(4)}) == 1

@@ -21,6 +21,18 @@ class Pieces(NamedTuple):
     """bool [N], whether a piece begins a word."""
 
 
+class Aligned(NamedTuple):
+    """A tokenized text, and where in it each piece comes from."""
+
+    ids: np.ndarray
+    """int32 [N]."""
+    starts: np.ndarray
+    """bool [N], whether a piece begins a word."""
+    spans: np.ndarray
+    """int32 [N, 2], first character of each piece in the text and the one after its last. Neither column ever falls. Pieces of
+    one character (a Hangul syllable, a fraction) share its span; a piece that is only a space has an empty one."""
+
+
 class Specials(NamedTuple):
     """Ids of the five special pieces."""
 
@@ -43,6 +55,10 @@ class Tokenizer(Protocol):
 
     def encode(self, texts: Sequence[str]) -> list[Pieces]:
         """Pieces of each text, without special pieces; a literal [MASK] in a text is ordinary text."""
+        ...
+
+    def align(self, texts: Sequence[str]) -> list[Aligned]:
+        """What :meth:`encode` gives, with the characters of the text that each piece stands for."""
         ...
 
     def doubts(self) -> list[str]:

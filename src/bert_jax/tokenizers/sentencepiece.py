@@ -10,7 +10,7 @@ import numpy as np
 import sentencepiece as spm
 
 from bert_jax.errors import UserError
-from bert_jax.tokenizers.base import CLS, MASK, PAD, SEP, UNK, Pieces, find_specials
+from bert_jax.tokenizers.base import CLS, MASK, PAD, SEP, UNK, Aligned, Pieces, find_specials
 
 MODEL = "spiece.model"
 _SPACE = "▁"
@@ -89,5 +89,29 @@ class SentencePiece:
         ids = (np.array(row, np.int32) for row in self._engine.Encode(list(texts), out_type=int))
         return [Pieces(row, self._begins[row]) for row in ids]
 
+    def align(self, texts: Sequence[str]) -> list[Aligned]:
+        aligned = []
+        for text, found in zip(texts, self._engine.Encode(list(texts), return_type="offset_mapping"), strict=True):
+            ids = np.array(found["ids"], np.int32)
+            spans = [*map(list, found["offsets"])]
+            end = len(text)
+            for number in reversed(range(len(spans))):
+                span, piece = spans[number], self.pieces[ids[number]]
+                if span[0] < span[1]:
+                    end = span[1]
+                elif piece != _SPACE:
+                    # Of the pieces of one character the library gives all of it to the last.
+                    span[1] = end
+                # What became the space that a piece begins with.
+                while piece.startswith(_SPACE) and span[0] < span[1] and _is_space(text[span[0]]):
+                    span[0] += 1
+            places = np.array(spans, np.int32).reshape(-1, 2)
+            aligned.append(Aligned(ids, self._begins[ids], np.maximum.accumulate(places, axis=0)))
+        return aligned
+
     def decode(self, ids: Sequence[int]) -> str:
         return "".join(self.pieces[number] for number in ids).replace(_SPACE, " ").strip()
+
+
+def _is_space(letter: str) -> bool:
+    return letter == " " or not letter.isprintable()

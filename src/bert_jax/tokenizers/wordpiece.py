@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from bert_jax.errors import UserError
 from bert_jax.schema import check_types, parse_json, require
-from bert_jax.tokenizers.base import SPECIALS, UNK, Pieces, find_specials
+from bert_jax.tokenizers.base import SPECIALS, UNK, Aligned, Pieces, find_specials
 
 VOCAB, CONFIG, JSON = "vocab.txt", "tokenizer_config.json", "tokenizer.json"
 CONTINUATION = "##"
@@ -21,6 +22,8 @@ _LONGEST, _LONGEST_WORD = "max_input_chars_per_word", 200
 _SETTINGS: dict[str, Any] = {"do_lower_case": bool, "strip_accents": bool, "tokenize_chinese_chars": bool, _LONGEST: int}
 # Uncased vocabularies have hardly a capital letter, cased ones a fifth of their pieces.
 _FEW = 0.01
+# An encoding of the library takes some hundred bytes a piece, an array eight.
+_AT_ONCE = 1024
 
 
 class WordPiece:
@@ -97,8 +100,30 @@ class WordPiece:
         )
         return [Pieces(row, self._begins[row]) for row in ids]
 
+    def align(self, texts: Sequence[str]) -> list[Aligned]:
+        aligned = []
+        for first in range(0, len(texts), _AT_ONCE):
+            some = list(texts[first : first + _AT_ONCE])
+            for text, encoding in zip(some, self._engine.encode_batch(some, add_special_tokens=False), strict=True):
+                ids = np.array(encoding.ids, np.int32)
+                spans = np.array(encoding.offsets, np.int32).reshape(-1, 2)
+                aligned.append(Aligned(ids, self._begins[ids], spans if text.isascii() else _with_marks(text, spans)))
+        return aligned
+
     def decode(self, ids: Sequence[int]) -> str:
         return self._engine.decode(list(ids), skip_special_tokens=False)
+
+
+def _with_marks(text: str, spans: np.ndarray) -> np.ndarray:
+    """Spans that end after the accents on their last letter, not before them, where no other piece holds these."""
+    if not len(spans):
+        return spans
+    marks = np.array([unicodedata.category(letter) == "Mn" for letter in text] + [False])
+    places = np.arange(len(marks))
+    after = np.minimum.accumulate(np.where(marks, len(marks), places)[::-1])[::-1]
+    following = np.append(spans[1:, 0], len(text))
+    ends = np.maximum(spans[:, 1], np.minimum(after[spans[:, 1]], following))
+    return np.stack([spans[:, 0], ends], axis=1).astype(np.int32)
 
 
 def _learn(texts: Iterable[str], size: int, lowercase: bool, letters: list[str]) -> list[str]:
