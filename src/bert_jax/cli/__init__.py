@@ -25,6 +25,9 @@ COMMANDS = {
     "vocab": "learn a vocabulary from text",
     "prepare": "tokenize text into a corpus",
     "pretrain": "pretrain a model on a corpus, or go on with a run",
+    "finetune": "fine-tune a model on a task, with one seed or many, or go on with a run",
+    "evaluate": "score a fine-tuned model by its task's official scores",
+    "predict": "answer a file's questions with a fine-tuned model",
     "bench": "measure how fast a config trains here, and where the time goes",
     "fill-mask": "say what stands under [MASK]",
     "embed": "turn texts into vectors",
@@ -32,7 +35,7 @@ COMMANDS = {
     "convert": "bring a model into another format",
 }
 
-_COMPUTING = ("pretrain", "bench", "embed", "features")
+_COMPUTING = ("pretrain", "finetune", "evaluate", "predict", "bench", "embed", "features")
 
 ALLOCATOR = (
     "glibc.malloc.mmap_threshold=8589934592:glibc.malloc.trim_threshold=17179869184:"
@@ -62,7 +65,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     before, sys.unraisablehook = sys.unraisablehook, _unraisable
     # A run saves itself when it is asked to stop; everything else takes away what it has begun.
-    term = None if arguments[0] == "pretrain" else signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    saves = arguments[0] in ("pretrain", "finetune")
+    term = None if saves else signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         _keep_compilations()
         command = importlib.import_module(f"bert_jax.cli.{arguments[0].replace('-', '_')}")

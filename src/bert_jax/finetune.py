@@ -1,0 +1,272 @@
+"""Fine-tuning: a task and a pretrained model, given to the loop; and a fine-tuned model asked again."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int
+
+from bert_jax import bert, losses, members, optim, parallel, plot, step
+from bert_jax.ask import Scorer
+from bert_jax.attention import select
+from bert_jax.bert import Bert
+from bert_jax.checkpoint import Meta
+from bert_jax.config import ModelConfig
+from bert_jax.data.pipeline import HostBatch
+from bert_jax.errors import UserError
+from bert_jax.heads import init_params
+from bert_jax.log import MEMBER, Scores, say
+from bert_jax.loop import Clock, Result, Work, claim, fit
+from bert_jax.model import Batch, Params
+from bert_jax.parallel import Launcher
+from bert_jax.schema import differences, require
+from bert_jax.step import Objective, TrainState
+from bert_jax.tasks import kinds
+from bert_jax.tasks.base import Example, Source, Split
+from bert_jax.tasks.config import FREE_ON_RESUME, FinetuneConfig
+from bert_jax.tasks.rows import Layout, Shuffled
+from bert_jax.tokenizers import Tokenizer
+
+_INIT = 0
+_RATE, _BEST = "rate", "best_member"
+FLOOR = "constant"
+"""Name of the score of the answer that is most frequent in the training data."""
+
+
+class Task(NamedTuple):
+    """What is learned, and from what."""
+
+    head: str
+    outputs: int
+    labels: tuple[str, ...]
+    examples: list[Example]
+    splits: dict[str, Split]
+    source: Source
+    floor: float
+    """Score of the answer that is most frequent in the training data."""
+
+
+def finetune(config: FinetuneConfig) -> Result:
+    """Fine-tune, or go on with, the run that ``config`` describes: one model, or several side by side.
+
+    The same step, loop and checkpoints as :func:`bert_jax.pretrain`; what is promised there holds here. The model with the
+    best score of the first development split is kept in the directory "best" of the run, where :func:`bert_jax.load` and
+    :func:`evaluate` find it.
+
+    Raises:
+      UserError: the config does not fit the data, the model, the devices, or what the run directory holds.
+      Failure: the loss is not finite, or a checkpoint cannot be written or read.
+    """
+    if config.distributed:
+        jax.distributed.initialize()
+    pretrained = bert.load(config.init)
+    if pretrained.tokenizer is None:
+        raise UserError(f"{config.init} came without a vocabulary; put its vocab.txt beside the weights.")
+    model = config.model(pretrained.config)
+    _check_length(config.reading.length, model)
+    task = _open(config, pretrained.tokenizer)
+    steps = int(len(task.examples) / config.batch_size * config.epochs)
+    require(
+        steps > 0,
+        f"{len(task.examples)} examples make no batch of {config.batch_size} in {config.epochs} epochs; use a smaller one.",
+    )
+    kernel = select(model, config.reading.length, training=True)
+    claim(config.run, config.to_json(), lambda stored: differences(FinetuneConfig.from_json(stored), config, FREE_ON_RESUME))
+    kept = not config.scratch and _same_head(pretrained, task)
+    head = "taken over" if kept else "fresh"
+    say(f"{config.task}: {len(task.examples):,} examples, {steps:,} steps; {task.head} head, {head}; attention: {kernel}")
+    return fit(_work(config, model, pretrained, task, steps))
+
+
+def _open(config: FinetuneConfig, tokenizer: Tokenizer) -> Task:
+    source = Source(config.task, config.data, config.reading, tokenizer)
+    examples, labels = kinds.train(source)
+    splits = {name: kinds.split(source, name, labels) for name in kinds.splits(config.task)}
+    head, count = kinds.head(config.task), kinds.outputs(config.task, labels)
+    floor = _floor(head, count, examples, splits["dev"], kinds.main_score(config.task))
+    return Task(head, count, labels, examples, splits, source, floor)
+
+
+def _floor(head: str, count: int, examples: Sequence[Example], split: Split, main: str) -> float:
+    if head == "span":
+        # No answer is the most frequent one.
+        return 0.0
+    known = np.concatenate([np.ravel(example.label) for example in examples if example.label is not None])
+    if head == "regress":
+        constant = np.array([known.mean()])
+    else:
+        width = len(examples[0].parts) if head == "choose" else count
+        constant = np.eye(width)[np.argmax(np.bincount(known[known >= 0].astype(int), minlength=width))]
+    if head == "tag":
+        return split.score([np.tile(constant, (len(example.parts[0].ids), 1)) for example in split.examples])[main]
+    return split.score([constant] * len(split.examples))[main]
+
+
+def _check_length(length: int, model: ModelConfig) -> None:
+    most = model.max_position_embeddings
+    require(length <= most, f"The length of {length} pieces is above the model's {most} positions; use --length {most}.")
+
+
+def _same_head(pretrained: Bert, task: Task) -> bool:
+    """Whether the model's head was trained to say what this task asks."""
+    head = pretrained.params.get(task.head)
+    return head is not None and head["bias"].shape[-1] == task.outputs and (not task.labels or pretrained.labels == task.labels)
+
+
+def _work(config: FinetuneConfig, model: ModelConfig, pretrained: Bert, task: Task, steps: int) -> Work:
+    count, train = config.members, config.train(steps, len(task.examples))
+    single, together = count == 1, _together(config, pretrained.params)
+    launcher = parallel.for_model(model, config.mesh, config.parallel) if single else members.launch(count, together=together)
+    # Of several runs each has a seed and a rate of its own, and their batches a leading axis.
+    seeds = [config.seed + number for _ in config.learning_rates for number in range(config.seeds)]
+    scales = np.repeat(np.array(config.learning_rates, np.float32) / np.float32(config.learning_rates[0]), config.seeds)
+    layout = _layout(config, task, launcher.shards * config.accumulate)
+    batches = Shuffled(
+        task.examples,
+        layout,
+        size=config.batch_size,
+        seeds=config.seed if single else seeds,
+        local=launcher.rows,
+        more={} if single else {_RATE: scales},
+    )
+    score = Scorer(model, layout, launcher, 0 if single else count)
+    content = json.loads(config.to_json())
+    return Work(
+        run=config.run,
+        train=train,
+        launcher=launcher,
+        init=_init(
+            config, model, pretrained, task, steps, [seeds[part[0] : part[-1] + 1] for part in members.groups(count, together)]
+        ),
+        train_step=_train_step(config, model, task.head, steps, launcher, single=single),
+        rate=optim.schedule(config.optim(steps), steps),
+        batches=grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=4).__iter__(),
+        counts=functools.partial(_counts, parts=layout.parts),
+        evaluate=functools.partial(_evaluate, config, task, score),
+        meta=functools.partial(_meta, content, model, task, _digest(task.examples)),
+        split="dev",
+        figure=functools.partial(plot.task_curves, config.run, kinds.main_score(config.task)),
+        source={} if config.scratch else jax.tree.map(np.asarray, pretrained.params),
+        best=kinds.main_score(config.task),
+        patience=config.patience,
+        pick=(lambda params, _: params) if single else functools.partial(_pick, together=together, count=count),
+    )
+
+
+def _layout(config: FinetuneConfig, task: Task, multiple: int) -> Layout:
+    parts = len(task.examples[0].parts)
+    width = config.reading.length * parts
+    return Layout(task.head, width, parts, config.reading.packing, task.source.tokenizer.specials.pad, multiple)
+
+
+def _init(config: FinetuneConfig, model: ModelConfig, pretrained: Bert, task: Task, steps: int, seeds: Sequence[Sequence[int]]) -> Any:
+    """The pretrained parameters, with what they lack made fresh, and the optimizer's state."""
+    keep_head = _same_head(pretrained, task)
+    pooler = task.head in ("classify", "regress", "choose")
+
+    def one(given: Params, seed: Int[Array, ""] | int) -> TrainState:
+        key = jax.random.key(seed)
+        fresh = init_params(model, jax.random.fold_in(key, _INIT), heads={task.head: task.outputs}, pooler=pooler)
+        params = fresh
+        if given:
+            taken = {name: given["bert"][name] for name in fresh["bert"] if name in given["bert"]}
+            heads = {task.head: given[task.head]} if keep_head else {}
+            params = fresh | {"bert": fresh["bert"] | taken} | heads
+            if config.reinit_layers:
+                params["bert"] = _reinitialised(params["bert"], fresh["bert"], config.reinit_layers)
+        optimizer = _optimizer(config, steps, 1.0)
+        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), jax.random.key_data(key))
+
+    def init(given: Params) -> TrainState | list[TrainState]:
+        if config.members == 1:
+            return one(given, config.seed)
+        side_by_side = jax.vmap(one, in_axes=(None, 0))
+        return [one(given, group[0]) if len(group) == 1 else side_by_side(given, jnp.array(group)) for group in seeds]
+
+    return init
+
+
+def _reinitialised(params: Params, fresh: Params, count: int) -> Params:
+    """The encoder with its top layers and its pooler as they were before pretraining."""
+    layers = jax.tree.map(lambda old, new: old.at[-count:].set(new[-count:]), params["layers"], fresh["layers"])
+    return params | {"layers": layers} | ({"pooler": fresh["pooler"]} if "pooler" in fresh else {})
+
+
+def _optimizer(config: FinetuneConfig, steps: int, scale: Any) -> Any:
+    optimizer = optim.make_optimizer(config.optim(steps), steps, scale_rate=scale)
+    return optim.frozen(optimizer) if config.frozen else optimizer
+
+
+def _train_step(
+    config: FinetuneConfig, model: ModelConfig, head: str, steps: int, launcher: Launcher, *, single: bool
+) -> step.TrainStep:
+    objective = Objective(
+        weights={"task_loss": "weights"},
+        sums=functools.partial(losses.task, model, head=head, frozen=config.frozen),
+        accumulate=config.accumulate,
+    )
+    if single:
+        return step.make_train_step(objective, _optimizer(config, steps, 1.0), axis_name=launcher.axis_name)
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, step.Metrics]:
+        rest = {name: value for name, value in batch.items() if name != _RATE}
+        return step.make_train_step(objective, _optimizer(config, steps, batch[_RATE]))(state, rest)
+
+    return train_step
+
+
+def _counts(host: HostBatch, *, parts: int) -> np.ndarray:
+    segments = host["segments"]
+    examples = segments.max(-1).sum() // parts
+    return np.array([(segments > 0).sum(), examples, segments.size]) * jax.process_count()
+
+
+def _meta(content: dict[str, Any], model: ModelConfig, task: Task, digest: str, position: dict[str, Any]) -> Meta:
+    return Meta(content, model, task.source.tokenizer, digest, position, task.labels)
+
+
+def _digest(examples: Sequence[Example]) -> str:
+    """Equal for equal examples in the same order."""
+    summary = hashlib.blake2b(digest_size=16)
+    for example in examples:
+        for part in example.parts:
+            summary.update(part.ids.tobytes() + part.first.to_bytes(4))
+        summary.update(b"" if example.label is None else example.label.tobytes())
+    return summary.hexdigest()
+
+
+def _evaluate(config: FinetuneConfig, task: Task, score: Scorer, params: Params, asked: Clock) -> tuple[Scores, str] | None:
+    """Scores of every split: of several runs the best one's, and the main score of each."""
+    main, said = kinds.main_score(config.task), []
+    scores: Scores = {}
+    for name, split in task.splits.items():
+        found = score(params, split.examples, asked)
+        if found is None:
+            return None
+        each = [split.score(outputs) for outputs in found]
+        number = int(np.argmax([one[main] for one in each])) if name == "dev" else int(scores.get(_BEST, 0))
+        shown = (
+            each[number] | {FLOOR: task.floor} if name == "dev" else {f"{name}/{key}": value for key, value in each[number].items()}
+        )
+        if len(each) > 1 and name == "dev":
+            shown = shown | {_BEST: number} | {f"{MEMBER}{at}": one[main] for at, one in enumerate(each)}
+        scores |= shown
+        said.append(f"{name}: " + ", ".join(f"{key} {value:.4g}" for key, value in each[number].items()))
+    return scores, (f"best of {config.members}: " if config.members > 1 else "") + "; ".join(said)
+
+
+def _pick(params: list[Params], scores: Scores, *, together: int, count: int) -> Params:
+    found: Params = members.member(params, int(scores[_BEST]), together=together, count=count)
+    return found
+
+
+def _together(config: FinetuneConfig, params: Params) -> int:
+    return config.together or members.together(config.members, sum(leaf.nbytes for leaf in jax.tree.leaves(params)))
