@@ -118,6 +118,7 @@ class Asker:
           UserError: there is no model, no task, no head for it, or other labels than outputs.
         """
         run = run_config(path)
+        require(epath.Path(path).exists(), f"There is no model {path}; give a fine-tuning run or a model's directory.")
         task = task or (run.task if run else None)
         if task is None:
             raise UserError(f"{path} is not a fine-tuning run, so that its task is not known; name it with --task.")
