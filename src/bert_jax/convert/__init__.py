@@ -110,6 +110,10 @@ def write(
       Failure: it cannot be written.
     """
     require(to in get_args(Format), f"There is no format {to!r}; choose one of {', '.join(get_args(Format))}.")
+    require(
+        to == "orbax" or not (model.config.causal or model.config.lstm_layers),
+        f"The format {to} knows no causal BERT and no BiLSTM on top of one; only orbax keeps such a model.",
+    )
     with files.new(path) as directory:
         directory.mkdir()
         if to == "orbax":

