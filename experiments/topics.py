@@ -34,11 +34,10 @@ def main(downloads: Path, out: Path) -> None:
     with files.new(out) as path:
         path.mkdir()
         for split, found in rows.items():
-            with (path / f"{split}.csv").open("w", newline="") as file:
+            with open(path / f"{split}.csv", "w", newline="") as file:
                 csv.writer(file).writerows([("label", "text"), *found])
-    print(
-        f"{out}: {len(rows['train']):,} articles to train on, {len(rows['dev']):,} to score, {len(set(t for t, _ in rows['train']))} topics"
-    )
+    topics = len({topic for topic, _ in rows["train"]})
+    print(f"{out}: {len(rows['train']):,} articles to train on, {len(rows['dev']):,} to score, {topics} topics")
 
 
 if __name__ == "__main__":
