@@ -1,4 +1,4 @@
-"""Write a task of topics: the lead of a Wikipedia article, and which of eleven topics it is filed under.
+"""Write a task of topics: the lead of a Wikipedia article, and the topic that it is filed under.
 
 The articles lie in a package that pip has downloaded and checked against its hash (``wikileads.txt``).
 

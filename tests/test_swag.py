@@ -68,8 +68,8 @@ def test_test_files_have_no_label_and_other_files_other_numbers_of_endings(tmp_p
         ("sent1,sent2,ending0,ending1,label\na,b,c,d,-1\n", "line 2 has '-1' for a label"),
         ("sent1,sent2,ending0,ending1,label\na,b,c,d,1.0\n", "line 2 has '1.0' for a label"),
         ("sent1,sent2,ending0,ending1,label\na,b,c,d,\n", "line 2 has '' for a label"),
-        ('sent1,sent2,ending0,ending1\na,b,c,d\na,b,"c,d\n\n', "line 3 is not CSV"),
-        ('sent1,sent2,ending0,ending1\na,"b"b,c,d\n', "line 2 is not CSV"),
+        ('sent1,sent2,ending0,ending1\na,b,c,d\na,b,"c,d\n\n', "line 3: .* is not CSV"),
+        ('sent1,sent2,ending0,ending1\na,"b"b,c,d\n', "line 2: .* is not CSV"),
         (b"sent1,sent2,ending0,ending1\na,b,c,\xff\n", "line 2: byte 0xff at column 7 is not UTF-8"),
     ],
 )

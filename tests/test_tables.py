@@ -227,7 +227,7 @@ def test_splits_that_are_missing_or_not_clear(tmp_path):
         save(tmp_path / name, "")
     with pytest.raises(UserError, match=r"dev.tsv, dev.tsv.gz, val.csv in .* could each be the dev split"):
         tables.split_file(tmp_path, "dev")
-    with pytest.raises(UserError, match=r"no train split at .*topic: topic.train in"):
+    with pytest.raises(UserError, match=r"no train split at .*topic: topic.train or topic_train in"):
         tables.split_file(tmp_path / "topic", "train")
     with pytest.raises(UserError, match=r"dev.tsv is a file; name its directory"):
         tables.split_file(tmp_path / "dev.tsv", "dev")

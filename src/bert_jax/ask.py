@@ -194,7 +194,8 @@ class Asker:
             kinds.head(self.task), self.reading.length * parts, parts, self.reading.packing, specials.pad, launcher.shards
         )
         score = Scorer(model, layout, launcher)
-        params = jax.device_put(self.bert.params, launcher.shardings(self.bert.params))
+        shapes = jax.eval_shape(lambda: self.bert.params)
+        params = jax.device_put(self.bert.params, launcher.shardings(shapes))
 
         def answer(examples: Sequence[Example]) -> Outputs:
             with launcher.context():

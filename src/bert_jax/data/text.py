@@ -78,7 +78,7 @@ def read_texts(path: epath.PathLike, *, field: str = "text") -> list[str | tuple
     if path.name.removesuffix(".gz").endswith((".jsonl", ".ndjson")):
         texts = [value if isinstance(value, str) else (value[0], value[1]) for value in _json_lines(path, field, pairs=True)]
     else:
-        texts = [_pair(line) for _, line in _lines(path)]
+        texts = [_pair(line) for _, line in lines(path)]
     if not texts:
         raise UserError(f"{path} holds no text.")
     return texts
@@ -96,7 +96,14 @@ def _require_file(path: epath.Path) -> None:
         raise UserError(f"There is no file {path}.")
 
 
-def _lines(path: epath.Path) -> Iterator[tuple[int, str]]:
+def lines(path: epath.PathLike) -> Iterator[tuple[int, str]]:
+    """Lines of a UTF-8 file with their numbers, from 1, and with what ends them; ``.gz`` is unpacked.
+
+    Raises:
+      UserError: the file is missing, a directory, not UTF-8 (the sentence names the line), not whole, or cannot be read.
+    """
+    path = epath.Path(path)
+    _require_file(path)
     with contextlib.ExitStack() as stack:
         file: IO[bytes] | gzip.GzipFile = stack.enter_context(path.open("rb"))
         if path.suffix == ".gz":
@@ -113,22 +120,24 @@ def _lines(path: epath.Path) -> Iterator[tuple[int, str]]:
             ) from None
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise UserError(f"{path} is not a whole gzip file: {error}.") from None
+        except OSError as error:
+            raise UserError(f"{path} cannot be read: {error.strerror or error}.") from None
 
 
 def _paragraphs(path: epath.Path) -> Iterator[str]:
-    lines: list[str] = []
-    for _, line in _lines(path):
+    paragraph: list[str] = []
+    for _, line in lines(path):
         if line.strip():
-            lines.append(line)
-        elif lines:
-            yield "".join(lines)
-            lines = []
-    yield "".join(lines)
+            paragraph.append(line)
+        elif paragraph:
+            yield "".join(paragraph)
+            paragraph = []
+    yield "".join(paragraph)
 
 
 def _json_lines(path: epath.Path, field: str, *, pairs: bool = False) -> Iterator[Any]:
     """What each record has under a field: a string, or, where pairs are allowed, a list of two."""
-    for number, line in _lines(path):
+    for number, line in lines(path):
         if not line.strip():
             continue
         record = parse_json(line, f"{path}, line {number}")

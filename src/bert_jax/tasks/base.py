@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
 
+from bert_jax.errors import UserError
+from bert_jax.schema import require
 from bert_jax.tasks.config import Reading
 from bert_jax.tokenizers import Tokenizer
 
@@ -59,6 +61,32 @@ class Asked(NamedTuple):
     examples: Sequence[Example]
     results: Callable[[Sequence[np.ndarray]], list[dict[str, Any]]]
     """A model's scores of each example -> a JSON object for each of the user's questions."""
+
+
+def find_split(data: epath.PathLike, split: str, names: Mapping[str, Sequence[str]], endings: Sequence[str]) -> epath.Path:
+    """The file that holds a split: in the directory ``data``, or with a prefix before its name: ``data``.train or ``data``_train.
+
+    Args:
+      data: directory or prefix.
+      split: "train", "dev" or "test".
+      names: what the file of each split may be called, without its ending.
+      endings: what may follow, "" among them if nothing has to.
+
+    Raises:
+      UserError: there is none, or more than one.
+    """
+    data = epath.Path(data)
+    require(split in names, f"split is {split!r}; choose one of {', '.join(names)}.")
+    directory, prefixes = (data, [""]) if data.is_dir() else (data.parent, [f"{data.name}.", f"{data.name}_"])
+    stems = [f"{prefix}{name}" for prefix in prefixes for name in names[split]]
+    found = [path for stem in stems for ending in endings if (path := directory / f"{stem}{ending}").is_file()]
+    several = ", ".join(path.name for path in found)
+    require(len(found) < 2, f"{several} in {directory} could each be the {split} split; remove all but one.")
+    if not found:
+        hint = f" {data} is a file; name its directory, or the part of its name before the split." if data.is_file() else ""
+        known = ", ".join(ending for ending in endings if ending)
+        raise UserError(f"There is no {split} split at {data}: {' or '.join(stems)} in {directory}, with one of {known}.{hint}")
+    return found[0]
 
 
 def probabilities(logits: np.ndarray) -> np.ndarray:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import gzip
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from typing import IO, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
 from etils import epath
 
 from bert_jax import files
+from bert_jax.data.text import lines
 from bert_jax.errors import UserError
 from bert_jax.schema import require
 
@@ -39,33 +37,6 @@ class Sentence(NamedTuple):
     def at(self, word: int) -> str:
         """File and line of a word, for sentences that say what is wrong."""
         return f"{self.where}, line {self.line + word}"
-
-
-def lines(path: epath.PathLike) -> Iterator[tuple[int, str]]:
-    """Lines of a UTF-8 file with their numbers, from 1; ``.gz`` is unpacked.
-
-    Raises:
-      UserError: the file is missing, a directory, not UTF-8 (the sentence names the line) or not whole.
-    """
-    path = epath.Path(path)
-    require(not path.is_dir(), f"{path} is a directory; name a file in it.")
-    require(path.exists(), f"There is no file {path}.")
-    with contextlib.ExitStack() as stack:
-        file: IO[bytes] | gzip.GzipFile = stack.enter_context(path.open("rb"))
-        if path.suffix == ".gz":
-            file = stack.enter_context(gzip.open(file))
-        number = 0
-        try:
-            for number, line in enumerate(file, 1):
-                # Some editors begin a file with a byte order mark.
-                yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
-        except UnicodeDecodeError as error:
-            byte = error.object[error.start]
-            raise UserError(
-                f"{path}, line {number}: byte 0x{byte:02x} at column {error.start + 1} is not UTF-8; convert the file to UTF-8."
-            ) from None
-        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise UserError(f"{path} is not a whole gzip file: {error}.") from None
 
 
 def read(path: epath.PathLike, *, column: int = -1, tagged: bool = True) -> list[Sentence]:

@@ -14,7 +14,7 @@ from bert_jax import metrics
 from bert_jax.metrics import entities
 from bert_jax.schema import require
 from bert_jax.tasks import conll, sentences, spans, swag, tagging
-from bert_jax.tasks.base import Asked, Example, Scores, Source, Split, probabilities
+from bert_jax.tasks.base import Asked, Example, Scores, Source, Split, find_split, probabilities
 from bert_jax.tasks.conll import Sentence
 
 _CHUNK = 1024
@@ -51,7 +51,7 @@ def train(source: Source) -> tuple[list[Example], tuple[str, ...]]:
     if kind == "span":
         return spans.train(source), ()
     if kind == "choose":
-        questions = _labelled(swag.read(_csv(source, "train")))
+        questions = _labelled(swag.read(find_split(source.data, "train", _SWAG, _SWAG_ENDINGS)))
         return swag.examples(source.tokenizer, questions, length=source.reading.length), ()
     if kind == "tag":
         read = _tagged(source, "train")
@@ -76,7 +76,7 @@ def split(source: Source, name: str, labels: Sequence[str], *, threshold: float 
     if kind == "span":
         return spans.split(source, name, threshold)
     if kind == "choose":
-        questions = swag.read(_csv(source, name))
+        questions = swag.read(find_split(source.data, name, _SWAG, _SWAG_ENDINGS))
         examples = swag.examples(source.tokenizer, questions, length=source.reading.length)
         ids = [question.id for question in questions]
         return Split(examples, functools.partial(_right, questions), lambda found, path: _write_swag(ids, found, path))
@@ -117,7 +117,7 @@ def _documents(read: Sequence[Sentence]) -> Iterator[list[Sentence]]:
 
 
 def _tagged(source: Source, name: str) -> list[Sentence]:
-    read = conll.read(_file(source, name, ("conll", "txt", "iob2", "bio", "tsv"), _CONLL))
+    read = conll.read(find_split(source.data, name, _CONLL, _CONLL_ENDINGS))
     if source.reading.scheme == "strict":
         conll.check_tags(read, "ner" if source.task == "ner" else "pos")
     return read
@@ -187,23 +187,6 @@ _CONLL = {
     "dev": ("dev", "valid", "validation", "testa", "eng.testa"),
     "test": ("test", "testb", "eng.testb"),
 }
+_CONLL_ENDINGS = [f"{ending}{packed}" for ending in ("", ".conll", ".txt", ".bio", ".iob2", ".tsv") for packed in ("", ".gz")]
 _SWAG = {"train": ("train",), "dev": ("val", "dev"), "test": ("test",)}
-
-
-def _csv(source: Source, name: str) -> epath.Path:
-    return _file(source, name, ("csv",), _SWAG)
-
-
-def _file(source: Source, name: str, endings: Sequence[str], names: dict[str, tuple[str, ...]]) -> epath.Path:
-    """A split's file in a directory, or with a prefix before its name."""
-    require(name in names, f"{source.task} has no split {name!r}; choose one of {', '.join(names)}.")
-    data = epath.Path(source.data)
-    wanted = [
-        f"{stem}{ending}{packed}" for stem in names[name] for ending in ("", *(f".{e}" for e in endings)) for packed in ("", ".gz")
-    ]
-    tried = [data / file for file in wanted] if data.is_dir() else [data.parent / f"{data.name}.{file}" for file in wanted]
-    found = [path for path in tried if path.is_file()]
-    require(len(found) > 0, f"There is no {name} file for {data}; looked for {', '.join(path.name for path in tried[::2])}.")
-    require(len(found) == 1, f"{' and '.join(map(str, found))} could both be meant; remove one.")
-    return found[0]
-
+_SWAG_ENDINGS = (".csv", ".csv.gz")

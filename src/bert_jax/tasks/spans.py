@@ -14,14 +14,9 @@ from bert_jax.metrics import squad as scoring
 from bert_jax.schema import require
 from bert_jax.tasks import answers, squad
 from bert_jax.tasks.answers import Answers
-from bert_jax.tasks.base import Asked, Example, Scores, Source, Split
+from bert_jax.tasks.base import Asked, Example, Scores, Source, Split, find_split
 from bert_jax.tasks.squad import Feature, Question
 
-_NAMES = {
-    "train": ("train-v{}.json", "train.json"),
-    "dev": ("dev-v{}.json", "dev.json", "validation.json"),
-    "test": ("test-v{}.json", "test.json"),
-}
 # Questions whose windows are scored at a time.
 _CHUNK = 512
 
@@ -108,15 +103,7 @@ def _results(read: Callable[[Sequence[np.ndarray]], Answers], outputs: Sequence[
 
 
 def _file(source: Source, name: str) -> epath.Path:
-    """A split's file: SQuAD's own name for it, or ours, in a directory; or with a prefix before it."""
-    require(name in _NAMES, f"{source.task} has no split {name!r}; choose one of {', '.join(_NAMES)}.")
-    data, version = epath.Path(source.data), "2.0" if source.task == "squad2" else "1.1"
-    wanted = [pattern.format(version) + ending for pattern in _NAMES[name] for ending in ("", ".gz")]
-    if data.is_dir():
-        tried = [data / file for file in wanted]
-    else:
-        tried = [data.parent / f"{data.name}{joint}{file}" for joint in ("_", ".") for file in wanted]
-    found = [path for path in tried if path.exists()]
-    require(len(found) > 0, f"There is no {name} file for {data}; looked for {', '.join(path.name for path in tried)}.")
-    require(len(found) == 1, f"{' and '.join(map(str, found))} could both be meant; remove one.")
-    return found[0]
+    """A split's file, under SQuAD's own name for it or ours."""
+    version = "2.0" if source.task == "squad2" else "1.1"
+    names = {split: (f"{split}-v{version}", split) for split in ("train", "dev", "test")}
+    return find_split(source.data, name, names, (".json", ".json.gz"))

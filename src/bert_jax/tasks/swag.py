@@ -5,17 +5,16 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from etils import epath
 
 from bert_jax import files, windows
-from bert_jax.errors import UserError
 from bert_jax.schema import require
 from bert_jax.tasks.base import Example, Part
-from bert_jax.tasks.conll import lines
+from bert_jax.tasks.tables import csv_rows
 from bert_jax.tokenizers import Tokenizer
 
 _CONTEXT, _START, _ENDING, _LABEL = "sent1", "sent2", "ending", "label"
@@ -48,7 +47,7 @@ def read(path: epath.PathLike) -> list[Question]:
         _full; a text is empty; a label is no number of an ending. The sentence names file and line.
     """
     where = str(epath.Path(path))
-    rows = _rows(path)
+    rows = (pair for pair in csv_rows(path) if pair[1] != [""])
     _, header = next(rows, (0, []))
     require(bool(header), f"{where} is empty.")
     twice = sorted({name for name in header if header.count(name) > 1})
@@ -118,21 +117,6 @@ def write(path: epath.PathLike, ids: Sequence[str], predicted: Sequence[int]) ->
     writer.writerows((name, int(number)) for name, number in zip(ids, predicted, strict=True))
     with files.new(path) as work:
         work.write_bytes(text.getvalue().encode())
-
-
-def _rows(path: epath.PathLike) -> Iterator[tuple[int, list[str]]]:
-    """Rows that are not empty, each with its first line: a quoted text may hold line breaks."""
-    reader = csv.reader((line for _, line in lines(path)), strict=True)
-    while True:
-        first = reader.line_num + 1
-        try:
-            row = next(reader, None)
-        except csv.Error as error:
-            raise UserError(f"{epath.Path(path)}, line {first} is not CSV: {error}; repair its quotation marks.") from None
-        if row is None:
-            return
-        if row:
-            yield first, row
 
 
 def _label(text: str, count: int, at: str) -> int:

@@ -6,19 +6,19 @@ import collections
 import contextlib
 import csv
 import dataclasses
-import gzip
 import json
 import math
 import re
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
 
+from bert_jax.data.text import lines
 from bert_jax.errors import UserError
 from bert_jax.schema import parse_json, require
+from bert_jax.tasks.base import find_split
 
 _SPLITS: dict[str, tuple[str, ...]] = {"train": ("train",), "dev": ("dev", "validation", "valid", "val"), "test": ("test",)}
 _KINDS = (".tsv", ".csv", ".jsonl", ".ndjson")
@@ -177,9 +177,9 @@ def _is_json(path: epath.Path) -> bool:
 
 
 def _table(path: epath.Path, order: Sequence[str] | None, skip: Callable[[str], object] | None) -> Iterator[Row]:
-    lines = ((number, line.rstrip("\r\n").split("\t")) for number, line in _lines(path))
+    tabbed = ((number, line.rstrip("\r\n").split("\t")) for number, line in lines(path))
     names = list(order or ())
-    for number, fields in _csv(path) if _kind(path) == ".csv" else lines:
+    for number, fields in csv_rows(path) if _kind(path) == ".csv" else tabbed:
         where = f"{path}, line {number}"
         if not names:
             names = fields
@@ -197,8 +197,13 @@ def _table(path: epath.Path, order: Sequence[str] | None, skip: Callable[[str], 
             )
 
 
-def _csv(path: epath.Path) -> Iterator[tuple[int, list[str]]]:
-    reader = csv.reader((line for _, line in _lines(path)), strict=True)
+def csv_rows(path: epath.PathLike) -> Iterator[tuple[int, list[str]]]:
+    """Rows of a CSV file (RFC 4180), each with the line it starts in; an empty line is a row of one empty field.
+
+    Raises:
+      UserError: it is not CSV, or no file; the sentence names file and line.
+    """
+    reader = csv.reader((line for _, line in lines(path)), strict=True)
     while True:
         # A row may go over several lines; it is where it starts.
         number = reader.line_num + 1
@@ -213,35 +218,12 @@ def _csv(path: epath.Path) -> Iterator[tuple[int, list[str]]]:
 
 
 def _objects(path: epath.Path) -> Iterator[Row]:
-    for number, line in _lines(path):
+    for number, line in lines(path):
         where = f"{path}, line {number}"
         if line.strip():
             value = parse_json(line, where)
             require(isinstance(value, dict), f"{where} holds {line.strip()[:40]}; it must be a JSON object.")
             yield Row(where, value)
-
-
-def _lines(path: epath.Path) -> Iterator[tuple[int, str]]:
-    """Lines with their numbers from 1, and with what ends them."""
-    require(not path.is_dir(), f"{path} is a directory; name a file in it.")
-    require(path.exists(), f"There is no file {path}.")
-    with contextlib.ExitStack() as stack:
-        try:
-            file: IO[bytes] | gzip.GzipFile = stack.enter_context(path.open("rb"))
-            if path.suffix == ".gz":
-                file = stack.enter_context(gzip.open(file))
-            for number, line in enumerate(file, 1):
-                # Some editors begin a file with a byte order mark.
-                yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
-        except UnicodeDecodeError as error:
-            byte = error.object[error.start]
-            raise UserError(
-                f"{path}, line {number}: byte 0x{byte:02x} at column {error.start + 1} is not UTF-8; convert the file to UTF-8."
-            ) from None
-        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise UserError(f"{path} is not a whole gzip file: {error}.") from None
-        except OSError as error:
-            raise UserError(f"{path} cannot be read: {error.strerror or error}.") from None
 
 
 def split_file(data: epath.PathLike, split: str) -> epath.Path:
@@ -252,17 +234,7 @@ def split_file(data: epath.PathLike, split: str) -> epath.Path:
     Raises:
       UserError: there is none, or more than one.
     """
-    data = epath.Path(data)
-    require(split in _SPLITS, f"split is {split!r}; choose one of {', '.join(_SPLITS)}.")
-    directory, prefix = (data, "") if data.is_dir() else (data.parent, f"{data.name}.")
-    names = [f"{prefix}{name}" for name in _SPLITS[split]]
-    found = [path for name in names for ending in _ENDINGS if (path := directory / f"{name}{ending}").exists()]
-    several = ", ".join(path.name for path in found)
-    require(len(found) < 2, f"{several} in {directory} could each be the {split} split; remove all but one.")
-    if not found:
-        hint = f" {data} is a file; name its directory, or the part of its name before the split." if data.is_file() else ""
-        raise UserError(f"There is no {split} split at {data}: {' or '.join(names)} in {directory}, with one of {_KNOWN}.{hint}")
-    return found[0]
+    return find_split(data, split, _SPLITS, _ENDINGS)
 
 
 def class_labels(records: Iterable[Record]) -> tuple[str, ...]:
