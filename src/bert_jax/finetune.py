@@ -127,7 +127,7 @@ def _work(config: FinetuneConfig, model: ModelConfig, pretrained: Bert, task: Ta
     launcher = parallel.for_model(model, config.mesh, config.parallel) if single else members.launch(count, together=together)
     # Of several runs each has a seed and a rate of its own, and their batches a leading axis.
     seeds = [config.seed + number for _ in config.learning_rates for number in range(config.seeds)]
-    scales = np.repeat(np.array(config.learning_rates, np.float32) / np.float32(config.learning_rates[0]), config.seeds)
+    rates = np.repeat(np.array(config.learning_rates, np.float32), config.seeds)
     layout = _layout(config, task, launcher.shards * config.accumulate)
     batches = Shuffled(
         task.examples,
@@ -135,7 +135,7 @@ def _work(config: FinetuneConfig, model: ModelConfig, pretrained: Bert, task: Ta
         size=config.batch_size,
         seeds=config.seed if single else seeds,
         local=launcher.rows,
-        more={} if single else {_RATE: scales},
+        more={} if single else {_RATE: rates},
     )
     score = Scorer(model, layout, launcher, 0 if single else count)
     content = json.loads(config.to_json())
@@ -167,7 +167,9 @@ def _layout(config: FinetuneConfig, task: Task, multiple: int) -> Layout:
     return Layout(task.head, width, parts, config.reading.packing, task.source.tokenizer.specials.pad, multiple)
 
 
-def _init(config: FinetuneConfig, model: ModelConfig, pretrained: Bert, task: Task, steps: int, seeds: Sequence[Sequence[int]]) -> Any:
+def _init(
+    config: FinetuneConfig, model: ModelConfig, pretrained: Bert, task: Task, steps: int, seeds: Sequence[Sequence[int]]
+) -> Any:
     """The pretrained parameters, with what they lack made fresh, and the optimizer's state."""
     keep_head = _same_head(pretrained, task)
     pooler = task.head in ("classify", "regress", "choose")
@@ -182,6 +184,7 @@ def _init(config: FinetuneConfig, model: ModelConfig, pretrained: Bert, task: Ta
             params = fresh | {"bert": fresh["bert"] | taken} | heads
             if config.reinit_layers:
                 params["bert"] = _reinitialised(params["bert"], fresh["bert"], config.reinit_layers)
+        # A rate is part of no state.
         optimizer = _optimizer(config, steps, 1.0)
         return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), jax.random.key_data(key))
 
@@ -200,8 +203,10 @@ def _reinitialised(params: Params, fresh: Params, count: int) -> Params:
     return params | {"layers": layers} | ({"pooler": fresh["pooler"]} if "pooler" in fresh else {})
 
 
-def _optimizer(config: FinetuneConfig, steps: int, scale: Any) -> Any:
-    optimizer = optim.make_optimizer(config.optim(steps), steps, scale_rate=scale)
+def _optimizer(config: FinetuneConfig, steps: int, rate: Any) -> Any:
+    """The optimizer with a rate that may be known inside of a program only; computed alike where it is known before."""
+    unit = dataclasses.replace(config.optim(steps), peak_lr=1.0)
+    optimizer = optim.make_optimizer(unit, steps, scale_rate=rate)
     return optim.frozen(optimizer) if config.frozen else optimizer
 
 
@@ -214,7 +219,9 @@ def _train_step(
         accumulate=config.accumulate,
     )
     if single:
-        return step.make_train_step(objective, _optimizer(config, steps, 1.0), axis_name=launcher.axis_name)
+        return step.make_train_step(
+            objective, _optimizer(config, steps, np.float32(config.learning_rates[0])), axis_name=launcher.axis_name
+        )
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, step.Metrics]:
         rest = {name: value for name, value in batch.items() if name != _RATE}
