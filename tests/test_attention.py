@@ -16,12 +16,13 @@ import numpy as np
 import pytest
 from jax._src.cudnn import fused_attention_stablehlo as cudnn
 
+import bert_jax
 from bert_jax import attention as implementations
 from bert_jax import sharding
-from bert_jax.attention import attention, select
+from bert_jax.attention import attention, segment_mask, select
 from bert_jax.config import MeshConfig
 from bert_jax.errors import UserError
-from tests.conftest import MODEL
+from tests.conftest import MODEL, make_batch
 from tests.reference import softmax
 
 SEGMENTS = np.array([[1, 1, 1, 2, 2, 0], [1, 1, 1, 1, 1, 1], [0, 0, 0, 0, 0, 0]])
@@ -31,17 +32,29 @@ def qkv(dtype=jnp.float32):
     return (jnp.asarray(x, dtype) for x in np.random.default_rng(0).normal(size=(3, 3, 6, 2, 8)))
 
 
-def test_is_softmax_within_segments():
+@pytest.mark.parametrize("impl", ["reference", "xla"])
+@pytest.mark.parametrize("causal", [False, True])
+def test_is_softmax_within_segments(impl, causal):
     q, k, v = qkv()
-    found = np.asarray(attention(q, k, v, jnp.asarray(SEGMENTS)))
+    found = np.asarray(attention(q, k, v, jnp.asarray(SEGMENTS), causal=causal, impl=impl))
     q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
     for b, s, h in np.ndindex(3, 6, 2):
         if SEGMENTS[b, s] == 0:
             np.testing.assert_array_equal(found[b, s, h], 0)
             continue
         mates = np.flatnonzero(SEGMENTS[b] == SEGMENTS[b, s])
+        mates = mates[mates <= s] if causal else mates
         weights = softmax(k[b, mates, h] @ q[b, s, h] / math.sqrt(8))
         np.testing.assert_allclose(found[b, s, h], weights @ v[b, mates, h], atol=1e-6)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_who_sees_whom(causal):
+    found = np.asarray(segment_mask(jnp.asarray(SEGMENTS), causal=causal))
+    expected = np.zeros((3, 6, 6), bool)
+    for b, s, t in np.ndindex(3, 6, 6):
+        expected[b, s, t] = SEGMENTS[b, s] == SEGMENTS[b, t] > 0 and not (causal and t > s)
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_no_gradient_passes_between_segments():
@@ -84,11 +97,11 @@ def long_rows():
     return q, k, v, jnp.asarray(np.repeat([[1] * 80 + [2] * 40 + [0] * 30], 4, 0))
 
 
-def squares(impl):
+def squares(impl, causal=False):
     """Value, output and gradients."""
 
     def total(q, k, v, segments):
-        mixed = attention(q, k, v, segments, impl=impl)
+        mixed = attention(q, k, v, segments, causal=causal, impl=impl)
         return (mixed.astype(jnp.float32) ** 2).sum(), mixed
 
     return jax.value_and_grad(total, argnums=(0, 1, 2), has_aux=True)
@@ -101,18 +114,19 @@ def interpreted(monkeypatch):
     monkeypatch.setitem(implementations._FUSED, "splash", run)
 
 
+@pytest.mark.parametrize("causal", [False, True], ids=["all", "causal"])
 @pytest.mark.parametrize("mesh", [None, MeshConfig(data=2, fsdp=2, tensor=2)], ids=["one device", "mesh"])
 @pytest.mark.parametrize("impl", ["xla", "splash"])
-def test_fused_attention_equals_the_reference(impl, mesh, interpreted):
+def test_fused_attention_equals_the_reference(impl, mesh, causal, interpreted):
     arrays = long_rows()
-    expected = squares("reference")(*arrays)
+    expected = squares("reference", causal)(*arrays)
 
     def divided(q, k, v, segments):
         heads = (sharding.split(x, "batch", None, "heads", None) for x in (q, k, v))
-        return squares(impl)(*heads, sharding.split(segments, "batch", None))
+        return squares(impl, causal)(*heads, sharding.split(segments, "batch", None))
 
     if mesh is None:
-        found = squares(impl)(*arrays)
+        found = squares(impl, causal)(*arrays)
     else:
         with jax.set_mesh(sharding.make_mesh(mesh)):
             found = jax.jit(divided)(*arrays)
@@ -132,6 +146,59 @@ def test_no_gradient_passes_between_segments_of_fused_attention(impl, interprete
     for gradient in gradients:
         np.testing.assert_array_equal(np.asarray(gradient)[~inside], 0)
         assert np.abs(np.asarray(gradient)[inside]).min() > 0
+
+
+@pytest.mark.parametrize("impl", ["reference", "xla", "splash"])
+def test_no_gradient_passes_from_a_token_to_later_ones(impl, interpreted):
+    q, k, v, segments = long_rows()
+    mine, seen, later = slice(90, 100), slice(80, 100), np.r_[0:80, 100:150]
+
+    def some(q, k, v):
+        return (attention(q, k, v, segments, causal=True, impl=impl)[:, mine] ** 2).sum()
+
+    _, keys, values = jax.grad(some, argnums=(0, 1, 2))(q, k, v)
+    for gradient in (keys, values):
+        np.testing.assert_array_equal(gradient[:, later], 0)
+        assert np.abs(gradient[:, seen]).min() > 0
+
+
+@pytest.mark.parametrize(
+    ("causal", "impl", "layers"), [(True, "reference", "scan"), (True, "xla", "unroll"), (False, "reference", "scan")]
+)
+def test_a_token_of_a_causal_model_depends_on_no_later_one(params, causal, impl, layers):
+    """Each piece stands once, so that a row of the word table is a place; nothing passes between examples either."""
+    config = dataclasses.replace(MODEL, causal=causal, attention=impl, layers=layers)
+    batch = jax.tree.map(jnp.asarray, make_batch([[9, 14, 6]], 32) | {"ids": np.arange(32)[None]})
+    segments = np.asarray(batch["segments"][0])
+
+    def outputs(rows):
+        embeddings = params["bert"]["embeddings"] | {"word": params["bert"]["embeddings"]["word"].at[:32].add(rows)}
+        changed = params | {"bert": params["bert"] | {"embeddings": embeddings}}
+        return (bert_jax.encode(config, changed, batch).hidden[0] ** 3).sum(-1)
+
+    moved = np.abs(jax.jit(jax.jacrev(outputs))(jnp.zeros((32, 32)))).max(-1)
+    real = segments > 0
+    place = np.arange(32)
+    visible = (segments[:, None] == segments) & ((place[:, None] >= place) | (not causal))
+    np.testing.assert_array_equal(moved[real][:, ~real], 0)
+    np.testing.assert_array_equal(moved[real] > 0, visible[real])
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_causal_model_pools_the_last_token_of_each_example(params, causal):
+    config = dataclasses.replace(MODEL, causal=causal)
+    lengths = [[9, 14, 6], [32], [3, 20]]
+    batch = make_batch(lengths, 32)
+    found = jax.device_get(jax.jit(bert_jax.encode, static_argnums=0)(config, params, batch))
+    pooler = params["bert"]["pooler"]
+    for row, parts in enumerate(lengths):
+        ends = np.cumsum(parts)
+        for slot, (first, end) in enumerate(zip(ends - parts, ends, strict=True)):
+            state = found.hidden[row, end - 1 if causal else first]
+            expected = np.tanh(state @ pooler["kernel"] + pooler["bias"])
+            np.testing.assert_allclose(found.pooled[row, slot], expected, rtol=1e-5, atol=1e-5)
+    # Slots without an example are finite.
+    assert np.isfinite(found.pooled).all()
 
 
 @pytest.mark.parametrize(

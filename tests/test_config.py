@@ -124,12 +124,18 @@ def test_missing_config_file(tmp_path):
         (lambda: ModelConfig(hidden_dropout_prob=-0.1), "hidden_dropout_prob is -0.1"),
         (lambda: ModelConfig(hidden_dropout_prob=1.0), "below 1"),
         (lambda: ModelConfig(vocab_size=0), "vocab_size is 0"),
+        (lambda: ModelConfig(classifier_dropout=1.0), "classifier_dropout is 1.0"),
+        (lambda: ModelConfig(lstm_layers=-1), "lstm_layers is -1"),
+        (lambda: ModelConfig(states="sum_all"), "model.states sum_all are read by a BiLSTM"),
+        (lambda: ModelConfig(hidden_size=15, num_attention_heads=1, lstm_layers=1), "hidden_size 15 is odd"),
         (lambda: MaskPolicy(rate=1.5), "mask.rate is 1.5"),
         (lambda: MaskPolicy(replace=(0.8, 0.1, 0.2)), "sum to 1"),
         (lambda: MaskPolicy(replace=(1.2, -0.1, -0.1)), "not be negative"),
         (lambda: DataConfig("c", sequence_length=4), "at least 5"),
         (lambda: OptimConfig(b1=1.0), "optim.b1 is 1.0"),
         (lambda: OptimConfig(accumulate=0), "accumulate is 0"),
+        (lambda: OptimConfig(layer_decay=0.0), r"layer_decay is 0.0; it must lie in \(0, 1\]"),
+        (lambda: OptimConfig(layer_decay=1.1), "layer_decay is 1.1"),
         (lambda: OptimConfig(name="schedule_free", b1=0.0), "schedule_free needs some of the average"),
         (lambda: MeshConfig(fsdp=0), "mesh.fsdp is 0"),
         (lambda: TrainConfig(steps=0), "steps is 0"),
@@ -148,6 +154,32 @@ def test_missing_config_file(tmp_path):
 def test_refusals_name_the_field(make, sentence):
     with pytest.raises(UserError, match=sentence):
         make()
+
+
+@pytest.mark.parametrize("select", ["token", "word"])
+def test_causal_and_next_go_together(select):
+    causal, other, follows = ModelConfig(causal=True), MaskPolicy(select=select), MaskPolicy(select="next")
+    sentence = "A causal model is pretrained on the next token, and only such a one"
+    with pytest.raises(UserError, match=sentence):
+        dataclasses.replace(CONFIG, model=causal, mask=other)
+    with pytest.raises(UserError, match=sentence):
+        dataclasses.replace(CONFIG, model=ModelConfig(), mask=follows)
+    both = dataclasses.replace(CONFIG, model=causal, mask=follows)
+    assert Config.from_json(both.to_json()) == both
+    assert differences(both, CONFIG, FREE_ON_RESUME) == [
+        "model.causal: True -> False",
+        "mask.select: next -> word",
+        "mask.max_predictions: None -> 20",
+    ]
+
+
+def test_new_fields_are_those_of_older_runs_where_nothing_is_said():
+    """A run that was begun before these fields existed goes on."""
+    stored = json.loads(CONFIG.to_json())
+    for section, names in {"model": ("causal", "states", "lstm_layers", "classifier_dropout"), "optim": ("layer_decay",)}.items():
+        for name in names:
+            del stored[section][name]
+    assert Config.from_json(json.dumps(stored)) == CONFIG
 
 
 def test_json_with_unknown_or_missing_fields():

@@ -160,6 +160,44 @@ def test_empty_rows_predict_nothing():
     assert (masked["ids"][1] == 0).all()
 
 
+NEXT = dataclasses.replace(POLICY, select="next")
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.lists(st.integers(3, 12), max_size=4), min_size=1, max_size=4), st.integers(0, 100))
+def test_next_predicts_each_tokens_successor_within_its_example(lengths, seed):
+    batch = make_batch([*lengths, [5]], 64, seed=seed)
+    masked = mask_tokens(KEY, batch, NEXT, 0)
+    np.testing.assert_array_equal(masked["ids"], batch["ids"])
+    rows = len(batch["ids"])
+    np.testing.assert_array_equal(masked["mlm_positions"], np.tile(np.arange(63), (rows, 1)))
+    for row, parts in enumerate([*lengths, [5]]):
+        expected = {}
+        start = 0
+        for length in parts:
+            expected |= {place: batch["ids"][row, place + 1] for place in range(start, start + length - 1)}
+            start += length
+        weights, labels = np.asarray(masked["mlm_weights"][row]), np.asarray(masked["mlm_ids"][row])
+        assert {*np.flatnonzero(weights).tolist()} == expected.keys()
+        np.testing.assert_array_equal(weights, np.isin(np.arange(63), [*expected]))
+        assert all(labels[place] == piece for place, piece in expected.items())
+    for name in batch.keys() - {"ids"}:
+        np.testing.assert_array_equal(masked[name], batch[name])
+
+
+def test_next_draws_nothing():
+    """Neither the key, the step nor the rate changes what is predicted."""
+    batch = make_batch([[20, 9], [30]], 32)
+    first = mask_tokens(KEY, batch, NEXT, 0)
+    second = mask_tokens(jax.random.key(5), batch, dataclasses.replace(NEXT, rate=0.5, max_predictions=1), 7)
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+    assert {name: first[name].dtype for name in ("mlm_positions", "mlm_ids", "mlm_weights")} == {
+        "mlm_positions": "int32",
+        "mlm_ids": "int32",
+        "mlm_weights": "float32",
+    }
+
+
 def test_one_compile_for_all_steps():
     masker = jax.jit(lambda batch, step: masking.mask_tokens(KEY, batch, POLICY, step))
     batch = make_batch([[20]], 32)

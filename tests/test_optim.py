@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import operator
+import typing
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +13,7 @@ import numpy as np
 import optax
 import pytest
 
-from bert_jax import heads, optim
+from bert_jax import heads, optim, step
 from bert_jax.config import OptimConfig
 from tests.conftest import MODEL
 
@@ -183,3 +186,200 @@ def test_schedule_free_is_the_papers():
 def test_gradients_of_other_optimizers_are_taken_at_the_parameters():
     params, _ = params_and_grads()
     assert optim.gradient_point(optim.make_optimizer(OptimConfig(), STEPS * 1000).init(params), params) is params
+
+
+NAMES = typing.get_args(typing.get_type_hints(OptimConfig)["name"])
+# Few parameters of each kind: the encoder, its pooler, a BiLSTM under a head.
+SMALL = dataclasses.replace(
+    MODEL, vocab_size=12, hidden_size=8, num_attention_heads=2, intermediate_size=12, max_position_embeddings=6, lstm_layers=1
+)
+
+
+# A few of each kind: tables, kernels with two and with three axes, biases, norms, and what stands on the encoder.
+KEPT = (
+    ("bert", "embeddings", "word"),
+    ("bert", "embeddings", "norm", "bias"),
+    ("bert", "layers", "attention", "query", "kernel"),
+    ("bert", "layers", "attention", "output", "kernel"),
+    ("bert", "layers", "ffn", "norm", "scale"),
+    ("bert", "layers", "ffn", "inner", "kernel"),
+    ("bert", "pooler", "kernel"),
+    ("readout", "lstm_0", "forward", "recurrent"),
+    ("classify", "kernel"),
+    ("classify", "bias"),
+)
+
+
+@functools.cache
+def small():
+    """Some parameters of a task's model, and gradients."""
+    shapes = jax.eval_shape(lambda: heads.init_params(SMALL, jax.random.key(0), heads={"classify": 3}))
+    rng = np.random.default_rng(0)
+
+    def draw(size):
+        tree = {}
+        for *path, name in KEPT:
+            leaf = functools.reduce(operator.getitem, (*path, name), shapes)
+            inner = functools.reduce(lambda part, key: part.setdefault(key, {}), path, tree)
+            inner[name] = jnp.float32(size * rng.normal(size=leaf.shape))
+        return tree
+
+    return draw(1.0), [draw(0.01) for _ in range(3)]
+
+
+# Compiled as fast as may be: these programs run for milliseconds.
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True})
+
+
+@functools.cache
+def program(config, wrap=lambda optimizer: optimizer):
+    """scale -> parameters after some gradients, and the last state."""
+    params, grads = small()
+
+    def steps(scale):
+        optimizer = wrap(optim.make_optimizer(config, STEPS, scale_rate=scale))
+
+        def step(carry, grad):
+            moved, state = carry
+            updates, state = optimizer.update(grad, state, moved)
+            return (optax.apply_updates(moved, updates), state), None
+
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *grads)
+        return jax.lax.scan(step, (params, optimizer.init(params)), stacked)[0]
+
+    return jit(steps)
+
+
+def depth(name, layers=SMALL.num_hidden_layers):
+    """Power of the decay for a parameter: of each layer, where they are stacked."""
+    if "/layers/" in name:
+        return np.arange(layers, 0, -1)
+    return layers + 1 if "/embeddings/" in name else 0
+
+
+def test_updates_are_smaller_further_down():
+    params = jax.eval_shape(lambda: heads.init_params(SMALL, jax.random.key(0), heads={"classify": 3}))
+    ones = jax.tree.map(lambda leaf: jnp.ones(leaf.shape), params)
+    transform = optim.scale_by_depth(0.5)
+    found, _ = transform.update(ones, transform.init(params), params)
+    for name, value in named(found).items():
+        factors = 0.5 ** depth(name)
+        np.testing.assert_allclose(value, np.broadcast_to(np.reshape(factors, (-1,) + (1,) * (value.ndim - 1)), value.shape))
+    # Three layers: the last halves, the first is an eighth, the embeddings a sixteenth; what stands on them is whole.
+    found = named(found)
+    assert found["bert/layers/ffn/inner/kernel"][:, 0, 0].tolist() == [0.125, 0.25, 0.5]
+    assert {value.max() for name, value in found.items() if "embeddings" in name} == {0.0625}
+    whole = {name.split("/")[0] if "bert" not in name else name for name, value in found.items() if value.min() == 1}
+    assert whole == {"bert/pooler/kernel", "bert/pooler/bias", "readout", "classify"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_layer_decay_scales_the_learning_rate_of_every_optimizer(name):
+    """Decoupled weight decay too, as part of the step."""
+    # No warm-up, whose first rate is 0; the first rate of a schedule that decays from zero is the peak.
+    config = OptimConfig(name=name, peak_lr=PEAK, warmup_steps=0, weight_decay=0.1)
+    params, grads = small()
+
+    def first(config):
+        """Updates of the first step; later ones start from other parameters."""
+        optimizer = optim.make_optimizer(config, STEPS)
+        updates, _ = jit(optimizer.update)(grads[0], optimizer.init(params), params)
+        return named(updates)
+
+    whole, scaled = first(config), first(dataclasses.replace(config, layer_decay=0.7))
+    for leaf, update in whole.items():
+        factors = np.reshape(0.7 ** depth(leaf), (-1,) + (1,) * (update.ndim - 1))
+        # Schedule-free's update is the difference of two averages of parameters.
+        np.testing.assert_allclose(scaled[leaf], factors * update, rtol=1e-4, atol=1e-6, err_msg=leaf)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("warmup", [0, 1])
+def test_an_optimizer_can_be_made_with_and_without_warmup(name, warmup):
+    params, grads = small()
+    optimizer = optim.make_optimizer(OptimConfig(name=name, peak_lr=PEAK, warmup_steps=warmup), STEPS)
+    updates, _ = jax.eval_shape(optimizer.update, grads[0], jax.eval_shape(optimizer.init, params), params)
+    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), updates) == jax.tree.map(
+        lambda leaf: (leaf.shape, leaf.dtype), params
+    )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_scaled_rate_is_another_peak(name):
+    config = OptimConfig(name=name, peak_lr=PEAK, warmup_steps=1, weight_decay=0.1)
+    expected, _ = program(dataclasses.replace(config, peak_lr=0.4 * PEAK))(1.0)
+    found, _ = program(config)(0.4)
+    other, _ = program(config)(1.0)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7), found, expected)
+    assert max(jax.tree.leaves(jax.tree.map(lambda a, b: np.abs(a - b).max(), found, other))) > 1e-3
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_runs_with_rates_of_their_own_share_a_program(name):
+    config = OptimConfig(name=name, peak_lr=PEAK, warmup_steps=1, weight_decay=0.1)
+    scales = np.array([1.0, 0.25, 3.0], np.float32)
+    together, _ = jit(jax.vmap(program(config).__wrapped__))(scales)
+    for number, scale in enumerate(scales):
+        mine, (alone, _) = jax.tree.map(lambda leaf, at=number: leaf[at], together), program(config)(scale)
+        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), mine, alone)
+
+
+def is_trained(name):
+    return not name.startswith("bert/") or name.startswith("bert/pooler/")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_frozen_encoder_stays_and_has_no_moments(name):
+    config = OptimConfig(name=name, peak_lr=PEAK, warmup_steps=1, clip_norm=0.01)
+    start = named(small()[0])
+    found, state = program(config, optim.frozen)(1.0)
+    for leaf, value in named(found).items():
+        assert np.array_equal(value, start[leaf]) == (not is_trained(leaf)), leaf
+    # Of each trained parameter moments, and nothing of the others.
+    groups = ("trained", "muon", "adam")
+    kept = {
+        "/".join(key.key for key in path if isinstance(key, jax.tree_util.DictKey) and key.key not in groups)
+        for path, _ in jax.tree_util.tree_leaves_with_path(state)
+    }
+    # What has no name is of no parameter: counts, rates.
+    assert kept - {""} == {leaf for leaf in start if is_trained(leaf)}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_trained_moves_as_if_it_were_all(name):
+    """And its gradients are clipped by their own norm."""
+    config = OptimConfig(name=name, peak_lr=PEAK, warmup_steps=1, clip_norm=0.01)
+    params, grads = small()
+
+    def trained(tree):
+        return {head: value for head, value in tree.items() if head != "bert"} | {"bert": {"pooler": tree["bert"]["pooler"]}}
+
+    optimizer = optim.make_optimizer(config, STEPS)
+    moved, state, update = trained(params), optimizer.init(trained(params)), jit(optimizer.update)
+    for grad in grads:
+        updates, state = update(trained(grad), state, moved)
+        moved = optax.apply_updates(moved, updates)
+    found, _ = program(config, optim.frozen)(1.0)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), trained(found), jax.device_get(moved))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_step_trains_on_a_frozen_encoder(name):
+    """Also where gradients are taken at another point than the parameters."""
+    config = OptimConfig(name=name, peak_lr=PEAK, warmup_steps=1)
+    params, _ = small()
+    optimizer = optim.frozen(optim.make_optimizer(config, STEPS))
+
+    def sums(params, batch, *, key):
+        squares = sum((leaf**2).sum() for leaf in jax.tree.leaves(params))
+        return {"loss_": (squares, jnp.float32(1))}
+
+    train_step = step.make_train_step(step.Objective(weights={"loss_": "weights"}, sums=sums), optimizer)
+    state = step.TrainState(jnp.int32(0), params, optimizer.init(params), jax.random.key_data(jax.random.key(0)))
+    compiled = jit(train_step)
+    for _ in range(2):
+        state, metrics = compiled(state, {"weights": jnp.ones(1)})
+        assert jnp.isfinite(metrics["loss"])
+    start = named(params)
+    for leaf, value in named(state.params).items():
+        assert np.array_equal(value, start[leaf]) == (not is_trained(leaf)), leaf
