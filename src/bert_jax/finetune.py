@@ -221,7 +221,7 @@ def _train_step(
     )
     if single:
         return step.make_train_step(
-            objective, _optimizer(config, steps, np.float32(config.learning_rates[0])), axis_name=launcher.axis_name
+            objective, _optimizer(config, steps, config.learning_rates[0]), axis_name=launcher.axis_name
         )
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, step.Metrics]:

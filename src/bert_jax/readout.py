@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -111,6 +111,6 @@ def readout(
     return Encoded(hidden, pool(config, params, hidden, batch))
 
 
-def _forget(key: Key[Array, ""], shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
+def _forget(key: Key[Array, ""], shape: tuple[int, ...], dtype: Any) -> Array:
     del key
     return jnp.repeat(jnp.array([0.0, 1.0, 0.0, 0.0], dtype), shape[0] // 4)
