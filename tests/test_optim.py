@@ -191,7 +191,7 @@ def test_gradients_of_other_optimizers_are_taken_at_the_parameters():
 NAMES = typing.get_args(typing.get_type_hints(OptimConfig)["name"])
 # Few parameters of each kind: the encoder, its pooler, a BiLSTM under a head.
 SMALL = dataclasses.replace(
-    MODEL, vocab_size=12, hidden_size=8, num_attention_heads=2, intermediate_size=12, max_position_embeddings=6, lstm_layers=1
+    MODEL, vocab_size=12, hidden_size=8, num_attention_heads=2, intermediate_size=12, max_position_embeddings=6
 )
 
 
@@ -210,10 +210,16 @@ KEPT = (
 )
 
 
+def shapes_of_a_tasks_model():
+    recurrent = {"recurrent": jax.ShapeDtypeStruct((4, 16), jnp.float32)}
+    model = jax.eval_shape(lambda: heads.init_params(SMALL, jax.random.key(0), heads={"classify": 3}))
+    return model | {"readout": {"lstm_0": {"forward": recurrent}}}
+
+
 @functools.cache
 def small():
     """Some parameters of a task's model, and gradients."""
-    shapes = jax.eval_shape(lambda: heads.init_params(SMALL, jax.random.key(0), heads={"classify": 3}))
+    shapes = shapes_of_a_tasks_model()
     rng = np.random.default_rng(0)
 
     def draw(size):
@@ -258,7 +264,7 @@ def depth(name, layers=SMALL.num_hidden_layers):
 
 
 def test_updates_are_smaller_further_down():
-    params = jax.eval_shape(lambda: heads.init_params(SMALL, jax.random.key(0), heads={"classify": 3}))
+    params = shapes_of_a_tasks_model()
     ones = jax.tree.map(lambda leaf: jnp.ones(leaf.shape), params)
     transform = optim.scale_by_depth(0.5)
     found, _ = transform.update(ones, transform.init(params), params)
