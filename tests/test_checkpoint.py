@@ -31,11 +31,12 @@ WAYS = {
 def run(run_config, corpus):
     """Start, save and restore runs in one directory on any mesh."""
 
+    described = json.loads(run_config.to_json())
+
     class Run:
         path = run_config.run
         config = run_config
-        position = {"epoch": 1, "block": 0, "row": 48}
-        meta = Meta(json.loads(run_config.to_json()), run_config.model, corpus.tokenizer, "digest", position)
+        meta = Meta(described, run_config.model, corpus.tokenizer, "digest", {"epoch": 1, "block": 0, "row": 48})
 
         def state(self, way, seed=0):
             config = dataclasses.replace(run_config, train=dataclasses.replace(run_config.train, seed=seed), **WAYS[way])

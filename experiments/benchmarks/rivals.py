@@ -42,7 +42,9 @@ def ours(options: dict[str, Any], batches: list[Batch]) -> Step:
             return lambda: jax.block_until_ready(encode(params, next(placed)))
         optimizer = optim.make_optimizer(config.optim, config.train.steps)
         state = jax.jit(lambda: step.init_state(config, optimizer))()
-        compiled = launcher.compile(step.make_train_step(step.pretraining(config), optimizer, axis_name=launcher.axis_name), donate=True)
+        compiled = launcher.compile(
+            step.make_train_step(step.pretraining(config), optimizer, axis_name=launcher.axis_name), donate=True
+        )
 
     def run() -> float:
         nonlocal state

@@ -92,6 +92,8 @@ class ModelConfig:
             self.states == "last" or self.lstm_layers > 0,
             f"model.states {self.states} are read by a BiLSTM; give model.lstm_layers, 2 in the paper.",
         )
+        four = not self.states.endswith("four") or self.num_hidden_layers >= 4
+        require(four, f"model.states is {self.states}, and there are {self.num_hidden_layers} layers.")
         require(
             not self.lstm_layers or self.hidden_size % 2 == 0,
             f"model.hidden_size {self.hidden_size} is odd; a BiLSTM has two directions.",

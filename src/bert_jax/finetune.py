@@ -220,9 +220,7 @@ def _train_step(
         accumulate=config.accumulate,
     )
     if single:
-        return step.make_train_step(
-            objective, _optimizer(config, steps, config.learning_rates[0]), axis_name=launcher.axis_name
-        )
+        return step.make_train_step(objective, _optimizer(config, steps, config.learning_rates[0]), axis_name=launcher.axis_name)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, step.Metrics]:
         rest = {name: value for name, value in batch.items() if name != _RATE}

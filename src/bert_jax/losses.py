@@ -129,7 +129,7 @@ def task(
         errors = jnp.square(logits[..., 0] - labels)
         return {"task_loss": ((weights * errors).sum(), weights.sum())}
     if head == "choose":
-        logits = logits.reshape(*labels.shape, -1)
+        logits = logits[..., 0].reshape(*labels.shape, -1)
     if head == "span":
         segments = batch["segments"][:, None, None, :]
         mine = segments == 1 + jnp.arange(labels.shape[1])[:, None, None]

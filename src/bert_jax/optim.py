@@ -156,6 +156,7 @@ def _schedule_free(config: OptimConfig, rate: optax.Schedule) -> optax.GradientT
         optax.chain(
             optax.scale_by_rms(config.b2, config.eps, eps_in_sqrt=False, bias_correction=True),
             optax.add_decayed_weights(config.weight_decay, mask=decayed),
+            scale_by_depth(config.layer_decay) if config.layer_decay < 1 else optax.identity(),
             optax.scale_by_learning_rate(rate),
         ),
         rate,
@@ -186,7 +187,12 @@ def gradient_point(state: optax.OptState, params: optax.Params) -> optax.Params:
     if not averaged:
         return params
     b1, last = averaged[0].b1, averaged[0].z
-    return jax.tree.map(lambda x, z: b1 * x + (1 - b1) * z, params, last)
+
+    def point(x: Array, z: Array | optax.MaskedNode) -> Array:
+        # What is frozen has gone nowhere.
+        return x if isinstance(z, optax.MaskedNode) else b1 * x + (1 - b1) * z
+
+    return jax.tree.map(point, params, last)
 
 
 def make_optimizer(config: OptimConfig, steps: int, *, scale_rate: Float[Array, ""] | float = 1.0) -> optax.GradientTransformation:
@@ -197,7 +203,7 @@ def make_optimizer(config: OptimConfig, steps: int, *, scale_rate: Float[Array, 
       scale_rate: the learning rate is multiplied by it; what differs among runs that share a program.
     """
 
-    def rate(count: Int[Array, ""]) -> Array:
+    def rate(count: Int[Array, ""]) -> Array | float:
         return scale_rate * schedule(config, steps)(count)
 
     clip = optax.clip_by_global_norm(config.clip_norm)

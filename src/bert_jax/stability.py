@@ -142,10 +142,14 @@ def interval(scores: np.ndarray) -> tuple[float, float]:
 def _write(config: FinetuneConfig, spreads: Sequence[Spread]) -> None:
     directory, main = epath.Path(config.run), kinds.main_score(config.task)
     content = {"task": config.task, "score": main, "runs": [entry._asdict() for entry in spreads]}
-    (directory / REPORT).write_text(json.dumps(content, indent=2) + "\n")
+    part = directory / f".{REPORT}"
+    part.write_text(json.dumps(content, indent=2) + "\n")
+    part.replace(directory / REPORT)
     labels = [f"{entry.learning_rate:g}\nbatch {entry.batch_size}\n{entry.epochs:g} epochs" for entry in spreads]
     figure = plot.spreads(labels, [entry.scores for entry in spreads], main, spreads[0].constant)
-    figure.savefig(directory / plot.STABILITY, dpi=150, format="png")
+    part = directory / f".{plot.STABILITY}"
+    figure.savefig(part, dpi=150, format="png")
+    part.replace(directory / plot.STABILITY)
 
 
 def _text(config: FinetuneConfig, spreads: Sequence[Spread]) -> str:

@@ -135,6 +135,10 @@ class FinetuneConfig:
             not self.frozen or (self.layer_decay == 1 and not self.reinit_layers),
             "A frozen encoder has no learning rates and no fresh layers; leave out layer_decay and reinit_layers.",
         )
+        require(
+            self.states == "last" or self.lstm_layers > 0,
+            f"The states {self.states} are read by a BiLSTM; give --lstm-layers, 2 in the paper.",
+        )
         alone = self.parallel == "mesh" and self.mesh == _MESH and not self.distributed
         require(self.members == 1 or alone, "Several runs at a time share out the devices among them; leave out mesh and parallel.")
         require(self.task != "ax", "AX is only for evaluation; its model is one of MNLI.")
