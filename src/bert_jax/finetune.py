@@ -257,6 +257,9 @@ def _evaluate(config: FinetuneConfig, task: Task, score: Scorer, params: Params,
         found = score(params, split.examples, asked)
         if found is None:
             return None
+        if config.members > 1:
+            # One that diverged answers all alike.
+            found = [[np.nan_to_num(output) for output in outputs] for outputs in found]
         each = [split.score(outputs) for outputs in found]
         number = int(np.argmax([one[main] for one in each])) if name == "dev" else int(scores.get(_BEST, 0))
         shown = (

@@ -114,6 +114,10 @@ class Trainer:
         self.step = self.first = int(np.ravel(jax.tree.leaves(self.state)[0])[0])
         self.log = RunLog(work.run, start=self.step, steps=work.train.steps)
         self.clock, self.held = time.perf_counter(), np.zeros(4, int)
+        # Scores that the best model is chosen by, one for each evaluation.
+        self.found: list[float] = (
+            [line[work.best] for line in self._score_lines() if line["step"] <= self.step] if work.best else []
+        )
 
     def _first_state(self) -> Any:
         """The newest whole checkpoint, or fresh parameters made where they will live."""
@@ -175,8 +179,7 @@ class Trainer:
         work = self.work
         if self.step >= work.train.steps or not work.best or work.patience is None:
             return self.step >= work.train.steps
-        values = [line[work.best] for line in self._score_lines()]
-        return len(values) - 1 - int(np.argmax(values)) >= work.patience if values else False
+        return bool(self.found) and len(self.found) - 1 - int(np.argmax(self.found)) >= work.patience
 
     def _owes_scores(self) -> bool:
         train = self.work.train
@@ -221,8 +224,10 @@ class Trainer:
         if found is None:
             return
         scores, sentence = found
-        if work.best and scores[work.best] > max((line[work.best] for line in self._score_lines()), default=-math.inf):
-            self._keep(work.pick(self._params(), scores))
+        if work.best:
+            if scores[work.best] > max(self.found, default=-math.inf):
+                self._keep(work.pick(self._params(), scores))
+            self.found.append(scores[work.best])
         self.log.write(self.step, work.split, scores)
         self.log.say(f"step {self.step}: {sentence}")
         self.clock += time.perf_counter() - began

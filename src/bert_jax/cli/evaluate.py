@@ -18,7 +18,8 @@ class Evaluate:
     """Score a fine-tuned model by the official scores of its task; each example counts once, on any number of devices.
 
     --out DIR writes what a server or an official script reads: GLUE's submission (with --split test), SQuAD's predictions.json,
-    nbest_predictions.json and null_odds.json, SWAG's csv, tags beside the right ones for conlleval.
+    nbest_predictions.json and null_odds.json, SWAG's csv, tags beside the right ones for conlleval; of other splits and tables
+    the answers as JSON lines.
 
     Example: bert-jax evaluate runs/mnli --data GLUE --split test --out submission
     """

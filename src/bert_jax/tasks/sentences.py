@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import itertools
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from etils import epath
 
-from bert_jax import metrics, windows
+from bert_jax import files, metrics, windows
 from bert_jax.errors import UserError
 from bert_jax.schema import require
 from bert_jax.tasks import glue, tables
@@ -142,6 +143,10 @@ def _write(
     if task in glue.TASKS and name in glue.TASKS[task].submissions:
         ids = [record.id for record in records]
         glue.write_submission(task, name, ids, _predicted(head(task), outputs), labels, directory)
+        return
+    with files.new(directory / f"{name}.jsonl") as path:
+        lines = (json.dumps(found, ensure_ascii=False) for found in _results(head(task), records, labels, outputs))
+        path.write_text("".join(f"{line}\n" for line in lines))
 
 
 def _results(head: str, records: Sequence[Record], labels: Sequence[str], outputs: Sequence[np.ndarray]) -> list[dict[str, Any]]:
