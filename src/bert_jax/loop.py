@@ -141,7 +141,7 @@ class Trainer:
             # A run killed between saving a step and scoring it.
             self._evaluate(stop)
         stopped: signal.Signals | None = None
-        pending: tuple[int, Metrics, np.ndarray] | None = None
+        pending: tuple[int, Metrics | list[Metrics], np.ndarray] | None = None
         batch, held = self._next_batch() if not self._finished() else ({}, np.zeros(3, int))
         while not self._finished() and stopped is None:
             self.state, metrics = self.train_step(self.state, batch)
@@ -198,7 +198,7 @@ class Trainer:
         host = next(self.work.batches)
         return self.work.launcher.place(host), self.work.counts(host)
 
-    def report(self, number: int, metrics: Metrics, held: np.ndarray) -> None:
+    def report(self, number: int, metrics: Metrics | list[Metrics], held: np.ndarray) -> None:
         """Look at the metrics of a step, and write them down where that is due."""
         values = _means(jax.device_get(metrics))
         wrong = [name for name in ("loss", "grad_norm") if not math.isfinite(values[name])]
