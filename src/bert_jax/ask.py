@@ -20,7 +20,7 @@ from bert_jax.data.pipeline import HostBatch
 from bert_jax.errors import UserError
 from bert_jax.log import Scores, read_metrics
 from bert_jax.loop import CONFIG, Clock
-from bert_jax.model import Batch, Params
+from bert_jax.model import Params
 from bert_jax.parallel import Launcher
 from bert_jax.schema import read_json, require
 from bert_jax.tasks import kinds
@@ -53,7 +53,9 @@ class Scorer:
         tokens = _TOKENS.get(jax.default_backend(), _TOKENS_ELSEWHERE) * self.launcher.shards
         self._rows = self.layout.rows(max(1, tokens // self.layout.width))
 
-    def __call__(self, params: Params, examples: Sequence[Example], asked: Clock = lambda: False) -> list[Outputs] | None:
+    def __call__(
+        self, params: Params | list[Params], examples: Sequence[Example], asked: Clock = lambda: False
+    ) -> list[Outputs] | None:
         """For each model, the scores of each example; None where it was given up."""
         count = max(self.members, 1)
         found: list[Outputs] = [[np.empty(0)] * len(examples) for _ in range(count)]
@@ -70,7 +72,7 @@ class Scorer:
             self._spread(found, examples, *before)
         return found
 
-    def _place(self, batch: HostBatch) -> Batch:
+    def _place(self, batch: HostBatch) -> Any:
         local = self.launcher.rows(self._rows)
         mine = {name: value[local] for name, value in batch.items() if name not in ("labels", "weights")}
         if self.members:

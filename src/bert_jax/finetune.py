@@ -249,7 +249,9 @@ def _digest(examples: Sequence[Example]) -> str:
     return summary.hexdigest()
 
 
-def _evaluate(config: FinetuneConfig, task: Task, score: Scorer, params: Params, asked: Clock) -> tuple[Scores, str] | None:
+def _evaluate(
+    config: FinetuneConfig, task: Task, score: Scorer, params: Params | list[Params], asked: Clock
+) -> tuple[Scores, str] | None:
     """Scores of every split: of several runs the best one's, and the main score of each."""
     main, said = kinds.main_score(config.task), []
     scores: Scores = {}

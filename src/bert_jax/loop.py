@@ -15,6 +15,7 @@ import numpy as np
 import optax
 from etils import epath
 from jax.experimental import multihost_utils
+from jaxtyping import Array, Float
 from matplotlib.figure import Figure
 
 from bert_jax import checkpoint, plot
@@ -29,6 +30,9 @@ from bert_jax.step import Metrics, TrainStep
 
 CONFIG = "config.json"
 _PART = f".{CONFIG}"
+
+Reported = Metrics | list[dict[str, Float[Array, "*M"]]]
+"""What a step says; of several runs a list over the groups that are computed together."""
 
 Clock = Callable[[], bool]
 """Whether a signal has come, and what is being done should be given up."""
@@ -141,7 +145,7 @@ class Trainer:
             # A run killed between saving a step and scoring it.
             self._evaluate(stop)
         stopped: signal.Signals | None = None
-        pending: tuple[int, Metrics | list[Metrics], np.ndarray] | None = None
+        pending: tuple[int, Reported, np.ndarray] | None = None
         batch, held = self._next_batch() if not self._finished() else ({}, np.zeros(3, int))
         while not self._finished() and stopped is None:
             self.state, metrics = self.train_step(self.state, batch)
@@ -198,7 +202,7 @@ class Trainer:
         host = next(self.work.batches)
         return self.work.launcher.place(host), self.work.counts(host)
 
-    def report(self, number: int, metrics: Metrics | list[Metrics], held: np.ndarray) -> None:
+    def report(self, number: int, metrics: Reported, held: np.ndarray) -> None:
         """Look at the metrics of a step, and write them down where that is due."""
         values = _means(jax.device_get(metrics))
         wrong = [name for name in ("loss", "grad_norm") if not math.isfinite(values[name])]
