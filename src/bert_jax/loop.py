@@ -31,7 +31,7 @@ from bert_jax.step import Metrics, TrainStep
 CONFIG = "config.json"
 _PART = f".{CONFIG}"
 
-Reported = Metrics | list[dict[str, Float[Array, "*M"]]]
+Reported = Metrics | list[dict[str, Float[Array, "..."]]]
 """What a step says; of several runs a list over the groups that are computed together."""
 
 Clock = Callable[[], bool]
