@@ -125,6 +125,8 @@ class Asker:
         if task is None:
             raise UserError(f"{path} is not a fine-tuning run, so that its task is not known; name it with --task.")
         wanted = kinds.head(task)
+        if run and run.members > 1 and epath.Path(path).name != BEST and not (epath.Path(path) / BEST).exists():
+            raise UserError(f"{path} holds {run.members} runs that have not been scored yet; let it go on to its first evaluation.")
         ambiguous: dict[str, Head] = {name: name for name in get_args(Head)}
         model = bert.load(path, head=None if run else ambiguous.get(wanted))
         if wanted not in model.params:

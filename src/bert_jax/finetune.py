@@ -80,6 +80,8 @@ def finetune(config: FinetuneConfig) -> Result:
         f"{len(task.examples)} examples make no batch of {config.batch_size} in {config.epochs} epochs; use a smaller one.",
     )
     kernel = select(model, config.reading.length, training=True)
+    # States are stored as they are grouped.
+    config = dataclasses.replace(config, together=_together(config, pretrained.params))
     claim(config.run, config.to_json(), lambda stored: differences(FinetuneConfig.from_json(stored), config, FREE_ON_RESUME))
     kept = not config.scratch and _same_head(pretrained, task)
     head = "taken over" if kept else "fresh"
@@ -124,7 +126,7 @@ def _same_head(pretrained: Bert, task: Task) -> bool:
 
 def _work(config: FinetuneConfig, model: ModelConfig, pretrained: Bert, task: Task, steps: int) -> Work:
     count, train = config.members, config.train(steps, len(task.examples))
-    single, together = count == 1, _together(config, pretrained.params)
+    single, together = count == 1, config.together or 1
     launcher = parallel.for_model(model, config.mesh, config.parallel) if single else members.launch(count, together=together)
     # Of several runs each has a seed and a rate of its own, and their batches a leading axis.
     seeds = [config.seed + number for _ in config.learning_rates for number in range(config.seeds)]

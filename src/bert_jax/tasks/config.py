@@ -195,6 +195,6 @@ class FinetuneConfig:
 
 # What may differ when a run is resumed.
 FREE_ON_RESUME = {
-    ("run",), ("init",), ("data",), ("mesh",), ("parallel",), ("attention",), ("keep",), ("distributed",), ("together",),
+    ("run",), ("init",), ("data",), ("mesh",), ("parallel",), ("attention",), ("keep",), ("distributed",),
     ("eval_every",), ("patience",),
 }  # fmt: skip
