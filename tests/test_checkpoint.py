@@ -70,8 +70,15 @@ def assert_same(found, expected):
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(np.asarray(a), np.asarray(b)), found, expected)
 
 
-@pytest.mark.parametrize("writer", WAYS)
-@pytest.mark.parametrize("reader", WAYS)
+# Every way reads and is read once in `make test`; all pairs are for `make test-slow`.
+PAIRS = [
+    pytest.param(writer, reader, marks=() if "data 8" in (writer, reader) else pytest.mark.slow, id=f"{writer}-{reader}")
+    for writer in WAYS
+    for reader in WAYS
+]
+
+
+@pytest.mark.parametrize(("writer", "reader"), PAIRS)
 def test_any_mesh_reads_what_another_wrote(run, writer, reader):
     run.save([3], writer)
     state, meta = run.restore(reader)
