@@ -100,8 +100,11 @@ def _open(config: FinetuneConfig, tokenizer: Tokenizer) -> Task:
 
 def _floor(head: str, count: int, examples: Sequence[Example], split: Split, main: str) -> float:
     if head == "span":
-        # No answer is the most frequent one.
-        return 0.0
+        # No answer is the most frequent one, where that is one: [CLS] as both ends, by far.
+        sure = [np.zeros((len(example.parts[0].ids), 2)) for example in split.examples]
+        for logits in sure:
+            logits[0] = 1e3
+        return split.score(sure)[main] if main.startswith("best") else 0.0
     known = np.concatenate([np.ravel(example.label) for example in examples if example.label is not None])
     if head == "regress":
         constant = np.array([known.mean()])

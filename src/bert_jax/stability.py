@@ -111,7 +111,8 @@ def spread(config: FinetuneConfig) -> list[Spread]:
     found = []
     for number, rate in enumerate(config.learning_rates):
         mine = np.array(scores[number * config.seeds : (number + 1) * config.seeds])
-        limit = last[FLOOR] + 0.01 * (1 - last[FLOOR])
+        perfect = 100.0 if kinds.head(config.task) == "span" else 1.0
+        limit = last[FLOOR] + 0.01 * (perfect - last[FLOOR])
         found.append(
             Spread(
                 batch_size=config.batch_size,
