@@ -89,11 +89,19 @@ def finetune_all(config: FinetuneConfig, grid: Grid = _ONE) -> Report:
         if len(config.learning_rates) == 1:
             config = dataclasses.replace(config, learning_rates=_PAPER_RATES)
     sizes, counts = grid.batch_sizes or (config.batch_size,), grid.epoch_counts or (config.epochs,)
+    whole = len(sizes) * len(counts) == 1
+    # All of them, so that what is wrong with the last is known before the first is trained.
+    configs = [
+        dataclasses.replace(
+            config,
+            run=config.run if whole else str(epath.Path(config.run) / f"batch-{size}-epochs-{epochs:g}"),
+            batch_size=size,
+            epochs=epochs,
+        )
+        for size, epochs in itertools.product(sizes, counts)
+    ]
     spreads: list[Spread] = []
-    for size, epochs in itertools.product(sizes, counts):
-        whole = len(sizes) * len(counts) == 1
-        run = config.run if whole else str(epath.Path(config.run) / f"batch-{size}-epochs-{epochs:g}")
-        one = dataclasses.replace(config, run=run, batch_size=size, epochs=epochs)
+    for one in configs:
         result = finetune(one)
         if result.signal:
             return Report(spreads, "", result.signal)
