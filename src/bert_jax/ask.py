@@ -165,7 +165,7 @@ class Asker:
             if out is not None:
                 epath.Path(out).mkdir(parents=True, exist_ok=True)
                 part.write(outputs, epath.Path(out))
-            if out is None or not name.startswith("test"):
+            if out is None or not name.startswith("test") or any(example.label is not None for example in part.examples):
                 found[name] = part.score(outputs)
         return found
 

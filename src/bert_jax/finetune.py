@@ -74,19 +74,23 @@ def finetune(config: FinetuneConfig) -> Result:
     model = config.model(pretrained.config)
     _check_length(config.reading.length, model)
     task = _open(config, pretrained.tokenizer)
-    steps = int(len(task.examples) / config.batch_size * config.epochs)
+    steps = int(len(task.examples) * config.epochs / config.batch_size)
     require(
         steps > 0,
         f"{len(task.examples)} examples make no batch of {config.batch_size} in {config.epochs} epochs; use a smaller one.",
     )
+    most = model.num_hidden_layers
+    require(config.reinit_layers <= most, f"reinit_layers is {config.reinit_layers}; the model has {most} layers.")
     kernel = select(model, config.reading.length, training=True)
     # States are stored as they are grouped.
     config = dataclasses.replace(config, together=_together(config, pretrained.params))
+    # Before the directory is claimed, so that what is refused here leaves nothing.
+    work = _work(config, model, pretrained, task, steps)
     claim(config.run, config.to_json(), lambda stored: differences(FinetuneConfig.from_json(stored), config, FREE_ON_RESUME))
-    kept = not config.scratch and _same_head(pretrained, task)
+    kept = not config.scratch and _same_head(model, pretrained, task)
     head = "taken over" if kept else "fresh"
     say(f"{config.task}: {len(task.examples):,} examples, {steps:,} steps; {task.head} head, {head}; attention: {kernel}")
-    return fit(_work(config, model, pretrained, task, steps))
+    return fit(work)
 
 
 def _open(config: FinetuneConfig, tokenizer: Tokenizer) -> Task:
@@ -121,9 +125,11 @@ def _check_length(length: int, model: ModelConfig) -> None:
     require(length <= most, f"The length of {length} pieces is above the model's {most} positions; use --length {most}.")
 
 
-def _same_head(pretrained: Bert, task: Task) -> bool:
+def _same_head(model: ModelConfig, pretrained: Bert, task: Task) -> bool:
     """Whether the model's head was trained to say what this task asks."""
     head = pretrained.params.get(task.head)
+    if (model.lstm_layers, model.states) != (pretrained.config.lstm_layers, pretrained.config.states):
+        return False
     return head is not None and head["bias"].shape[-1] == task.outputs and (not task.labels or pretrained.labels == task.labels)
 
 
@@ -157,7 +163,7 @@ def _work(config: FinetuneConfig, model: ModelConfig, pretrained: Bert, task: Ta
         batches=grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=4).__iter__(),
         counts=functools.partial(_counts, parts=layout.parts),
         evaluate=functools.partial(_evaluate, config, task, score),
-        meta=functools.partial(_meta, content, model, task, _digest(task.examples)),
+        meta=functools.partial(_meta, content, model, task, _digest(task)),
         split="dev",
         figure=functools.partial(plot.task_curves, config.run, kinds.main_score(config.task)),
         source={} if config.scratch else jax.tree.map(np.asarray, pretrained.params),
@@ -177,7 +183,7 @@ def _init(
     config: FinetuneConfig, model: ModelConfig, pretrained: Bert, task: Task, steps: int, seeds: Sequence[Sequence[int]]
 ) -> Any:
     """The pretrained parameters, with what they lack made fresh, and the optimizer's state."""
-    keep_head = _same_head(pretrained, task)
+    keep_head = _same_head(model, pretrained, task)
     pooler = task.head in ("classify", "regress", "choose")
 
     def one(given: Params, seed: Int[Array, ""] | int) -> TrainState:
@@ -186,7 +192,7 @@ def _init(
         params = fresh
         if given:
             taken = {name: given["bert"][name] for name in fresh["bert"] if name in given["bert"]}
-            heads = {task.head: given[task.head]} if keep_head else {}
+            heads = {name: given[name] for name in (task.head, "readout") if keep_head and name in fresh}
             params = fresh | {"bert": fresh["bert"] | taken} | heads
             if config.reinit_layers:
                 params["bert"] = _reinitialised(params["bert"], fresh["bert"], config.reinit_layers)
@@ -244,10 +250,10 @@ def _meta(content: dict[str, Any], model: ModelConfig, task: Task, digest: str, 
     return Meta(content, model, task.source.tokenizer, digest, position, task.labels)
 
 
-def _digest(examples: Sequence[Example]) -> str:
-    """Equal for equal examples in the same order."""
-    summary = hashlib.blake2b(digest_size=16)
-    for example in examples:
+def _digest(task: Task) -> str:
+    """Equal for equal examples in the same order, and the same names of what they are."""
+    summary = hashlib.blake2b(json.dumps(task.labels).encode(), digest_size=16)
+    for example in task.examples:
         for part in example.parts:
             summary.update(part.ids.tobytes() + part.first.to_bytes(4))
         summary.update(b"" if example.label is None else example.label.tobytes())
@@ -264,11 +270,13 @@ def _evaluate(
         found = score(params, split.examples, asked)
         if found is None:
             return None
-        if config.members > 1:
-            # One that diverged answers all alike.
-            found = [[np.nan_to_num(output) for output in outputs] for outputs in found]
-        each = [split.score(outputs) for outputs in found]
-        number = int(np.argmax([one[main] for one in each])) if name == "dev" else int(scores.get(_BEST, 0))
+        whole = [config.members == 1 or all(np.isfinite(output).all() for output in outputs) for outputs in found]
+        # One that diverged answers all alike, and is never the best.
+        each = [
+            split.score(outputs if good else [*map(np.nan_to_num, outputs)]) for outputs, good in zip(found, whole, strict=True)
+        ]
+        ranks = [one[main] if good else -np.inf for one, good in zip(each, whole, strict=True)]
+        number = int(np.argmax(ranks)) if name == "dev" else int(scores.get(_BEST, 0))
         shown = (
             each[number] | {FLOOR: task.floor} if name == "dev" else {f"{name}/{key}": value for key, value in each[number].items()}
         )

@@ -11,7 +11,7 @@ from bert_jax import stability
 from bert_jax.stability import Grid
 from bert_jax.tasks.config import FinetuneConfig, Reading, TaskName
 
-_LISTS = ("--learning-rates", "--batch-sizes", "--epoch-counts", "--columns")
+_LISTS = ("--learning-rates", "--batch-sizes", "--epoch-counts", "--columns", "--labels")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +50,7 @@ def main(arguments: list[str]) -> int:
 def spread(arguments: list[str]) -> list[str]:
     """Arguments with lists written as words: ``2e-5,3e-5`` is ``2e-5 3e-5``."""
     found: list[str] = []
-    for before, word in zip(["", *arguments], arguments, strict=False):
+    parted = [part for word in arguments for part in (word.split("=", 1) if word.split("=")[0] in _LISTS else [word])]
+    for before, word in zip(["", *parted], parted, strict=False):
         found += word.split(",") if before in _LISTS else [word]
     return found
