@@ -81,6 +81,8 @@ def finetune(config: FinetuneConfig) -> Result:
     )
     most = model.num_hidden_layers
     require(config.reinit_layers <= most, f"reinit_layers is {config.reinit_layers}; the model has {most} layers.")
+    drops = model.attention_probs_dropout_prob > 0 and model.attention not in ("auto", "reference")
+    require(not drops, f"attention by {model.attention} has no dropout; use --dropout 0, or leave attention to auto.")
     kernel = select(model, config.reading.length, training=True)
     # States are stored as they are grouped.
     config = dataclasses.replace(config, together=_together(config, pretrained.params))
