@@ -248,7 +248,10 @@ def quick():
 
 def log_every_step(monkeypatch):
     usual = FinetuneConfig.train
-    changed = lambda config, *sizes: dataclasses.replace(usual(config, *sizes), log_every=1)  # noqa: E731
+
+    def changed(config, *sizes):
+        return dataclasses.replace(usual(config, *sizes), log_every=1)
+
     monkeypatch.setattr(FinetuneConfig, "train", changed)
 
 

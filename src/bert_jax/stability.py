@@ -181,8 +181,8 @@ def _text(config: FinetuneConfig, spreads: Sequence[Spread]) -> str:
             f"{entry.best:.4f}",
             f"{entry.collapsed:.0%}",
         )
-    console = Console(width=120, file=io.StringIO(), highlight=False)
-    console.print(table)
+    drawn = io.StringIO()
+    Console(width=120, file=drawn, highlight=False).print(table)
     best = max(spreads, key=lambda entry: entry.median)
     picked = f"Best median: batch {best.batch_size}, {best.epochs:g} epochs, learning rate {best.learning_rate:g}, in {best.run}."
-    return f"{console.file.getvalue()}{picked}"  # type: ignore[attr-defined]
+    return f"{drawn.getvalue()}{picked}"

@@ -245,7 +245,7 @@ def _read_tfds(task: str, glue: Glue, file: File, *, data: str) -> list[Record]:
     classes = [_name(task, name, data) for name in names or ()]
     try:
         rows = list(builder.as_data_source(split=file.tfds))
-    except Exception as error:
+    except Exception as error:  # TFDS and its readers raise whatever a missing or damaged file leads them to.
         raise UserError(_say(data, error)) from None
     place = f"{data}, {file.tfds} example"
     return [_example(row, number, f"{place} {number + 1}", texts, file, classes) for number, row in enumerate(rows)]
@@ -280,7 +280,7 @@ def _builder(data: str) -> Any:
         return builder
     except UserError:
         raise
-    except Exception as error:
+    except Exception as error:  # Downloads fail in as many ways as there are hosts.
         raise UserError(_say(data, error)) from None
 
 

@@ -91,7 +91,7 @@ def stream(source: Source, path: epath.PathLike, labels: Sequence[str], *, thres
     if kind == "span":
         yield from spans.stream(source, path, threshold)
     elif kind == "choose":
-        questions = iter(swag.read(path))
+        questions = iter(swag.read(path, labelled=False))
         while chunk := list(itertools.islice(questions, _CHUNK)):
             examples = swag.examples(source.tokenizer, chunk, length=source.reading.length)
             yield Asked(examples, functools.partial(_choices, [question.id for question in chunk]))

@@ -156,50 +156,42 @@ class Shuffled(grain.IterDataset[HostBatch]):
         more: dict[str, np.ndarray],
     ) -> None:
         super().__init__()
-        self._make = lambda: _Iterator(examples, layout, size, seeds, local, more)
+        self.examples, self.layout, self.size, self.local, self.more = examples, layout, size, local, more
+        self.stacked = not isinstance(seeds, int)
+        self.seeds = (seeds,) if isinstance(seeds, int) else tuple(seeds)
 
     def __iter__(self) -> grain.DatasetIterator[HostBatch]:
-        return self._make()
+        return _Iterator(self)
 
 
 class _Iterator(grain.DatasetIterator[HostBatch]):
     """The state is the number of the next batch."""
 
-    def __init__(
-        self,
-        examples: Sequence[Example],
-        layout: Layout,
-        size: int,
-        seeds: int | Sequence[int],
-        local: Callable[[int], np.ndarray],
-        more: dict[str, np.ndarray],
-    ) -> None:
+    def __init__(self, source: Shuffled) -> None:
         super().__init__()
-        self._examples, self._layout, self._size, self._local, self._more = examples, layout, size, local, more
-        self._stacked = not isinstance(seeds, int)
-        self._seeds = (seeds,) if isinstance(seeds, int) else seeds
+        self._source = source
         self._orders: dict[tuple[int, int], np.ndarray] = {}
         self._next = 0
 
     def __next__(self) -> HostBatch:
-        first = self._next * self._size
-        numbers = range(first, first + self._size)
+        first = self._next * self._source.size
+        numbers = range(first, first + self._source.size)
         self._next += 1
-        chosen = [[self._example(seed, number) for number in numbers] for seed in self._seeds]
-        assigned = [self._layout.assign(examples) for examples in chosen]
-        rows = self._layout.rows(max(map(len, assigned)))
-        local = self._local(rows)
-        batches = [self._layout.lay(mine, numbers, whose, rows)[0] for mine, whose in zip(chosen, assigned, strict=True)]
+        chosen = [[self._example(seed, number) for number in numbers] for seed in self._source.seeds]
+        assigned = [self._source.layout.assign(examples) for examples in chosen]
+        rows = self._source.layout.rows(max(map(len, assigned)))
+        local = self._source.local(rows)
+        batches = [self._source.layout.lay(mine, numbers, whose, rows)[0] for mine, whose in zip(chosen, assigned, strict=True)]
         batch = {name: [each[name][local] for each in batches] for name in batches[0]}
-        return {name: np.stack(each) if self._stacked else each[0] for name, each in batch.items()} | self._more
+        return {name: np.stack(each) if self._source.stacked else each[0] for name, each in batch.items()} | self._source.more
 
     def _example(self, seed: int, number: int) -> Example:
         """An example by its number, counted on over epochs."""
-        epoch, place = divmod(number, len(self._examples))
+        epoch, place = divmod(number, len(self._source.examples))
         if (seed, epoch) not in self._orders:
             self._orders = {key: order for key, order in self._orders.items() if key[1] >= epoch - 1}
-            self._orders[seed, epoch] = np.random.default_rng([seed, epoch]).permutation(len(self._examples))
-        return self._examples[self._orders[seed, epoch][place]]
+            self._orders[seed, epoch] = np.random.default_rng([seed, epoch]).permutation(len(self._source.examples))
+        return self._source.examples[self._orders[seed, epoch][place]]
 
     def get_state(self) -> dict[str, Any]:
         return {"next": self._next}

@@ -77,10 +77,8 @@ def split(source: Source, name: str, labels: Sequence[str]) -> Split:
 def stream(source: Source, path: epath.PathLike, labels: Sequence[str]) -> Iterator[Asked]:
     """A file's records, a few thousand at a time; labels in it are not looked at."""
     task, columns = source.task, _columns(source)
-    if task in glue.TASKS and source.reading.columns is None:
-        texts = (
-            glue.TASKS[task].files[next(name for name in ("test", *glue.TASKS[task].files) if name in glue.TASKS[task].files)].texts
-        )
+    if task in glue.TASKS and columns == tables.Columns():
+        texts = glue.TASKS[task].files["test"].texts
         columns = tables.Columns(text=texts[0], text_b=texts[1] if len(texts) > 1 else "text_b")
     records = tables.read(path, columns, labelled=False)
     while chunk := list(itertools.islice(records, _CHUNK)):

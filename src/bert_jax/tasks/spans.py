@@ -55,7 +55,7 @@ def split(source: Source, name: str, threshold: float) -> Split:
 
 def stream(source: Source, path: epath.PathLike, threshold: float) -> Iterator[Asked]:
     """A file's questions, some hundred at a time."""
-    questions = iter(squad.read(path, training=False))
+    questions = iter(squad.read(path, training=False, skip_misplaced=True))
     while chunk := list(itertools.islice(questions, _CHUNK)):
         features = _features(source, chunk, training=False)
         results = functools.partial(_results, functools.partial(_answers, source, chunk, features, threshold))

@@ -36,11 +36,11 @@ class Question(NamedTuple):
     """Its file and line."""
 
 
-def read(path: epath.PathLike) -> list[Question]:
+def read(path: epath.PathLike, *, labelled: bool = True) -> list[Question]:
     """Questions of a CSV file such as SWAG's train.csv, val.csv or test.csv, also ``.gz``.
 
     Columns ``sent1``, ``sent2``, and ``ending0``, ``ending1`` and so on, at least two, are read; ``label``, and ``index`` or a
-    column without a name, where they are there.
+    column without a name, where they are there; labels only if ``labelled``.
 
     Raises:
       UserError: the file is missing, empty, a directory, not UTF-8 or not CSV; a column is missing, as in the files named
@@ -67,7 +67,7 @@ def read(path: epath.PathLike) -> list[Question]:
         empty = [name for name in (_CONTEXT, _START, *endings) if not values[name]]
         require(not empty, f"{at} has no text under {', '.join(empty)}; repair or remove the line.")
         name = next((values[column] for column in _IDS if column in values), str(len(questions)))
-        label = _label(values[_LABEL], count, at) if _LABEL in values else None
+        label = _label(values[_LABEL], count, at) if labelled and _LABEL in values else None
         texts = tuple(values[ending] for ending in endings)
         questions.append(Question(values[_CONTEXT], values[_START], texts, label, name, at))
     require(bool(questions), f"{where} holds no questions.")
