@@ -318,6 +318,19 @@ def test_scores_of_texts(runs, tmp_path, few):
     np.testing.assert_allclose([answer["score"] for answer in found], scores[:, 0], atol=1e-5)
 
 
+def test_pairs_of_glue_are_read_by_its_columns_or_ones_own(runs, tmp_path):
+    asker = Asker.load(runs("mnli"))
+    rows = [row[:2] for row in inferred(random.Random(1), 7)]
+    write_table(tmp_path / "glue.tsv", ("index", "sentence1", "sentence2"), [(9, *row) for row in rows])
+    write_table(tmp_path / "own.tsv", ("premise", "hypothesis"), rows)
+    expected = answers(asker, tmp_path / "glue.tsv")
+    with pytest.raises(UserError, match=r"own\.tsv has no column 'sentence1' but 'premise', 'hypothesis'. Name the columns with"):
+        answers(asker, tmp_path / "own.tsv")
+    # As the sentence says.
+    own = dataclasses.replace(asker, reading=dataclasses.replace(READING, text="premise", text_b="hypothesis"))
+    assert answers(own, tmp_path / "own.tsv") == expected
+
+
 def test_words_are_tagged_in_their_order(runs, tmp_path, few):
     """With and without tags in the file; a document is not torn apart."""
     asker, data = Asker.load(runs("ner")), write_data(tmp_path / "data", "ner", dev=12)
@@ -352,6 +365,24 @@ def test_questions_are_answered_in_their_order(runs, tmp_path, few):
         assert sum(shares) == pytest.approx(1)
     exact = sum(answer["answer"] == KEY for answer in found)
     assert asker.evaluate(data)["dev"]["exact"] == pytest.approx(100 * exact / 13)
+
+
+def test_right_endings_in_a_file_are_not_looked_at(runs, tmp_path, few):
+    data = write_data(tmp_path / "data", "swag", dev=12)
+    asker, path = Asker.load(runs("swag")), tmp_path / "data" / "val.csv"
+    expected = answers(asker, path)
+    assert [answer["id"] for answer in expected] == [f"q{number}" for number in range(12)]
+    for answer in expected:
+        assert len(answer["probabilities"]) == 3
+        assert answer["choice"] == int(np.argmax(answer["probabilities"]))
+    rows = [line.rsplit(",", 1) for line in path.read_text().splitlines()]
+    right = sum(int(row[1]) == answer["choice"] for row, answer in zip(rows[1:], expected, strict=True))
+    assert asker.evaluate(data)["dev"]["accuracy"] == right / 12
+    (tmp_path / "none.csv").write_text("".join(row[0] + "\n" for row in rows))
+    assert answers(asker, tmp_path / "none.csv") == expected
+    for name, label in {"unknown": "gold", "empty": ""}.items():
+        (tmp_path / f"{name}.csv").write_text(f"{rows[0][0]},label\n" + "".join(f"{row[0]},{label}\n" for row in rows[1:]))
+        assert answers(asker, tmp_path / f"{name}.csv") == expected, name
 
 
 def test_many_windows_of_one_question(runs, tmp_path, few):
