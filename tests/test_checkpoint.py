@@ -18,6 +18,7 @@ from bert_jax import checkpoint, optim, parallel, step
 from bert_jax.checkpoint import Checkpoints, Meta, checksums
 from bert_jax.config import MeshConfig
 from bert_jax.errors import Failure
+from tests.conftest import MODEL
 
 WAYS = {
     "data 8": {},
@@ -221,3 +222,21 @@ def test_the_model_alone(run):
     assert_same(stored.params, run.state("data 8", seed=4)[0].params)
     assert stored.config == run.config.model
     assert stored.tokenizer.files == run.meta.tokenizer.files
+
+
+def test_a_model_of_numpy_arrays_is_written_and_later_ones_are_forgotten(params, tokenizer, tmp_path):
+    """What a run keeps as its best is taken anew when the run goes back to an earlier step."""
+    config = dataclasses.replace(MODEL, initializer_range=0.3)
+    host = jax.tree.map(np.asarray, params)
+    best = Checkpoints(tmp_path, keep=1)
+    best.save_model(config, host, tokenizer, (), step=200)
+    best.wait()
+    best.forget(after=200)
+    assert best.latest() == 200
+    best.forget(after=160)
+    assert best.latest() is None
+    best.save_model(config, host, tokenizer, (), step=160)
+    best.wait()
+    assert best.latest() == 160
+    jax.tree.map(np.testing.assert_array_equal, best.restore_model().params, host)
+    best.close()

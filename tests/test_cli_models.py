@@ -20,7 +20,7 @@ from bert_jax.bert import Bert
 from bert_jax.heads import init_params
 from tests.conftest import MODEL
 from tests.test_cli import bert_jax as command
-from tests.test_cli import ok, refused
+from tests.test_cli import here, ok, refused
 
 LINES = ["alpha bravo", "", "charlie delta. ||| echo foxtrot.", "golf hotel india"]
 
@@ -141,7 +141,6 @@ def test_partial_conversion_says_what_it_did(model, tmp_path, run):
 
 
 def test_bad_input(model, lines, tmp_path):
-    """In a process of its own, where a traceback would show."""
     out = tmp_path / "v.npy"
     (tmp_path / "bad.jsonl").write_text('{"text": 3}\n')
     (tmp_path / "empty.txt").write_text("")
@@ -161,7 +160,7 @@ def test_bad_input(model, lines, tmp_path):
         (("embed", model, lines, "--out", out, "--limit", 0), "leaves no room"),
         (("convert", model, model, "--to", "hf"), "exists already"),
     ):
-        refused(command(*arguments), sentence)
+        refused(here(*arguments), sentence)
     assert {path.name for path in tmp_path.iterdir()} == {"lines.txt", "bad.jsonl", "empty.txt"}
 
 

@@ -21,7 +21,7 @@ from bert_jax import loop, losses, optim, step
 from bert_jax.ask import Asker
 from bert_jax.config import MeshConfig
 from bert_jax.errors import UserError
-from bert_jax.finetune import finetune
+from bert_jax.finetuning import finetune
 from bert_jax.heads import init_params
 from bert_jax.log import read_metrics
 from bert_jax.loop import Result
@@ -199,8 +199,9 @@ def test_another_config_is_refused_and_what_may_differ_is_not(unbroken, monkeypa
 
 def test_other_training_data_are_refused(unbroken, tmp_path, monkeypatch):
     one_device(monkeypatch)
-    for seed, sizes in ((1, {}), (0, {"train": 97})):
-        other = write_data(tmp_path / f"other-{seed}", "classify", seed=seed, **sizes)
+    # Other development examples would choose another model as the best.
+    for name, seed, sizes in (("all", 1, {}), ("train", 0, {"train": 97}), ("dev", 0, {"dev": 36})):
+        other = write_data(tmp_path / name, "classify", seed=seed, **sizes)
         with pytest.raises(UserError, match=r"was begun on other data; give it back its own, or choose another run directory\.$"):
             finetune(dataclasses.replace(unbroken[0], data=other))
 
@@ -280,7 +281,7 @@ def test_the_last_step_is_the_last_whole_batch(init, tmp_path, quick, monkeypatc
         config = config_of("classify", init, data, tmp_path / f"{size}", epochs=epochs, batch_size=size)
         with monkeypatch.context() as patch:
             fit = mock.Mock(return_value=Result(0, None, None))
-            patch.setattr("bert_jax.finetune.fit", fit)
+            patch.setattr("bert_jax.finetuning.fit", fit)
             finetune(config)
         work = fit.call_args.args[0]
         work.batches.close()

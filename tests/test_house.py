@@ -18,7 +18,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 ORDER = [
     "errors", "files", "schema", "config", "sharding", "ops", "positions", "attention", "model", "readout", "heads", "masking",
     "losses", "optim", "step", "parallel", "members", "tokenizers", "data", "checkpoint", "convert", "windows", "log", "plot",
-    "loop", "train", "outputs", "bert", "metrics", "tasks", "ask", "finetune", "stability", "bench", "cli",
+    "loop", "train", "outputs", "bert", "metrics", "tasks", "ask", "finetuning", "stability", "bench", "cli",
 ]  # fmt: skip
 NO_JAX = {"tokenizers", "data", "metrics", "tasks"}
 

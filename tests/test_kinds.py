@@ -22,7 +22,7 @@ from bert_jax import ask, sharding
 from bert_jax.ask import Asker
 from bert_jax.bert import Bert
 from bert_jax.config import MeshConfig
-from bert_jax.finetune import FLOOR, finetune
+from bert_jax.finetuning import FLOOR, finetune
 from bert_jax.heads import init_params
 from bert_jax.log import read_metrics
 from bert_jax.tasks import kinds

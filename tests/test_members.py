@@ -18,7 +18,7 @@ import bert_jax
 from bert_jax import members
 from bert_jax.ask import Asker
 from bert_jax.errors import UserError
-from bert_jax.finetune import finetune
+from bert_jax.finetuning import finetune
 from bert_jax.log import MEMBER, read_metrics
 from bert_jax.tasks import kinds
 from tests.test_finetune import equal, whole

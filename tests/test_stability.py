@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from bert_jax import stability
 from bert_jax.errors import UserError
-from bert_jax.finetune import FLOOR
+from bert_jax.finetuning import FLOOR
 from bert_jax.log import MEMBER
 from bert_jax.loop import Result
 from bert_jax.stability import Grid, finetune_all, interval, spread

@@ -206,10 +206,10 @@ def program(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def ours(config: FinetuneConfig, *, warm: bool) -> dict[str, Any]:
-    """A run of :func:`bert_jax.finetune.finetune`, observed between its parts; a warm-up ends after an epoch, without scores."""
+    """A run of :func:`bert_jax.finetune`, observed between its parts; a warm-up ends after an epoch, without scores."""
     import jax
 
-    module = importlib.import_module("bert_jax.finetune")
+    module = importlib.import_module("bert_jax.finetuning")
     jax.devices()
     report: dict[str, Any] = {}
     watch, fit = Stopwatch(), module.fit
@@ -330,8 +330,9 @@ def draw(options: argparse.Namespace, runs: dict[str, list[dict[str, Any]]], pat
         axes.set_ylim(len(runs) - 0.5, -0.5)
         axes.spines[["top", "right"]].set_visible(False)
     scores.set(xlabel=f"{main}, development, each seed", title=f"{options.task}, {options.dtype}")
-    times.set(xlabel="seconds of a training, the median and each seed", title=f"{options.epochs:g} epochs")
-    times.legend(frameon=False, fontsize=7)
+    times.set(xlabel="seconds, the median and each seed", title=f"training, {options.epochs:g} epochs")
+    # Beside the bars, which it would hide.
+    times.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     with path.open("wb") as file:
         figure.savefig(file, dpi=150, format="png")
 

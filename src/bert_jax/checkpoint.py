@@ -104,7 +104,7 @@ class Checkpoints:
         self, config: ModelConfig, params: Params, tokenizer: Tokenizer | None, labels: tuple[str, ...], *, step: int = 0
     ) -> None:
         """Write a model without a run's state; raises as :meth:`save` does."""
-        self._save(step, {_PARAMS: params}, _described(config, params, tokenizer, labels))
+        self._save(step, {_PARAMS: jax.tree.map(jnp.asarray, params)}, _described(config, params, tokenizer, labels))
 
     def _save(self, step: int, state: Any, content: dict[str, Any]) -> None:
         content = {**content, "checksums": checksums(state)}
@@ -122,6 +122,12 @@ class Checkpoints:
             self._manager.wait_until_finished()
         except (OSError, ValueError, RuntimeError) as error:
             raise self._not_written(None, error) from error
+
+    def forget(self, after: int) -> None:
+        """Delete the checkpoints of later steps."""
+        for step in self._manager.all_steps():
+            if step > after:
+                self._manager.delete(step)
 
     def close(self) -> None:
         self._manager.close()

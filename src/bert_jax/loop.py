@@ -244,6 +244,8 @@ class Trainer:
         best = Checkpoints(epath.Path(self.work.run) / BEST, keep=1)
         # A run killed between this and writing its scores down comes here again.
         if best.latest() != self.step:
+            # What a part of the run left that is now taken anew.
+            best.forget(after=self.step)
             best.save_model(meta.model, params, meta.tokenizer, meta.labels, step=self.step)
             best.wait()
         best.close()

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bert_jax import plot
-from bert_jax.finetune import FLOOR, finetune
+from bert_jax.finetuning import FLOOR, finetune
 from bert_jax.log import MEMBER, read_metrics
 from bert_jax.tasks import kinds
 from bert_jax.tasks.config import FinetuneConfig

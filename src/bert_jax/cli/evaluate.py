@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from typing import Annotated
 
@@ -46,8 +47,8 @@ class Evaluate:
 
 def main(arguments: list[str]) -> int:
     known = next((config for word in arguments if not word.startswith("-") and (config := run_config(word))), None)
-    default = known.reading if known else Reading()
-    options = tyro.cli(Evaluate, prog="bert-jax evaluate", args=spread(arguments), default=_defaults(default))
+    command = functools.partial(Evaluate, reading=known.reading if known else Reading())
+    options = tyro.cli(command, prog="bert-jax evaluate", args=spread(arguments))
     asker = Asker.load(
         options.model, task=options.task, reading=options.reading, labels=options.labels, threshold=options.threshold
     )
@@ -60,7 +61,3 @@ def main(arguments: list[str]) -> int:
     if options.out:
         print(f"{options.out}: written")
     return 0
-
-
-def _defaults(reading: Reading) -> Evaluate:
-    return Evaluate(tyro.MISSING, tyro.MISSING, reading)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from typing import Annotated
 
@@ -43,8 +44,8 @@ class Predict:
 
 def main(arguments: list[str]) -> int:
     known = next((config for word in arguments if not word.startswith("-") and (config := run_config(word))), None)
-    default = Predict(tyro.MISSING, tyro.MISSING, tyro.MISSING, known.reading if known else Reading())
-    options = tyro.cli(Predict, prog="bert-jax predict", args=spread(arguments), default=default)
+    command = functools.partial(Predict, reading=known.reading if known else Reading())
+    options = tyro.cli(command, prog="bert-jax predict", args=spread(arguments))
     count = 0
     with files.new(options.out) as path:
         asker = Asker.load(

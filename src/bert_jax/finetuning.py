@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -255,7 +256,7 @@ def _meta(content: dict[str, Any], model: ModelConfig, task: Task, digest: str, 
 def _digest(task: Task) -> str:
     """Equal for equal examples in the same order, and the same names of what they are."""
     summary = hashlib.blake2b(json.dumps(task.labels).encode(), digest_size=16)
-    for example in task.examples:
+    for example in itertools.chain(task.examples, *(split.examples for split in task.splits.values())):
         for part in example.parts:
             summary.update(part.ids.tobytes() + part.first.to_bytes(4))
         summary.update(b"" if example.label is None else example.label.tobytes())
