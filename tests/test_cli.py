@@ -34,10 +34,17 @@ def config():
 """
 
 
+# What a shell has put into the background does not hear Ctrl-C; its children do not either, unless they say so.
+PROGRAM = [
+    sys.executable,
+    "-c",
+    "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); from bert_jax.cli import main; sys.exit(main())",
+]
+
+
 def bert_jax(*arguments, **kwargs):
     """Run the command in a process of its own, as a user does."""
-    program = [sys.executable, "-c", "import sys; from bert_jax.cli import main; sys.exit(main())"]
-    return subprocess.run([*program, *map(str, arguments)], capture_output=True, text=True, timeout=300, **kwargs)
+    return subprocess.run([*PROGRAM, *map(str, arguments)], capture_output=True, text=True, timeout=300, **kwargs)
 
 
 def here(*arguments):
@@ -164,7 +171,6 @@ def test_a_run_directory_that_holds_another_config(experiment, tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_leaves(experiment, tmp_path, number):
-    program = [sys.executable, "-c", "import sys; from bert_jax.cli import main; sys.exit(main())"]
     command = [
         "pretrain",
         str(experiment),
@@ -175,7 +181,7 @@ def test_a_signal_saves_and_leaves(experiment, tmp_path, number):
         "--train.eval-every",
         "100000",
     ]
-    process = subprocess.Popen([*program, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([*PROGRAM, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     metrics = tmp_path / "run" / "metrics.jsonl"
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not (metrics.exists() and len(metrics.read_text().splitlines()) > 5):
@@ -194,9 +200,8 @@ def test_ctrl_c_while_preparing_leaves_nothing(tmp_path, text):
     ok(bert_jax("vocab", text, "--out", tmp_path / "vocab", "--size", 97))
     pipe = tmp_path / "endless.txt"
     os.mkfifo(pipe)
-    program = [sys.executable, "-c", "import sys; from bert_jax.cli import main; sys.exit(main())"]
     process = subprocess.Popen(
-        [*program, "prepare", str(pipe), "--vocab", str(tmp_path / "vocab"), "--out", str(tmp_path / "corpus")],
+        [*PROGRAM, "prepare", str(pipe), "--vocab", str(tmp_path / "vocab"), "--out", str(tmp_path / "corpus")],
         stderr=subprocess.PIPE,
         text=True,
     )

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import signal
 import subprocess
-import sys
 import time
 
 import jax
@@ -19,8 +18,8 @@ from bert_jax import cli
 from bert_jax.bert import Bert
 from bert_jax.heads import init_params
 from tests.conftest import MODEL
+from tests.test_cli import PROGRAM, here, ok, refused
 from tests.test_cli import bert_jax as command
-from tests.test_cli import here, ok, refused
 
 LINES = ["alpha bravo", "", "charlie delta. ||| echo foxtrot.", "golf hotel india"]
 
@@ -169,10 +168,9 @@ def test_a_signal_leaves_nothing_behind(model, tmp_path, number):
     """While it reads, while it tokenizes, while it computes."""
     path = tmp_path / "many.txt"
     path.write_text("alpha bravo charlie.\n" * 600_000)
-    program = [sys.executable, "-c", "import sys; from bert_jax.cli import main; sys.exit(main())"]
     for patience in (0.2, 2.0, 5.0):
         process = subprocess.Popen(
-            [*program, "embed", str(model), str(path), "--out", str(tmp_path / "new" / "v.npy")], stderr=subprocess.PIPE, text=True
+            [*PROGRAM, "embed", str(model), str(path), "--out", str(tmp_path / "new" / "v.npy")], stderr=subprocess.PIPE, text=True
         )
         while not (tmp_path / "new").exists():
             assert process.poll() is None
@@ -186,8 +184,7 @@ def test_a_signal_leaves_nothing_behind(model, tmp_path, number):
 
 
 def test_output_that_nobody_reads(model):
-    program = [sys.executable, "-c", "import sys; from bert_jax.cli import main; sys.exit(main())"]
-    command_line = [*program, "fill-mask", str(model), "alpha [MASK]", "--top-k", "80"]
+    command_line = [*PROGRAM, "fill-mask", str(model), "alpha [MASK]", "--top-k", "80"]
     reading = subprocess.Popen(command_line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     reading.stdout.close()
     assert (reading.wait(60), reading.stderr.read()) == (0, "")
