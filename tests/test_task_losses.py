@@ -292,9 +292,8 @@ def test_a_mesh_gives_the_same_losses():
 SHOWN = {head: {"kernel": jnp.eye(32), "bias": jnp.zeros(32)} for head in CLASSES}
 
 
-@functools.partial(jit, static_argnums=(0, 3))
-def states(config, key, batch, frozen=False):
-    params = params_of(CONFIG) | SHOWN
+@functools.partial(jit, static_argnums=(0, 4))
+def states(config, params, key, batch, frozen=False):
     with encoded_once():
         return {head: losses.task_logits(config, params, batch, head=head, key=key, frozen=frozen) for head in CLASSES}
 
@@ -305,10 +304,10 @@ def states(config, key, batch, frozen=False):
 )
 def test_dropout_falls_on_what_every_head_but_span_stands_on(hidden, classifier, frozen, expected):
     config = dataclasses.replace(CONFIG, hidden_dropout_prob=hidden, classifier_dropout=classifier)
-    batch = batches(packed=False)["classify"]
+    params, batch = params_of(CONFIG) | SHOWN, batches(packed=False)["classify"]
     real = batch["segments"] > 0
-    found = jax.device_get(states(config, jax.random.key(3), batch, frozen))
-    whole = jax.device_get(states(CONFIG, None, batch))
+    found = jax.device_get(states(config, params, jax.random.key(3), batch, frozen))
+    whole = jax.device_get(states(CONFIG, params, None, batch))
     for head, values in found.items():
         mine, plain = (values[real], whole[head][real]) if head in heads.ON_TOKENS else (values, whole[head])
         dropped, rate = mine == 0, 0.0 if head == "span" else expected
@@ -323,12 +322,12 @@ def test_dropout_falls_on_what_every_head_but_span_stands_on(hidden, classifier,
 
 def test_dropout_differs_between_keys_and_follows_the_rows_first_example():
     config = dataclasses.replace(CONFIG, classifier_dropout=0.5)
-    batch = batches(packed=False)["classify"]
+    params, batch = params_of(CONFIG) | SHOWN, batches(packed=False)["classify"]
     count = len(EXAMPLES["classify"])
     order = np.append(np.arange(count)[::-1], np.arange(count, ROWS))
     moved = {name: value[order] for name, value in batch.items()}
-    first, second = (jax.device_get(states(config, jax.random.key(key), batch)) for key in (0, 1))
-    other = jax.device_get(states(config, jax.random.key(0), moved))
+    first, second = (jax.device_get(states(config, params, jax.random.key(key), batch)) for key in (0, 1))
+    other = jax.device_get(states(config, params, jax.random.key(0), moved))
     for head in ("classify", "tag"):
         assert ((first[head] == 0) != (second[head] == 0)).mean() > 0.3
         real = slice(None) if head == "classify" else batch["segments"] > 0
