@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import importlib
@@ -50,6 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
       0; 2 for a user's mistake; 1 for a failure; 128 + n when signal n stopped it (a run is then saved).
     """
+    program = arguments is None
     if arguments is None:
         arguments = sys.argv[1:]
         if arguments and arguments[0] in _COMPUTING:
@@ -63,9 +65,19 @@ def main(arguments: list[str] | None = None) -> int:
     if arguments[0] not in COMMANDS:
         print(f"bert-jax: there is no command {arguments[0]!r}.\n{_usage()}", file=sys.stderr)
         return 2
-    before, sys.unraisablehook = sys.unraisablehook, _unraisable
     # A run saves itself when it is asked to stop; everything else takes away what it has begun.
     saves = arguments[0] in ("pretrain", "finetune")
+    status = _run(arguments, saves=saves)
+    if program and status > 128 and not saves:
+        # Python would wait for the libraries' threads, which once took over a minute.
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+        os._exit(status)
+    return status
+
+
+def _run(arguments: list[str], *, saves: bool) -> int:
+    before, sys.unraisablehook = sys.unraisablehook, _unraisable
     term = None if saves else signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         _keep_compilations()
@@ -84,6 +96,10 @@ def main(arguments: list[str] | None = None) -> int:
         return _fail(error, 1)
     except KeyboardInterrupt:
         return _fail("stopped by Ctrl-C; nothing unfinished was kept.", 130)
+    except SystemExit as stop:
+        if stop.code != 128 + signal.SIGTERM:
+            raise
+        return 128 + signal.SIGTERM
     except BrokenPipeError:
         # Whoever read our output has enough; Python would complain once more when it closes it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

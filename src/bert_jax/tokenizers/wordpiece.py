@@ -95,10 +95,13 @@ class WordPiece:
         return cls({VOCAB: lines.encode(), CONFIG: _config(lowercase=lowercase)})
 
     def encode(self, texts: Sequence[str]) -> list[Pieces]:
-        ids = (
-            np.array(encoding.ids, np.int32) for encoding in self._engine.encode_batch_fast(list(texts), add_special_tokens=False)
-        )
-        return [Pieces(row, self._begins[row]) for row in ids]
+        found = []
+        # A part at a time: while the engine runs, Python hears no Ctrl-C.
+        for first in range(0, len(texts), _AT_ONCE):
+            for encoding in self._engine.encode_batch_fast(list(texts[first : first + _AT_ONCE]), add_special_tokens=False):
+                ids = np.array(encoding.ids, np.int32)
+                found.append(Pieces(ids, self._begins[ids]))
+        return found
 
     def align(self, texts: Sequence[str]) -> list[Aligned]:
         aligned = []
