@@ -77,6 +77,7 @@ ENTRY %main (a: f32[2]) -> f32[2] {
     assert bench._phase("") == bench.REST
 
 
+@pytest.mark.slow
 def test_the_profile_accounts_for_the_whole_step():
     report = bench.run(CONFIG, steps=3, profile=True)
     assert report.attention == "reference"
@@ -106,7 +107,9 @@ def test_the_command(capsys, tmp_path):
     no_dropout = ["--model.attention-probs-dropout-prob", "0"]
     assert cli.main(arguments) == 2
     assert "attention xla has no dropout" in capsys.readouterr().err
-    assert cli.main(arguments + no_dropout) == 0
+    assert cli.main([*arguments, *no_dropout, "--mask.weights", "table.tsv"]) == 2
+    assert "a file of weights needs" in capsys.readouterr().err
+    assert cli.main([*arguments, *no_dropout, "--mask.rate", "adaptive(0.3, 0.15, 6, 3)", "--mask.random", "ordinary"]) == 0
     printed = capsys.readouterr().out
     assert "attention xla" in printed
     assert "| FFN |" in printed

@@ -144,6 +144,13 @@ def test_bad_experiments(tmp_path, experiment):
     refused(here("pretrain", experiment, "--model.hidden-act", "swish"), "swish")
     refused(here("pretrain", experiment, "--train.steps", "many"), "many")
     refused(here("pretrain", experiment, "--no-such-field", 1), "no-such-field")
+    refused(here("pretrain", experiment, "--mask.rate", 1.5), "mask.rate is 1.5; it must lie in [0, 1]")
+    refused(
+        here("pretrain", experiment, "--mask.rate", "falling"),
+        "mask.rate is 'falling'; give a number, or one of",
+    )
+    refused(here("pretrain", experiment, "--mask.rate", "linear(0.1, 2)"), "it must lie in [0, 1]")
+    refused(here("pretrain", experiment, "--mask.weights", tmp_path / "none.tsv"), "none.tsv of weights")
     assert not (tmp_path / "run").exists()
 
 
@@ -248,11 +255,28 @@ def test_a_full_disk_is_one_sentence(monkeypatch, capsys, tmp_path, text):
 
 def test_the_stored_config_is_the_resolved_one(experiment, tmp_path, monkeypatch):
     monkeypatch.setattr("bert_jax.train.fit", lambda work: Result(0, None, None))
-    out = ok(here("pretrain", experiment, "--mask.select", "word", "--mask.replace", 1.0, 0.0, 0.0))
+    out = ok(here("pretrain", experiment, "--mask.select", "span", "--mask.replace", 1.0, 0.0, 0.0))
     stored = Config.from_json((tmp_path / "run" / "config.json").read_text())
-    assert stored.mask.select == "word"
+    assert stored.mask.select == "span"
     assert stored.mask.replace == (1.0, 0.0, 0.0)
-    assert '"select": "word"' in out
+    assert '"select": "span"' in out
+
+
+def test_schedules_and_tables_of_weights_are_text(experiment, tmp_path, monkeypatch):
+    monkeypatch.setattr("bert_jax.train.fit", lambda work: Result(0, None, None))
+    (tmp_path / "rare.tsv").write_text("alpha\t2\nbravo\t0.5\n")
+    shares = ["linear(1, 0.8)", 0.0, "linear(0, 0.2)"]
+    mask = ["--mask.rate", "linear(0.3, 0.15)", "--mask.predict", 0.15, "--mask.replace", *shares]
+    mask += ["--mask.weights", tmp_path / "rare.tsv"]
+    ok(here("pretrain", experiment, *mask))
+    stored = Config.from_json((tmp_path / "run" / "config.json").read_text()).mask
+    assert (stored.rate, stored.predict, [*stored.replace]) == ("linear(0.3, 0.15)", 0.15, shares)
+    assert stored.steps == 6
+    # By what is in it, so that a run does not go on with another table.
+    assert stored.weights.startswith("function read_weights rare.tsv ")
+    ok(here("pretrain", experiment, *mask))
+    (tmp_path / "rare.tsv").write_text("alpha\t3\n")
+    refused(here("pretrain", experiment, *mask), "mask.weights: ")
 
 
 @pytest.mark.parametrize("chosen", [None, "glibc.malloc.check=0"])

@@ -130,7 +130,7 @@ def test_missing_config_file(tmp_path):
         (lambda: ModelConfig(hidden_size=15, num_attention_heads=1, lstm_layers=1), "hidden_size 15 is odd"),
         (lambda: MaskPolicy(rate=1.5), "mask.rate is 1.5"),
         (lambda: MaskPolicy(replace=(0.8, 0.1, 0.2)), "sum to 1"),
-        (lambda: MaskPolicy(replace=(1.2, -0.1, -0.1)), "not be negative"),
+        (lambda: MaskPolicy(replace=(1.2, -0.1, -0.1)), r"mask.replace\[0\] is 1.2; it must lie in \[0, 1\]"),
         (lambda: DataConfig("c", sequence_length=4), "at least 5"),
         (lambda: OptimConfig(b1=1.0), "optim.b1 is 1.0"),
         (lambda: OptimConfig(accumulate=0), "accumulate is 0"),

@@ -16,9 +16,10 @@ SOURCE = Path(bert_jax.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))
 # Bottom to top: a module imports only what stands before it.
 ORDER = [
-    "errors", "files", "schema", "config", "sharding", "ops", "positions", "attention", "model", "readout", "heads", "masking",
-    "losses", "optim", "step", "parallel", "members", "tokenizers", "data", "checkpoint", "convert", "windows", "log", "plot",
-    "loop", "train", "outputs", "bert", "metrics", "tasks", "ask", "finetuning", "stability", "bench", "cli",
+    "errors", "files", "schema", "schedules", "policy", "config", "sharding", "ops", "positions", "attention", "model",
+    "readout", "heads", "weights", "selection", "masking", "losses", "optim", "step", "parallel", "members", "tokenizers", "data",
+    "checkpoint", "convert", "windows", "log", "plot", "loop", "train", "outputs", "bert", "rates", "sweeps", "metrics",
+    "tasks", "minimal_pairs", "ask", "finetuning", "stability", "bench", "cli",
 ]  # fmt: skip
 NO_JAX = {"tokenizers", "data", "metrics", "tasks"}
 

@@ -74,7 +74,7 @@ def test_gradients_are_those_of_the_reference(params):
 
 
 @pytest.mark.parametrize("layers", ["scan", "unroll"])
-@pytest.mark.parametrize("remat", ["none", "dots", "full"])
+@pytest.mark.parametrize("remat", ["none", "full", pytest.param("dots", marks=pytest.mark.slow)])
 def test_every_compilation_gives_the_same_loss_and_gradients(params, layers, remat):
     def loss(params, config):
         batch = mask_tokens(jax.random.key(0), BATCH, POLICY, 0)

@@ -138,3 +138,54 @@ def test_pretraining_curves_are_the_three_measures(tmp_path):
         assert [line[1].tolist() for line in rest] == ([[floor, floor]] if floor else [])
     assert [text.get_text() for text in loss.get_legend().get_texts()] == ["training", "held out"]
     assert [text.get_text() for axes in (loss, pairs) for text in axes.texts] == ["unigram model", "majority class"]
+
+
+def test_runs_are_compared_by_their_means(tmp_path):
+    losses = {"a": [[3.0, 2.0], [3.2, 2.4], [3.4, 2.2]], "b": [[3.0, 1.0], [3.0, 1.0], [3.0, 1.0]]}
+    runs = {}
+    for name, seeds in losses.items():
+        for seed, values in enumerate(seeds):
+            lines = [{"step": step, "split": "train", "mask_rate": 0.1 * step} for step in (1, 2)]
+            lines += [
+                {"step": step, "split": "held_out", "mlm_loss": value, "mlm_accuracy": 0.5}
+                for step, value in zip((1, 2), values, strict=True)
+            ]
+            write(tmp_path / f"{name}-{seed}", lines)
+            runs.setdefault(name, []).append(tmp_path / f"{name}-{seed}")
+    figure = plot.curves(runs)
+    rate, loss, _ = figure.axes
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", "b"]
+    for x, y in lines_of(rate):
+        np.testing.assert_allclose((x, y), [(1, 2), (0.1, 0.2)])
+    np.testing.assert_allclose([y for _, y in lines_of(loss)], [[3.2, 2.2], [3.0, 1.0]])
+    # Student's t of two degrees of freedom at 97.5 %, times the standard error of .2 / sqrt(3).
+    wide, narrow = (band.get_paths()[0].vertices[:, 1] for band in loss.collections)
+    assert wide.max() == pytest.approx(3.2 + 4.3027 * 0.2 / 3**0.5, abs=1e-4)
+    assert (narrow.min(), narrow.max()) == (1.0, 3.0)
+
+
+PIECES = ["[PAD]", "[CLS]", "[SEP]", "[MASK]", "alpha", "bra", "##vo", "charlie"]
+
+
+def test_masks_are_shown_on_the_text():
+    before = {"ids": np.array([[1, 4, 5, 6, 7, 2, 0]]), "segments": np.array([[1, 1, 1, 1, 1, 1, 0]])}
+    after = {
+        "ids": np.array([[1, 3, 5, 4, 3, 2, 0]]),
+        "mlm_positions": np.array([[1, 2, 3]]),
+        "mlm_weights": np.array([[1.0, 1.0, 1.0]]),
+        "mlm_kinds": np.array([[0, 2, 1]]),
+    }
+    axes = plot.masks(PIECES, before, after, columns=14).axes[0]
+    lines = {}
+    for text in axes.texts:
+        lines.setdefault(text.get_position()[1], []).append((text.get_position()[0], text.get_text()))
+    shown = ["".join(letter for _, letter in sorted(letters)) for _, letters in sorted(lines.items())]
+    # A word is not broken, however long what stands for its pieces is.
+    assert shown == ["[CLS]alpha", "bravo → alpha", "charlie[SEP]"]
+    kinds = {to_rgba(color): kind for kind, color in plot.COLORS.items() if color}
+    marked = [
+        (patch.get_y() + 0.42, kinds[patch.get_facecolor()], round(patch.get_width() - 0.2))
+        for patch in axes.patches
+        if patch.get_width()
+    ]
+    assert marked == [(0, "masked", 5), (1, "kept", 3), (1, "random", 10), (2, "hidden, not predicted", 7)]

@@ -41,6 +41,8 @@ WAYS = {
     "data 2 x fsdp 2 x tensor 2": {"mesh": MeshConfig(2, 2, 2)},
     "pmap 8": {"parallel": "pmap"},
 }
+# Axes that are tested together are tested by themselves where there is more time.
+SOME = [pytest.param(way, marks=pytest.mark.slow if way in ("tensor 4", "fsdp 2 x tensor 4") else ()) for way in WAYS]
 
 
 def run(config, steps=3, batch=BATCH):
@@ -71,7 +73,7 @@ def alone():
     return run(dataclasses.replace(CONFIG, **WAYS["one device"]))
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", SOME[1:])
 def test_every_launcher_gives_the_same_losses_and_parameters(alone, way):
     """With dropout on: its masks, too, are the same everywhere."""
     metrics, state = run(dataclasses.replace(CONFIG, **WAYS[way]))
@@ -81,7 +83,7 @@ def test_every_launcher_gives_the_same_losses_and_parameters(alone, way):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-6), state.params, alone[1].params)
 
 
-@pytest.mark.parametrize("name", ["muon", "schedule_free"])
+@pytest.mark.parametrize("name", ["muon", pytest.param("schedule_free", marks=pytest.mark.slow)])
 def test_other_optimizers_are_the_same_on_a_mesh(name):
     """Muon needs whole matrices: of four layers, two stay on each pair of devices."""
     config = dataclasses.replace(
@@ -97,21 +99,26 @@ def test_other_optimizers_are_the_same_on_a_mesh(name):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-6), divided[1].params, state.params)
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_every_launcher_gives_the_same_gradients(way):
-    """The update of plain gradient descent is the gradient."""
-    config = dataclasses.replace(CONFIG, **WAYS[way])
+@pytest.fixture(scope="module")
+def gradient():
+    """The first state, and the gradient there."""
     root = jax.random.fold_in(jax.random.key(0), step._MASK)
     dropout = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), step._DROPOUT), 0)
-    optimizer = optim.make_optimizer(config.optim, 10)
-    start = step.init_state(config, optimizer)
+    start = step.init_state(CONFIG, optim.make_optimizer(CONFIG.optim, 10))
 
     def loss(params):
         return losses.means(
             losses.pretraining(MODEL, params, mask_tokens(root, jax.tree.map(jnp.asarray, BATCH), POLICY, 0), key=dropout)
         )["loss"]
 
-    expected = jax.jit(jax.grad(loss))(start.params)
+    return jax.device_get((start, jax.jit(jax.grad(loss))(start.params)))
+
+
+@pytest.mark.parametrize("way", SOME)
+def test_every_launcher_gives_the_same_gradients(gradient, way):
+    """The update of plain gradient descent is the gradient."""
+    config = dataclasses.replace(CONFIG, **WAYS[way])
+    start, expected = gradient
     sgd = optax.sgd(1.0)
     launcher = (
         parallel.on_mesh(config.model, sharding.make_mesh(config.mesh, jax.devices()[:1]))
@@ -127,7 +134,7 @@ def test_every_launcher_gives_the_same_gradients(way):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), found, expected)
 
 
-@pytest.mark.parametrize("way", ["data 2 x fsdp 2 x tensor 2", "pmap 8"])
+@pytest.mark.parametrize("way", ["data 2 x fsdp 2 x tensor 2", pytest.param("pmap 8", marks=pytest.mark.slow)])
 def test_bfloat16_runs_on_every_launcher(alone, way):
     model = dataclasses.replace(MODEL, dtype="bfloat16", layers="unroll")
     metrics, _ = run(dataclasses.replace(CONFIG, model=model, **WAYS[way]))
@@ -136,7 +143,10 @@ def test_bfloat16_runs_on_every_launcher(alone, way):
         np.testing.assert_allclose(found["grad_norm"], expected["grad_norm"], rtol=5e-2)
 
 
-@pytest.mark.parametrize("way", ["one device", "data 2 x fsdp 2 x tensor 2", "fsdp 8", "pmap 8"])
+@pytest.mark.parametrize(
+    "way",
+    ["data 2 x fsdp 2 x tensor 2", "pmap 8", *(pytest.param(way, marks=pytest.mark.slow) for way in ("one device", "fsdp 8"))],
+)
 @pytest.mark.parametrize("parts", [2])
 def test_accumulated_gradients_are_those_of_the_whole_batch(alone, way, parts):
     config = dataclasses.replace(CONFIG, optim=dataclasses.replace(CONFIG.optim, accumulate=parts), **WAYS[way])
@@ -163,6 +173,7 @@ def test_fsdp_and_tensor_axes_divide_parameters_and_moments():
         assert tree["bert"]["layers"]["ffn"]["outer"]["kernel"].addressable_shards[0].data.shape == (3, 32, 16)
 
 
+@pytest.mark.slow
 def test_a_vocabulary_that_does_not_divide_stays_whole():
     model, policy = dataclasses.replace(MODEL, vocab_size=97), dataclasses.replace(POLICY, vocab_size=97)
     odd = dataclasses.replace(CONFIG, model=model, mask=policy)

@@ -22,6 +22,7 @@ from bert_jax.config import Config, DataConfig, MeshConfig, OptimConfig, TrainCo
 from bert_jax.data import pipeline
 from bert_jax.errors import Failure, UserError
 from bert_jax.log import read_metrics
+from bert_jax.policy import MaskPolicy
 from bert_jax.train import pretrain
 
 
@@ -81,6 +82,8 @@ def test_a_run_reports_evaluates_saves_and_draws(run_config):
     assert np.mean([line["examples_per_step"] for line in lines if line["split"] == "train"]) > 16
     assert np.mean([line["fill"] for line in lines if line["split"] == "train"]) > 0.8
     assert train_line["learning_rate"] == 0
+    assert abs(train_line["mask_rate"] - 0.15) < 0.02
+    assert (train_line["mask_cut"], train_line["predict_rate"]) == (0, train_line["mask_rate"])
     np.testing.assert_allclose(train_line["loss"], train_line["mlm_loss"] + train_line["nsp_loss"], rtol=1e-6)
     # An untrained model knows nothing: the loss is near that of a uniform guess over all pieces.
     assert abs(train_line["mlm_loss"] - np.log(run_config.model.vocab_size)) < 0.3
@@ -91,9 +94,25 @@ def test_a_run_reports_evaluates_saves_and_draws(run_config):
     assert result.held_out["nsp_majority"] >= 0.5
 
 
-@pytest.mark.parametrize(("stop_at", "optimizer"), [(1, "bert_adam"), (3, "muon"), (5, "schedule_free")])
-def test_interrupted_and_resumed_equals_unbroken_bit_for_bit(run_config, tmp_path, monkeypatch, stop_at, optimizer):
-    run_config = dataclasses.replace(run_config, optim=dataclasses.replace(run_config.optim, name=optimizer))
+RARITY = np.linspace(1, 2, 128)
+
+
+@pytest.mark.parametrize(
+    ("stop_at", "optimizer", "mask"),
+    [
+        (1, "bert_adam", MaskPolicy()),
+        (3, "muon", MaskPolicy(rate="adaptive(0.4, 0.1, 5, 3)", select="span")),
+        (
+            5,
+            "schedule_free",
+            MaskPolicy(
+                rate=lambda step: 0.4 - step / 40, predict=0.1, weights=lambda batch: jax.numpy.asarray(RARITY)[batch["ids"]]
+            ),
+        ),
+    ],
+)
+def test_interrupted_and_resumed_equals_unbroken_bit_for_bit(run_config, tmp_path, monkeypatch, stop_at, optimizer, mask):
+    run_config = dataclasses.replace(run_config, optim=dataclasses.replace(run_config.optim, name=optimizer), mask=mask)
     unbroken = elsewhere(run_config, tmp_path)
     pretrain(unbroken)
     with monkeypatch.context() as patch:
@@ -111,8 +130,21 @@ def test_interrupted_and_resumed_equals_unbroken_bit_for_bit(run_config, tmp_pat
     assert first == second
 
 
-@pytest.mark.parametrize("way", [{"mesh": MeshConfig(2, 2, 2)}, {"parallel": "pmap"}])
-def test_resumed_on_another_mesh_sees_the_same_batches_and_masks(run_config, tmp_path, monkeypatch, way):
+@pytest.mark.parametrize(
+    ("way", "mask"),
+    [
+        ({"mesh": MeshConfig(2, 2, 2)}, MaskPolicy(rate="adaptive(0.4, 0.1, 5, 3)", select="t5", weights="pairs.tsv")),
+        pytest.param(
+            {"parallel": "pmap"},
+            MaskPolicy(rate="adaptive(0.4, 0.1, 5, 3)", select="ngram", predict=0.1),
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_resumed_on_another_mesh_sees_the_same_batches_and_masks(run_config, tmp_path, monkeypatch, way, mask):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pairs.tsv").write_text("alpha bravo\t5\ncharlie\t2\necho foxtrot\t3\ndelta\t0.5\n")
+    run_config = dataclasses.replace(run_config, mask=mask)
     unbroken = elsewhere(run_config, tmp_path)
     pretrain(unbroken)
     with monkeypatch.context() as patch:
@@ -120,7 +152,7 @@ def test_resumed_on_another_mesh_sees_the_same_batches_and_masks(run_config, tmp
         assert pretrain(run_config).signal == signal.SIGINT
     pretrain(dataclasses.replace(run_config, **way))
     for found, expected in zip(read_metrics(run_config.run), read_metrics(unbroken.run), strict=True):
-        for name in ("step", "mlm_loss", "nsp_loss", "mlm_accuracy", "grad_norm"):
+        for name in ("step", "mlm_loss", "nsp_loss", "mlm_accuracy", "grad_norm", "mask_rate"):
             if name in expected:
                 np.testing.assert_allclose(found[name], expected[name], rtol=2e-4, err_msg=name)
 
@@ -207,6 +239,61 @@ def test_a_vocabulary_larger_than_the_models_is_refused(run_config):
     small = dataclasses.replace(run_config, model=dataclasses.replace(run_config.model, vocab_size=20))
     with pytest.raises(UserError, match=r"but model.vocab_size is 20; use --model.vocab-size"):
         pretrain(small)
+
+
+@pytest.mark.parametrize(
+    ("mask", "sentence"),
+    [
+        ({"rate": "linear(0.15, 1.2)"}, r"mask.rate is 1.06875 at step 7; it must lie in \[0, 1\]"),
+        ({"rate": lambda step: jax.numpy.where(step > 4, jax.numpy.nan, 0.15)}, "mask.rate is nan at step 5"),
+        ({"rate": "linear(0.4, 0.1)", "max_predictions": 9}, "13 predictions of 32 tokens, but mask.max_predictions is 9"),
+        ({"weights": "{here}/none.tsv"}, "There is no file .*none.tsv of weights"),
+        (
+            {"weights": "{here}/words.tsv"},
+            "words.tsv, line 2: 'alpha 3' is not a piece of the vocabulary .or two., a tab",
+        ),
+        ({"weights": "{here}/zero.tsv"}, "zero.tsv gives no piece a weight above 0"),
+        ({"weights": lambda batch: batch["ids"][0]}, r"<lambda> gives weights \[32\] for a batch of \[8, 32\]"),
+        ({"weights": lambda batch: RARITY[batch["ids"]]}, "<lambda> cannot be compiled"),
+        ({"mask_id": 7}, "mask.mask_id is 7, but the tokenizer says 4"),
+    ],
+)
+def test_policies_that_cannot_be_are_refused_before_a_run(run_config, tmp_path, mask, sentence):
+    (tmp_path / "words.tsv").write_text("alpha\t1\nalpha 3\n")
+    (tmp_path / "zero.tsv").write_text("alpha\t0\n")
+    if isinstance(mask.get("weights"), str):
+        mask = {"weights": mask["weights"].format(here=tmp_path)}
+    with pytest.raises(UserError, match=sentence):
+        pretrain(dataclasses.replace(run_config, mask=MaskPolicy(**mask)))
+    assert not epath.Path(run_config.run).exists()
+
+
+@pytest.mark.parametrize(
+    ("select", "sentences", "why"),
+    [
+        ("word", ["a b c d.", "e f g a b."], "every piece begins a word"),
+        ("span", ["abcdefg" * 9, "gfedcba" * 8], "as in text that does not show where words end; use --mask.select token or t5"),
+    ],
+)
+def test_policies_that_need_borders_of_words_are_refused_without_them(run_config, tmp_path, select, sentences, why):
+    letters = bert_jax.tokenizers.train(lambda: ["abcdefg" * 2], kind="wordpiece", size=19)
+    bert_jax.data.corpus.write_corpus(lambda: [sentences] * 40, tmp_path / "letters", letters, held_out=0.1)
+    data = dataclasses.replace(run_config.data, corpus=str(tmp_path / "letters"))
+    with pytest.raises(UserError, match=why):
+        pretrain(dataclasses.replace(run_config, data=data, mask=MaskPolicy(select=select)))
+
+
+def test_a_policys_functions_may_not_change_in_a_run(run_config, monkeypatch):
+    def config(**functions):
+        return dataclasses.replace(run_config, mask=MaskPolicy(**functions))
+
+    monkeypatch.setattr("bert_jax.train.fit", lambda work: loop.Result(0, None, None))
+    first = {"rate": lambda step, loss: 0.3 - step / 80, "weights": lambda batch: batch["ids"] + 1}
+    pretrain(config(**first))
+    pretrain(config(**first))
+    for name, other in {"rate": lambda step, loss: 0.3 - step / 81, "weights": lambda batch: batch["ids"] + 2}.items():
+        with pytest.raises(UserError, match=rf"mask\.{name}: "):
+            pretrain(config(**first | {name: other}))
 
 
 def test_ids_past_the_vocabulary_are_refused(run_config, monkeypatch):
@@ -363,25 +450,29 @@ def test_metrics_of_a_killed_process_may_end_in_half_a_line(tmp_path):
     assert read_metrics(tmp_path) == [{"step": 1}]
 
 
-def test_accepts_every_optimizer_word_masks_and_other_attention(run_config, capsys):
-    for number, name in enumerate(("bert_adam", "adamw", "lamb", "muon", "schedule_free")):
+def test_accepts_other_optimizers_word_masks_and_other_attention(run_config, tmp_path, text, capsys):
+    # Words of several pieces.
+    few = bert_jax.tokenizers.train(lambda: text.read_text().splitlines(), kind="wordpiece", size=60)
+    bert_jax.data.corpus.write_corpus(lambda: bert_jax.data.text.read_documents([text]), tmp_path / "few", few, held_out=0.1)
+    run_config = dataclasses.replace(run_config, data=dataclasses.replace(run_config.data, corpus=str(tmp_path / "few")))
+    for name in ("adamw", "lamb"):
         config = dataclasses.replace(
             run_config,
-            run=f"{run_config.run}-{number}",
+            run=f"{run_config.run}-{name}",
             optim=dataclasses.replace(run_config.optim, name=name, accumulate=2),
-            mask=bert_jax.MaskPolicy(select="word"),
-            data=dataclasses.replace(run_config.data, pairs=number != 1),
+            mask=MaskPolicy(select="word"),
+            data=dataclasses.replace(run_config.data, pairs=name == "lamb"),
             train=TrainConfig(steps=3, eval_every=3, save_every=3, log_every=1),
         )
-        if number == 1:
+        if name == "adamw":
             model = dataclasses.replace(config.model, attention="xla", attention_probs_dropout_prob=0.0)
             config = dataclasses.replace(config, model=model)
         scores = pretrain(config).held_out
         assert np.isfinite(scores["loss"])
-        assert (scores["nsp_loss"] == 0) == (number == 1)
+        assert (scores["nsp_loss"] == 0) == (name == "adamw")
         # What computed attention in the run is not asked for where the model is used.
         assert bert_jax.load(config.run).config.attention == "auto"
-        assert f"attention: {'xla' if number == 1 else 'reference'}" in capsys.readouterr().err
+        assert f"attention: {'xla' if name == 'adamw' else 'reference'}" in capsys.readouterr().err
 
 
 def test_launchers_are_the_only_ones_to_know(run_config):

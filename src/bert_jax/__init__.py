@@ -2,12 +2,14 @@
 
 from bert_jax.ask import Asker
 from bert_jax.bert import Bert, load, save
-from bert_jax.config import Config, DataConfig, MaskPolicy, MeshConfig, ModelConfig, OptimConfig, TrainConfig
+from bert_jax.config import Config, DataConfig, MeshConfig, ModelConfig, OptimConfig, TrainConfig
 from bert_jax.errors import Failure, UserError
 from bert_jax.finetuning import finetune
 from bert_jax.heads import head_logits, mlm_logits, nsp_logits
 from bert_jax.masking import mask_tokens
 from bert_jax.model import encode, hidden_states
+from bert_jax.policy import MaskPolicy
+from bert_jax.sweeps import Sweep, sweep
 from bert_jax.tasks.config import FinetuneConfig, Reading
 from bert_jax.train import pretrain
 
@@ -24,6 +26,7 @@ __all__ = [
     "ModelConfig",
     "OptimConfig",
     "Reading",
+    "Sweep",
     "TrainConfig",
     "UserError",
     "encode",
@@ -36,4 +39,5 @@ __all__ = [
     "nsp_logits",
     "pretrain",
     "save",
+    "sweep",
 ]

@@ -13,13 +13,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from bert_jax import ops, optim, parallel, step
+from bert_jax import ops, optim, parallel, schedules, step
 from bert_jax.attention import select
-from bert_jax.config import Config, DataConfig, MaskPolicy, ModelConfig
+from bert_jax.config import Config, DataConfig, ModelConfig
 from bert_jax.data.pipeline import HostBatch
 from bert_jax.errors import UserError
+from bert_jax.policy import MaskPolicy
+from bert_jax.schema import require
 
 PHASES = {
     "optimizer": "optimizer",
@@ -114,7 +117,9 @@ def run(config: Config, *, steps: int, profile: bool = False) -> Report:
     """
     if config.train.distributed:
         raise UserError("bench measures one process; leave out --train.distributed.")
-    policy = dataclasses.replace(config.mask, mask_id=0, vocab_size=config.model.vocab_size)
+    require(not isinstance(config.mask.weights, str), "bench reads no vocabulary, which a file of weights needs; leave it out.")
+    size = config.model.vocab_size
+    policy = dataclasses.replace(config.mask, mask_id=0, vocab_size=size, ordinary=(0, size), steps=config.train.steps)
     config = dataclasses.replace(config, mask=policy)
     launcher = parallel.launch(config)
     attention = select(config.model, config.data.sequence_length, training=True)
@@ -255,7 +260,8 @@ def _timed(take: Callable[[], Any], count: int) -> list[float]:
 
 
 def _masked(policy: MaskPolicy, lengths: np.ndarray) -> float:
-    counts = np.maximum(1, np.round(policy.rate * lengths))
+    share = float(schedules.value(policy.predicted, 0, policy.steps, loss=jnp.log(policy.vocab_size or 1.0)))
+    counts = np.maximum(1, np.round(share * lengths))
     return float(np.minimum(counts, policy.max_predictions or np.inf).sum())
 
 

@@ -34,6 +34,9 @@ _PROBES: tuple[Text, ...] = (
 # Texts whose states are held at once.
 _BLOCK = 256
 
+# Where float32 probabilities end.
+_LEAST = float(np.finfo(np.float32).tiny)
+
 Progress = Callable[[int, int], None]
 """Called with the number of windows computed, and of all windows."""
 
@@ -164,6 +167,27 @@ class Bert:
         require(not isinstance(first, str) and not isinstance(second, str), "Give two lists of texts, not a single text.")
         both = self.embed([*first, *second], **{**options, "normalize": True})
         return both[: len(first)] @ both[len(first) :].T
+
+    def pseudo_log_likelihood(self, texts: Sequence[Text]) -> Float[np.ndarray, " N"]:
+        """Sum, over a text's pieces, of each piece's log-probability when it alone is masked, in nats (Salazar et al. 2020).
+
+        Raises:
+          UserError: a text has more pieces than the model has positions; the model has no MLM head.
+        """
+        mask, rows, labels = self._tokenizer().specials.mask, list[Window](), list[int]()
+        for whole in self._cut(texts, "error", None):
+            # All but [CLS], the [SEP] between two texts, and the last one.
+            for place in {*range(1, len(whole.ids) - 1)} - {whole.first - 1}:
+                ids = whole.ids.copy()
+                ids[place] = mask
+                rows.append(whole._replace(ids=ids, keep=slice(place, place + 1)))
+                labels.append(int(whole.ids[place]))
+        total = np.zeros(len(texts), np.float64)
+        scores = functools.partial(outputs.masked, mask=mask, most=1, pieces=len(self._tokenizer().pieces))
+        for numbers, probabilities in self._run(scores, rows, None):
+            for place, number in enumerate(numbers):
+                total[rows[number].text] += math.log(max(probabilities[place, 0, labels[number]], _LEAST))
+        return total.astype(np.float32)
 
     def features(
         self,

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from bert_jax.errors import UserError
+from bert_jax.policy import MaskPolicy
 from bert_jax.schema import build, check_choices, require, require_positive, require_share
 
 States = Literal["last", "second_to_last", "embeddings", "sum_last_four", "concat_last_four", "sum_all"]
 Activation = Literal["gelu", "gelu_tanh", "relu", "tanh"]
+
+_MASK = MaskPolicy()
 
 # (layers, hidden, heads): Devlin et al. 2018, section 3; Turc et al. 2019, table 1.
 SIZES = {
@@ -111,35 +113,6 @@ class ModelConfig:
         layers, hidden, heads = SIZES[name]
         shape = dict(num_hidden_layers=layers, hidden_size=hidden, num_attention_heads=heads, intermediate_size=4 * hidden)
         return cls(**(shape | changes))
-
-
-@dataclass(frozen=True)
-class MaskPolicy:
-    """What is chosen for prediction and what replaces it (Devlin et al. 2018, section 3.1 and appendix A.1)."""
-
-    rate: float = 0.15
-    """Share of an example's tokens, specials counted, that are predicted: round(rate · length), at least one."""
-    select: Literal["token", "word", "next"] = "token"
-    """"word" chooses all pieces of a word or none, and passes over a word that would exceed the count; "next" masks nothing and
-    predicts each token's successor, for causal models."""
-    replace: tuple[float, float, float] = (0.8, 0.1, 0.1)
-    """Shares of the chosen tokens that become the mask token, become a random piece, and stay as they are."""
-    max_predictions: int | None = None
-    """Most predictions in one example (the original's max_predictions_per_seq); none by default."""
-    mask_id: int | None = None
-    """Id of the mask token; a run takes it from its tokenizer."""
-    vocab_size: int | None = None
-    """Random pieces are drawn from [0, vocab_size), specials included, as the original does; a run takes it from its model."""
-
-    def __post_init__(self) -> None:
-        require(0.0 <= self.rate <= 1.0, f"mask.rate is {self.rate}; it must lie in [0, 1].")
-        require(
-            all(share >= 0 for share in self.replace) and math.isclose(sum(self.replace), 1.0, abs_tol=1e-6),
-            f"mask.replace is {self.replace}; its three shares must not be negative and must sum to 1.",
-        )
-        if self.max_predictions is not None:
-            require_positive("mask.max_predictions", self.max_predictions)
-        check_choices(self, "mask")
 
 
 @dataclass(frozen=True)
@@ -265,7 +238,7 @@ class Config:
     """Directory of checkpoints, logs and the picture; the same command goes on where it stopped."""
     data: DataConfig
     model: ModelConfig = ModelConfig()
-    mask: MaskPolicy = MaskPolicy()
+    mask: MaskPolicy = _MASK
     optim: OptimConfig = OptimConfig()
     mesh: MeshConfig = MeshConfig()
     parallel: Literal["mesh", "pmap"] = "mesh"
@@ -308,7 +281,7 @@ class Config:
         check_choices(self, "config")
 
     def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self), indent=2)
+        return json.dumps(dataclasses.asdict(self) | {"mask": self.mask.stored()}, indent=2)
 
     @classmethod
     def from_json(cls, text: str) -> Config:

@@ -75,6 +75,17 @@ def masked_words(
     return jax.lax.scan(add, (zero, zero), (split(states), split(labels), split(weights)))[0]
 
 
+def word_losses(states: Float[Array, "B M D"], decoder: Decoder, labels: Int[Array, "B M"]) -> Float[Array, "B M"]:
+    """Cross-entropy of each label, in nats, of a part of the M positions at a time where all their scores would be too many."""
+    rows = states.shape[0]
+    size = max(1, min(states.shape[1], LOGITS * sharding.devices() // (rows * decoder.bias.size)))
+
+    def one(column: tuple[Array, Array]) -> Array:
+        return cross_entropy(decoder.logits(column[0][:, None]), column[1][:, None])[:, 0]
+
+    return jax.lax.map(one, (jnp.moveaxis(states, 1, 0), labels.T), batch_size=size).T
+
+
 def pretraining(config: ModelConfig, params: Params, batch: Batch, *, key: Key[Array, ""] | None = None) -> Sums:
     """Masked-word and next-sentence losses and accuracies of a masked batch (Devlin et al. 2018, appendix A.2).
 

@@ -11,19 +11,24 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int, Key
+from jaxtyping import Array, Float, Int, Key
 
-from bert_jax import ops
-from bert_jax.config import MaskPolicy
+from bert_jax import ops, schedules, selection
 from bert_jax.errors import UserError
 from bert_jax.model import Batch
+from bert_jax.policy import MaskPolicy
 
-_SELECT, _REPLACE, _DRAW = range(3)
+MASKED, RANDOM, KEPT = range(3)
+"""What became of a chosen token: the mask, a random piece, or nothing."""
 
 
 def prediction_slots(policy: MaskPolicy, length: int, examples: int) -> int:
-    """M: the most predictions that a row of this length can hold, however its tokens are shared out among its examples."""
-    counts = _counts(policy, length)
+    """M: the most predictions that a row of this length can hold, however its tokens are shared out among its examples.
+
+    Raises:
+      UserError: the policy has schedules and no ``steps``.
+    """
+    counts = selection.most_predictions(policy, length)
     most = counts
     for _ in range(examples - 1):
         # most[n]: of n tokens in one example more than before.
@@ -31,15 +36,14 @@ def prediction_slots(policy: MaskPolicy, length: int, examples: int) -> int:
     return min(int(most.max()), length)
 
 
-def _counts(policy: MaskPolicy, length: int) -> np.ndarray:
-    """Predictions int32 [length + 1] of an example, by its number of tokens."""
-    # Rounded by Python, in float64 and half to even as in the original: float32 differs at lengths such as 190.
-    counts = np.array([max(1, round(tokens * policy.rate)) for tokens in range(length + 1)], np.int32)
-    counts[0] = 0
-    return counts if policy.max_predictions is None else np.minimum(counts, policy.max_predictions)
-
-
-def mask_tokens(key: Key[Array, ""], batch: Batch, policy: MaskPolicy, step: Int[Array, ""] | int) -> Batch:
+def mask_tokens(
+    key: Key[Array, ""],
+    batch: Batch,
+    policy: MaskPolicy,
+    step: Int[Array, ""] | int,
+    *,
+    loss: Float[Array, ""] | float | None = None,
+) -> Batch:
     """Choose tokens, replace them, and add what is to be predicted (Devlin et al. 2018, appendix A.1).
 
     Selection has the original's exact count, round(rate · length) with specials counted, at least 1 and at most
@@ -49,37 +53,56 @@ def mask_tokens(key: Key[Array, ""], batch: Batch, policy: MaskPolicy, step: Int
       key: the run's masking key.
       batch: ``ids, segments, offsets, words`` [B, S] and ``examples`` [B, E]; tokens with ``words`` -1 (specials,
         padding) are never chosen.
-      policy: what to choose and how to replace it, with ``mask_id`` and ``vocab_size`` filled in.
+      policy: what to choose and how to replace it, with ``mask_id`` and ``vocab_size`` filled in, and ``steps`` where it has
+        schedules.
       step: the training step, at which a policy's schedules are read.
+      loss: the masked-word loss of late, in nats, for schedules that depend on it.
 
     Returns:
-      The batch with replaced ``ids``, and ``mlm_positions``, ``mlm_ids`` int32 [B, M], ``mlm_weights`` float32 [B, M]. Where
-      the next token is predicted, ids stay and M is S - 1.
+      The batch with replaced ``ids``, and ``mlm_positions``, ``mlm_ids`` int32 [B, M], ``mlm_weights`` float32 [B, M];
+      ``mlm_kinds`` int32 [B, M], :data:`MASKED`, :data:`RANDOM` or :data:`KEPT`; and int32 [B] ``mlm_chosen``, how many of a row
+      were chosen, and ``mlm_cut``, predictions that the cap cut from it. Where the next token is predicted, ids stay and M is
+      S - 1.
 
     Raises:
-      UserError: the policy lacks ``mask_id`` or ``vocab_size``.
+      UserError: the policy lacks ``mask_id``, ``vocab_size`` or ``steps``.
     """
-    if policy.mask_id is None or policy.vocab_size is None:
-        raise UserError("The mask policy has no mask_id or no vocab_size; take them from the tokenizer with dataclasses.replace.")
+    _require_ids(policy)
     with jax.named_scope("masking"):
         if policy.select == "next":
             return batch | _next(batch)
         ids, segments, examples = batch["ids"], batch["segments"], batch["examples"]
-        token_example = jnp.take_along_axis(examples, jnp.maximum(segments - 1, 0), axis=1)
-        chosen = _choose(key, batch, token_example, policy)
-        replaced = _replace(key, batch, token_example, policy.replace, policy.mask_id, policy.vocab_size)
-
         length = ids.shape[1]
-        place = jnp.sort(jnp.where(chosen, jnp.arange(length), length), axis=1)
+        read = functools.partial(schedules.value, step=step, steps=policy.steps, loss=loss)
+        token_example = jnp.take_along_axis(examples, jnp.maximum(segments - 1, 0), axis=1)
+        tokens = selection.total_of((segments > 0).astype(jnp.int32), selection.begins(segments))
+        asked = selection.wanted(policy.predicted, read, tokens, length)
+        count = ops.lookup(jnp.asarray(selection.most_predictions(policy, length)), tokens)
+        chosen, predicted = selection.choose(key, batch, token_example, policy, read, jnp.minimum(asked, count), tokens)
+        shares = tuple(map(read, policy.replace))
+        replaced, kinds = _replace(key, batch, token_example, policy, shares)
+
+        place = jnp.sort(jnp.where(predicted, jnp.arange(length), length), axis=1)
         place = place[:, : prediction_slots(policy, length, examples.shape[1])]
         filled = place < length
         positions = jnp.where(filled, place, 0)
+        cut = jnp.where(selection.begins(segments), jnp.maximum(asked - count, 0), 0).sum(1)
         return batch | {
             "ids": jnp.where(chosen, replaced, ids),
             "mlm_positions": positions,
             "mlm_ids": jnp.where(filled, jnp.take_along_axis(ids, positions, axis=1), 0),
             "mlm_weights": filled.astype(jnp.float32),
+            "mlm_kinds": jnp.where(filled, jnp.take_along_axis(kinds, positions, axis=1), MASKED),
+            "mlm_cut": cut,
+            "mlm_chosen": chosen.sum(1),
         }
+
+
+def _require_ids(policy: MaskPolicy) -> None:
+    if policy.mask_id is None or policy.vocab_size is None:
+        raise UserError("The mask policy has no mask_id or no vocab_size; policy.of(tokenizer) has them.")
+    if policy.random == "ordinary" and not policy.ordinary:
+        raise UserError("The mask policy does not say which pieces are ordinary; policy.of(tokenizer) does.")
 
 
 def _next(batch: Batch) -> Batch:
@@ -90,81 +113,31 @@ def _next(batch: Batch) -> Batch:
         "mlm_positions": jnp.broadcast_to(jnp.arange(ids.shape[1] - 1), follows.shape) + 0 * ids[:, 1:],
         "mlm_ids": jnp.where(follows, ids[:, 1:], 0),
         "mlm_weights": follows.astype(jnp.float32),
+        "mlm_kinds": jnp.full_like(ids[:, 1:], KEPT),
+        "mlm_cut": jnp.zeros_like(ids[:, 0]),
+        "mlm_chosen": jnp.zeros_like(ids[:, 0]),
     }
-
-
-def _choose(key: Key[Array, ""], batch: Batch, token_example: Int[Array, "B S"], policy: MaskPolicy) -> Bool[Array, "B S"]:
-    """Whole units (tokens or words) in random order, up to each example's count."""
-    segments, words = batch["segments"], batch["words"]
-    units = batch["offsets"] if policy.select == "token" else words
-    noise = jax.vmap(jax.vmap(jax.random.bits))(_token_keys(key, _SELECT, token_example, units))
-    length = _total((segments > 0).astype(jnp.int32), _starts(segments))
-    count = ops.lookup(jnp.asarray(_counts(policy, segments.shape[1])), length)
-
-    # Sorted, the candidates of an example lie together, unit after unit in random order.
-    excluded = (words < 0).astype(jnp.int32)
-    place = jnp.broadcast_to(jnp.arange(units.shape[1]), units.shape) + 0 * units
-    excluded, segments, _, units, place, count = jax.lax.sort(
-        (excluded, segments, noise, units, place, count), dimension=1, num_keys=5
-    )
-    candidate = excluded == 0
-    groups = _starts(2 * segments + excluded)
-    unit_starts = groups | _starts(units)
-    size = _total(candidate.astype(jnp.int32), unit_starts)
-
-    def fit(taken: Bool[Array, "B S"]) -> Bool[Array, "B S"]:
-        room = count - _total(taken.astype(jnp.int32), groups)
-        fits = candidate & ~taken & (size <= room)
-        return fits & (_running(fits.astype(jnp.int32), groups, unit_starts) <= room)
-
-    # A unit that does not fit is passed over and smaller ones may follow, as in the original; each round takes
-    # the units up to the next one that does not fit. Tokens all have size one: a single round is enough.
-    taken = fit(candidate & False)
-    if policy.select != "token":
-        taken, _ = jax.lax.while_loop(
-            lambda state: jnp.any(state[1]),
-            lambda state: (state[0] | state[1], fit(state[0] | state[1])),
-            (taken, fit(taken)),
-        )
-    return jax.lax.sort((place, taken), dimension=1, num_keys=1)[1]
 
 
 def _replace(
     key: Key[Array, ""],
     batch: Batch,
     token_example: Int[Array, "B S"],
-    shares: tuple[float, float, float],
-    mask_id: int,
-    vocab_size: int,
-) -> Int[Array, "B S"]:
-    """What each token becomes if it is chosen."""
-    offsets = batch["offsets"]
-    share = jax.vmap(jax.vmap(jax.random.uniform))(_token_keys(key, _REPLACE, token_example, offsets))
-    draw = functools.partial(jax.random.randint, shape=(), minval=0, maxval=vocab_size)
-    piece = jax.vmap(jax.vmap(draw))(_token_keys(key, _DRAW, token_example, offsets))
+    policy: MaskPolicy,
+    shares: tuple[float | Array, ...],
+) -> tuple[Int[Array, "B S"], Int[Array, "B S"]]:
+    """What each token becomes if it is chosen, and of which kind that is."""
+    offsets, ids = batch["offsets"], batch["ids"]
+    share = jax.vmap(jax.vmap(jax.random.uniform))(selection.token_keys(key, selection.REPLACE, token_example, offsets))
+    stretches = np.array(policy.ordinary if policy.random == "ordinary" else (0, policy.vocab_size)).reshape(-1, 2)
+    sizes = stretches[:, 1] - stretches[:, 0]
+    draw = functools.partial(jax.random.randint, shape=(), minval=0, maxval=int(sizes.sum()))
+    piece = jax.vmap(jax.vmap(draw))(selection.token_keys(key, selection.DRAW, token_example, offsets))
+    if policy.random == "ordinary":
+        # Ids that are numbered without those between the stretches.
+        gaps = stretches[:, 0] - np.concatenate([[0], np.cumsum(sizes)[:-1]])
+        piece += (np.diff(gaps, prepend=0) * (piece[..., None] >= np.cumsum(sizes) - sizes)).sum(-1)
     mask, random, _ = shares
-    return jnp.where(share < mask, mask_id, jnp.where(share < mask + random, piece, batch["ids"]))
-
-
-def _token_keys(key: Key[Array, ""], purpose: int, examples: Int[Array, "B S"], units: Int[Array, "B S"]) -> Key[Array, "B S"]:
-    root = jax.random.fold_in(key, purpose)
-    return jax.vmap(jax.vmap(lambda example, unit: jax.random.fold_in(jax.random.fold_in(root, example), unit)))(examples, units)
-
-
-def _starts(groups: Int[Array, "B S"]) -> Bool[Array, "B S"]:
-    """Where a run of equal numbers begins."""
-    before = jnp.pad(groups[:, :-1], ((0, 0), (1, 0)), constant_values=-2)
-    return groups != before
-
-
-def _running(values: Int[Array, "B S"], starts: Bool[Array, "B S"], unit_starts: Bool[Array, "B S"]) -> Int[Array, "B S"]:
-    """Sum of non-negative values from the start of the group to the end of the unit that a place belongs to."""
-    upto = jax.lax.cumsum(values, axis=1)
-    before = jax.lax.cummax(jnp.where(starts, upto - values, 0), axis=1)
-    ends = jnp.pad(unit_starts[:, 1:], ((0, 0), (0, 1)), constant_values=True)
-    return jax.lax.cummin(jnp.where(ends, upto, jnp.iinfo(jnp.int32).max), axis=1, reverse=True) - before
-
-
-def _total(values: Int[Array, "B S"], starts: Bool[Array, "B S"]) -> Int[Array, "B S"]:
-    """Sum of non-negative values over the group that a place belongs to."""
-    return _running(values, starts, starts)
+    assert policy.mask_id is not None
+    kind = jnp.where(share < mask, MASKED, jnp.where(share < mask + random, RANDOM, KEPT))
+    return jnp.where(kind == MASKED, policy.mask_id, jnp.where(kind == RANDOM, piece, ids)), kind

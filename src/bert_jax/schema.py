@@ -48,7 +48,10 @@ def check_types(values: dict[str, Any], hints: dict[str, Any], where: str) -> No
         if type(None) in typing.get_args(hint):
             if value is None:
                 continue
-            hint = next(one for one in typing.get_args(hint) if one is not type(None))
+            # Of several kinds of value the dataclass itself says which it takes.
+            hint, *others = (one for one in typing.get_args(hint) if one is not type(None))
+            if others:
+                continue
         wanted = _NUMBERS_AND_TEXT.get(hint)
         right = wanted is None or (isinstance(value, wanted) and (bool in wanted or not isinstance(value, bool)))
         require(right, f"{where}.{name} is {value!r}; it must be {getattr(hint, '__name__', '')}.")

@@ -8,6 +8,7 @@ every function here leaves its argument alone.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -103,6 +104,12 @@ def split(value: jax.Array, *axes: str | None) -> jax.Array:
     """Lay an activation out by its logical axes."""
     layout = spec(*axes)
     return value if layout is None else jax.sharding.reshard(value, layout)
+
+
+def automatic(function: Callable[..., jax.Array], *axes: str | None) -> Callable[..., jax.Array]:
+    """A user's function, which knows nothing of layouts, as one whose result is laid out by these logical axes."""
+    layout = spec(*axes)
+    return function if layout is None else jax.sharding.auto_axes(function, out_sharding=layout)
 
 
 def gather(value: jax.Array, path: str) -> jax.Array:

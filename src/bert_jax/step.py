@@ -13,13 +13,16 @@ import optax
 from jaxtyping import Array, Float, Int, Key, UInt32
 
 from bert_jax import losses, ops, optim
-from bert_jax.config import Config
+from bert_jax.config import Config, ModelConfig
 from bert_jax.heads import init_params
 from bert_jax.losses import Sums
 from bert_jax.masking import mask_tokens
 from bert_jax.model import Batch, Params
 
 _INIT, _MASK, _DROPOUT, _EVAL_MASK = range(4)
+
+MEMORY = 0.98
+"""Of the mean loss of late: half of its weight lies in the last 34 steps."""
 
 T = TypeVar("T")
 Metrics = dict[str, Float[Array, ""]]
@@ -33,6 +36,8 @@ class TrainState(NamedTuple):
     opt_state: optax.OptState
     key: UInt32[Array, " W"]
     """Data of the root key, which never changes: each use folds in its purpose, the step or the example."""
+    loss: Float[Array, ""] | None = None
+    """Masked-word loss of late, nats: a mean whose weights fall by :data:`MEMORY` a step; None where nothing follows it."""
 
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
@@ -46,8 +51,8 @@ class Objective(NamedTuple):
     """Loss -> the batch's weights that it is a mean over; ``sums`` returns each loss under its name."""
     sums: Callable[..., Sums]
     """sums(params, batch, key=dropout key) -> (sum, weight) of each loss and of what else is reported."""
-    prepare: Callable[[Key[Array, ""], Batch, Int[Array, ""]], Batch] = lambda key, batch, step: batch
-    """prepare(key, batch, step) -> the batch as it is learned from; masks are made here."""
+    prepare: Callable[[Key[Array, ""], Batch, TrainState], Batch] = lambda key, batch, state: batch
+    """prepare(key, batch, state) -> the batch as it is learned from; masks are made here."""
     accumulate: int = 1
     """Micro-batches whose gradients make one step."""
 
@@ -56,17 +61,31 @@ def pretraining(config: Config) -> Objective:
     """Masked words and next sentences."""
     return Objective(
         weights={"mlm_loss": "mlm_weights", "nsp_loss": "nsp_weights"},
-        sums=functools.partial(losses.pretraining, config.model),
-        prepare=lambda key, batch, step: mask_tokens(key, batch, config.mask, step),
+        sums=functools.partial(_pretraining, config.model),
+        prepare=lambda key, batch, state: mask_tokens(key, batch, config.mask, state.step, loss=state.loss),
         accumulate=config.optim.accumulate,
     )
+
+
+def _pretraining(config: ModelConfig, params: Params, batch: Batch, *, key: Key[Array, ""]) -> Sums:
+    """The losses, and what the policy did: the shares of tokens that were chosen and predicted, and what a row's cap cut."""
+    sums = losses.pretraining(config, params, batch, key=key)
+    tokens = (batch["segments"] > 0).sum(dtype=jnp.float32)
+    chosen, cut = (batch[name].astype(jnp.float32) for name in ("mlm_chosen", "mlm_cut"))
+    return sums | {
+        "mask_rate": (chosen.sum(), tokens),
+        "predict_rate": (batch["mlm_weights"].sum(), tokens),
+        "mask_cut": (cut.sum(), jnp.float32(cut.size)),
+    }
 
 
 def init_state(config: Config, optimizer: optax.GradientTransformation) -> TrainState:
     """The state before the first step, a function of ``config.train.seed``."""
     key = jax.random.key(config.train.seed)
     params = init_params(config.model, jax.random.fold_in(key, _INIT))
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), jax.random.key_data(key))
+    # What a model without any knowledge would have.
+    loss = jnp.log(jnp.float32(config.model.vocab_size)) if config.mask.follows_loss() else None
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), jax.random.key_data(key), loss)
 
 
 def make_train_step(objective: Objective, optimizer: optax.GradientTransformation, *, axis_name: str | None = None) -> TrainStep:
@@ -81,7 +100,7 @@ def make_train_step(objective: Objective, optimizer: optax.GradientTransformatio
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         root = jax.random.wrap_key_data(state.key)
         dropout = jax.random.fold_in(jax.random.fold_in(root, _DROPOUT), state.step)
-        batch = objective.prepare(jax.random.fold_in(root, _MASK), batch, state.step)
+        batch = objective.prepare(jax.random.fold_in(root, _MASK), batch, state)
         weights = _sum_over({name: batch[weight].sum() for name, weight in objective.weights.items()}, axis_name)
 
         def loss(params: Params, part: Batch) -> tuple[Array, Sums]:
@@ -96,13 +115,14 @@ def make_train_step(objective: Objective, optimizer: optax.GradientTransformatio
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
         metrics = losses.means(sums, objective.weights) | {"grad_norm": optax.tree.norm(grads)}
-        return TrainState(state.step + 1, params, opt_state, state.key), metrics
+        late = None if state.loss is None else MEMORY * state.loss + (1 - MEMORY) * metrics["mlm_loss"]
+        return TrainState(state.step + 1, params, opt_state, state.key, late), metrics
 
     return train_step
 
 
 def make_eval_step(config: Config, unigram: Float[np.ndarray, " V"], *, axis_name: str | None = None) -> EvalStep:
-    """Build ``eval_step(params, batch) -> sums`` with masks that are the same at every evaluation of every run.
+    """Build ``eval_step(params, batch) -> sums`` with masks that are the same at every evaluation of every run and policy.
 
     Args:
       config: the run.
@@ -113,7 +133,7 @@ def make_eval_step(config: Config, unigram: Float[np.ndarray, " V"], *, axis_nam
 
     def eval_step(params: Params, batch: Batch) -> Sums:
         key = jax.random.fold_in(jax.random.key(0), _EVAL_MASK)
-        batch = mask_tokens(key, batch, config.mask, config.train.steps)
+        batch = mask_tokens(key, batch, config.mask.held_out(), 0)
         sums = losses.pretraining(config.model, params, batch)
         scores = jnp.where(batch["mlm_weights"] > 0, -ops.lookup(jnp.asarray(unigram), batch["mlm_ids"]), 0.0)
         sums["unigram_loss"] = (scores.sum(), batch["mlm_weights"].sum())

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bert_jax import losses, optim, parallel, plot, step
+from bert_jax import losses, optim, parallel, plot, policy, schedules, step, weights
 from bert_jax.attention import select
 from bert_jax.checkpoint import Meta
 from bert_jax.config import FREE_ON_RESUME, Config, ModelConfig
@@ -24,7 +24,13 @@ from bert_jax.log import Scores, say
 from bert_jax.loop import Clock, Result, Work, claim, fit
 from bert_jax.model import Params
 from bert_jax.parallel import Launcher
-from bert_jax.schema import differences
+from bert_jax.policy import MaskPolicy
+from bert_jax.schema import differences, require
+
+# Documents in which borders of words are looked for.
+_LOOKED_AT = 100
+# Of pieces, the share that begins a word where the text has words.
+_FEWEST = 0.05
 
 
 def pretrain(config: Config) -> Result:
@@ -43,7 +49,9 @@ def pretrain(config: Config) -> Result:
     config, corpus = _open(config)
     launcher = parallel.launch(config)
     kernels = [select(config.model, config.data.sequence_length, training=training) for training in (True, False)]
-    claim(config.run, config.to_json(), lambda stored: differences(Config.from_json(stored), config, FREE_ON_RESUME))
+    written = config.to_json()
+    # Functions are compared as they are stored, by some of their values.
+    claim(config.run, written, lambda stored: differences(Config.from_json(stored), Config.from_json(written), FREE_ON_RESUME))
     say(f"attention: {kernels[0]}" + (f", while scoring {kernels[1]}" if kernels[1] != kernels[0] else ""))
     return fit(_work(config, corpus, launcher))
 
@@ -132,8 +140,32 @@ def _open(config: Config) -> tuple[Config, Corpus]:
             f"{config.data.corpus} was tokenized with {pieces} pieces, but model.vocab_size is {model}; "
             f"use --model.vocab-size {pieces}."
         )
-    found = {"mask_id": corpus.tokenizer.specials.mask, "vocab_size": pieces}
-    for name, value in found.items():
-        if getattr(config.mask, name) not in (None, value):
-            raise UserError(f"mask.{name} is {getattr(config.mask, name)}, but the tokenizer of {config.data.corpus} says {value}.")
-    return dataclasses.replace(config, mask=dataclasses.replace(config.mask, mask_id=found["mask_id"], vocab_size=pieces)), corpus
+    return dataclasses.replace(config, mask=_policy(config, corpus)), corpus
+
+
+def _policy(config: Config, corpus: Corpus) -> MaskPolicy:
+    """The run's mask policy, complete and looked at."""
+    mask, length = config.mask.of(corpus.tokenizer), config.data.sequence_length
+    if mask.steps is None and any(map(schedules.changes, mask.numbers().values())):
+        mask = dataclasses.replace(mask, steps=config.train.steps)
+    if isinstance(mask.weights, str):
+        mask = dataclasses.replace(mask, weights=weights.read_weights(mask.weights, corpus.tokenizer.pieces))
+    if callable(mask.weights):
+        mask = dataclasses.replace(mask, weights=weights.known(mask.weights, length, len(corpus.tokenizer.pieces)))
+    policy.check(mask, length)
+    if mask.select in ("word", "ngram", "span"):
+        documents = corpus.train.documents
+        some = documents.__getitems__([*range(min(len(documents), _LOOKED_AT))])
+        share = float(np.concatenate([document["starts"] for document in some]).mean())
+        where = f"mask.select is {mask.select}, but in {config.data.corpus}"
+        require(
+            share < 1 or mask.select != "word",
+            f"{where} every piece begins a word, as in a vocabulary of characters; use --mask.select token, or prepare the corpus "
+            "with words of several pieces.",
+        )
+        require(
+            share > _FEWEST,
+            f"{where} words have {1 / max(share, 1e-6):.0f} pieces on average, as in text that does not show where words end; use "
+            "--mask.select token or t5.",
+        )
+    return mask

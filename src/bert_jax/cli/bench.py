@@ -14,7 +14,7 @@ import tyro
 
 from bert_jax import bench, files
 from bert_jax.bench import Report
-from bert_jax.cli.pretrain import load_experiment, long_names
+from bert_jax.cli.pretrain import load_experiment, long_names, registry
 from bert_jax.config import Config, DataConfig, ModelConfig
 from bert_jax.schema import require_positive
 
@@ -47,7 +47,13 @@ class Bench:
 def main(arguments: list[str]) -> int:
     given = bool(arguments) and not arguments[0].startswith("-")
     config = load_experiment(Path(arguments[0])) if given else DEFAULT
-    options = tyro.cli(Bench, default=Bench(config), prog="bert-jax bench [EXPERIMENT.py]", args=long_names(arguments[given:]))
+    options = tyro.cli(
+        Bench,
+        default=Bench(config),
+        prog="bert-jax bench [EXPERIMENT.py]",
+        args=long_names(arguments[given:]),
+        registry=registry(),
+    )
     # A path that cannot be written is refused before anything is measured.
     with files.new(options.out) if options.out else contextlib.nullcontext() as out:
         report = bench.run(options.config, steps=options.steps, profile=options.profile)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import runpy
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, get_args, get_origin
 
 import tyro
 
+from bert_jax import schedules
 from bert_jax.config import Config
 from bert_jax.errors import UserError
 from bert_jax.train import Result, pretrain, resolve
@@ -32,6 +36,7 @@ def main(arguments: list[str]) -> int:
         prog=f"bert-jax pretrain {path}",
         args=overrides,
         description=f"Pretrain the run that {path} describes.",
+        registry=registry(),
     )
     # The config as it is stored, before the run begins.
     print((config := resolve(config)).to_json(), flush=True)
@@ -40,6 +45,36 @@ def main(arguments: list[str]) -> int:
         return 128 + result.signal
     print(report(result, config.run))
     return 0
+
+
+def registry() -> tyro.constructors.ConstructorRegistry:
+    """How those values are given that may be functions in Python, and text here."""
+    found = tyro.constructors.ConstructorRegistry()
+
+    @found.primitive_rule
+    def text(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec[Any] | None:
+        kinds = get_args(info.type)
+        if not any(get_origin(kind) is Callable for kind in kinds):
+            return None
+        return tyro.constructors.PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="NUMBER|SCHEDULE" if float in kinds else "FILE",
+            instance_from_str=lambda words: _read(words[0], kinds),
+            is_instance=lambda value: value is None or callable(value) or isinstance(value, float | int | str),
+            str_from_instance=lambda value: [str(schedules.describe(value, None))],
+        )
+
+    return found
+
+
+def _read(word: str, kinds: tuple[Any, ...]) -> float | str | None:
+    if type(None) in kinds and word == "None":
+        return None
+    if float in kinds:
+        # The policy says what is wrong with other text.
+        with contextlib.suppress(ValueError):
+            return float(word)
+    return word
 
 
 def long_names(arguments: list[str]) -> list[str]:
