@@ -155,7 +155,7 @@ def test_a_sweep_is_paired_and_goes_on(run_config, tmp_path, monkeypatch):
     assert low[0][0]["mlm_loss"] != low[1][0]["mlm_loss"]
     # Neither trained nor scored again.
     monkeypatch.setattr("bert_jax.sweeps.score_at_rates", None)
-    monkeypatch.setattr("bert_jax.step.make_train_step", None)
     assert bert_jax.sweep(configs, seeds=2, rates=(0.15, 0.8), limit=2) == found
+    assert [bert_jax.log.read_metrics(run) for run in found.runs["low"]] == low
     with pytest.raises(UserError, match="same run directory"):
         bert_jax.sweep({"a": small, "b": small})
