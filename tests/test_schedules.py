@@ -64,6 +64,8 @@ def test_a_schedule_may_follow_the_loss():
 
 def test_functions_and_optax():
     assert float(schedules.value(falling, 50, None)) == pytest.approx(0.225)
+    # What it is at its last step it stays: no value is met in a run that was not looked at.
+    assert float(schedules.value(falling, 150, 100)) == pytest.approx(0.15)
     warm = optax.join_schedules([optax.constant_schedule(0.3), optax.linear_schedule(0.3, 0.15, 50)], [50])
     found = schedules.table([warm, 0.1], 100)
     assert found.shape == (2, 101)
@@ -105,6 +107,10 @@ def test_text_that_is_no_schedule(text, sentence):
         ({"rate": lambda step: "much"}, "is no function of the step that gives a number"),
         ({"rate": lambda: 0.1}, "is no function of the step that gives a number"),
         ({"replace": ("linear(0.8, 0.5)", 0.1, 0.1)}, "must sum to 1"),
+        (
+            {"rate": lambda step: jnp.where(step == 407, jnp.nan, 0.4), "predict": "adaptive(0.3, 0.1, 7, 3)", "steps": 1000},
+            "mask.rate is nan at step 407",
+        ),
         ({"predict": "linear(0.1, 0.2)"}, "only what is chosen can be predicted"),
         (
             {"rate": "linear(0.3, 0.15)", "max_predictions": 20},

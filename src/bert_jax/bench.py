@@ -119,7 +119,8 @@ def run(config: Config, *, steps: int, profile: bool = False) -> Report:
         raise UserError("bench measures one process; leave out --train.distributed.")
     require(not isinstance(config.mask.weights, str), "bench reads no vocabulary, which a file of weights needs; leave it out.")
     size = config.model.vocab_size
-    policy = dataclasses.replace(config.mask, mask_id=0, vocab_size=size, ordinary=(0, size), steps=config.train.steps)
+    steps_of_schedules = config.mask.steps or config.train.steps
+    policy = dataclasses.replace(config.mask, mask_id=0, vocab_size=size, ordinary=(0, size), steps=steps_of_schedules)
     config = dataclasses.replace(config, mask=policy)
     launcher = parallel.launch(config)
     attention = select(config.model, config.data.sequence_length, training=True)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
-from jaxtyping import Array, Float, Int, UInt32
+from jaxtyping import Array, Float
 
 from bert_jax import ops, schedules
 from bert_jax.errors import UserError
@@ -62,9 +62,9 @@ def read_weights(path: epath.PathLike, pieces: Sequence[str]) -> Callable[[Batch
         if not len(keys):
             return found
         wanted = ids[:, :-1].astype(jnp.uint32) * len(pieces) + ids[:, 1:].astype(jnp.uint32)
-        place = _last_not_above(keys, wanted)
-        known = (ops.lookup(jnp.asarray(keys), place) == wanted) & (segments[:, :-1] == segments[:, 1:])
-        both = jnp.where(known, ops.lookup(jnp.asarray(values), place), 0.0)
+        place = jnp.minimum(jnp.searchsorted(jnp.asarray(keys), wanted), len(keys) - 1)
+        known = (jnp.asarray(keys)[place] == wanted) & (segments[:, :-1] == segments[:, 1:])
+        both = jnp.where(known, jnp.asarray(values)[place], 0.0)
         return jnp.maximum(found, jnp.maximum(jnp.pad(both, ((0, 0), (0, 1))), jnp.pad(both, ((0, 0), (1, 0)))))
 
     # By what it says a run is told from one with another file.
@@ -110,15 +110,3 @@ def _line(line: str) -> tuple[list[str], float]:
         return names.split(" ") if tab else [], float(weight)
     except ValueError:
         return [], 0.0
-
-
-def _last_not_above(keys: UInt32[np.ndarray, " K"], wanted: UInt32[Array, "B S"]) -> Int[Array, "B S"]:
-    """Place of the last of some sorted keys that is not above a wanted one, or 0."""
-    bits = len(keys).bit_length()
-
-    def halve(number: Int[Array, ""], place: Int[Array, "B S"]) -> Int[Array, "B S"]:
-        later = place + (1 << (bits - 1 - number))
-        inside = later < len(keys)
-        return jnp.where(inside & (ops.lookup(jnp.asarray(keys), jnp.where(inside, later, 0)) <= wanted), later, place)
-
-    return jax.lax.fori_loop(0, bits, halve, jnp.zeros_like(wanted, jnp.int32))
