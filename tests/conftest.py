@@ -25,7 +25,7 @@ import numpy as np
 import pytest
 
 import bert_jax
-import bert_jax.data.text
+import bert_jax.data.readers
 from bert_jax import tokenizers
 from bert_jax.data import corpus as corpora
 
@@ -89,7 +89,7 @@ def _programs_of_one_module():
 def params() -> dict:
     """Parameters of MODEL, large enough that every part of the network matters."""
     config = dataclasses.replace(MODEL, initializer_range=0.3)
-    return jax.jit(lambda: bert_jax.heads.init_params(config, jax.random.key(7)))()
+    return jax.jit(lambda: bert_jax.models.heads.init_params(config, jax.random.key(7)))()
 
 
 def write_text(path, *, documents: int = 80, seed: int = 0) -> None:
@@ -132,7 +132,7 @@ def tokenizer(text) -> tokenizers.Tokenizer:
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory, text, tokenizer) -> corpora.Corpus:
     path = tmp_path_factory.mktemp("corpus") / "corpus"
-    corpora.write_corpus(lambda: bert_jax.data.text.read_documents([text]), path, tokenizer, held_out=0.1)
+    corpora.write_corpus(lambda: bert_jax.data.readers.read_documents([text]), path, tokenizer, held_out=0.1)
     return corpora.open_corpus(path)
 
 

@@ -24,9 +24,9 @@ import numpy as np
 import optax
 
 import bert_jax
-from bert_jax import losses, optim, step
 from bert_jax.data import corpus as corpora
 from bert_jax.data import pipeline
+from bert_jax.training import losses, optimizers, step
 
 OPTIMIZERS = ("adamw", "muon", "schedule_free")
 PRECISIONS = ("float32", "bfloat16", "bfloat16 parameters, stochastic rounding", "bfloat16 parameters, rounded to nearest")
@@ -71,7 +71,7 @@ def run(options: argparse.Namespace, name: str, rate: float, seed: int) -> dict[
 def train(options: argparse.Namespace, name: str, rate: float, seed: int) -> dict[str, list[float]]:
     corpus = corpora.open_corpus(options.corpus)
     config = configured(options, corpus, name, rate, seed)
-    optimizer = optim.make_optimizer(config.optim, config.train.steps)
+    optimizer = optimizers.make_optimizer(config.optim, config.train.steps)
     if "parameters" in name:
         optimizer = optax.chain(optimizer, narrow(seed, stochastic="stochastic" in name))
     train_step = jax.jit(step.make_train_step(step.pretraining(config), optimizer), donate_argnums=0)

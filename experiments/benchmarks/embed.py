@@ -98,7 +98,7 @@ def main() -> None:
         return measure(options.only, options.model, texts, options.out)
 
     import bert_jax
-    from bert_jax import windows
+    from bert_jax.data import windows
 
     pieces = sum(len(w.ids) for w in windows.cut(bert_jax.load(options.model).tokenizer, texts, limit=LIMIT, long="truncate"))
     names, environment = ("bert_jax", "transformers"), {**os.environ, "GLIBC_TUNABLES": ALLOCATOR}

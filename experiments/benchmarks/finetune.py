@@ -33,19 +33,19 @@ from pathlib import Path
 from typing import Any, get_args
 from unittest import mock
 
-from bert_jax import files
 from bert_jax.cli import ALLOCATOR
+from bert_jax.config.finetuning import FinetuneConfig, Reading, TaskName
 from bert_jax.errors import UserError
-from bert_jax.tasks import kinds
-from bert_jax.tasks.base import Example, Source
-from bert_jax.tasks.config import FinetuneConfig, Reading, TaskName
+from bert_jax.io import atomic
+from bert_jax.tasks import registry
+from bert_jax.tasks.example import Example, Source
 
 OURS, RIVAL = "bert_jax", "transformers"
 # The rival knows one part and one split; AX is not trained on.
 TASKS = [
     task
     for task in get_args(TaskName)
-    if kinds.head(task) in ("classify", "regress", "tag") and kinds.splits(task) == ("dev",) and task != "ax"
+    if registry.head(task) in ("classify", "regress", "tag") and registry.splits(task) == ("dev",) and task != "ax"
 ]
 # States of a float32 encoder, which are about 1.
 _CLOSE = 1e-4
@@ -119,7 +119,7 @@ def benchmark(options: argparse.Namespace) -> None:
     """All runs, the table, and the files."""
     config_of(options)
     # A path that cannot be written is refused before anything is measured.
-    with files.new(options.out) if options.out else contextlib.nullcontext() as out:
+    with atomic.new(options.out) if options.out else contextlib.nullcontext() as out:
         found = alternate(options)
         summary = compared(options, found)
         show(options, found, summary)
@@ -169,7 +169,7 @@ def alternate(options: argparse.Namespace) -> dict[str, Any]:
                 if report["steps"] != task["steps"]:
                     raise SystemExit(f"{name} took {report['steps']} steps of {task['steps']}.")
                 runs[name].append(report)
-                score = report["scores"][kinds.main_score(options.task)]
+                score = report["scores"][registry.main_score(options.task)]
                 print(f"seed {seed}, {name}: {score:.4f}, {report['train_s']:.1f} s", file=sys.stderr, flush=True)
     return {"task": task, "cold": cold, "runs": runs}
 
@@ -195,7 +195,7 @@ def program(options: argparse.Namespace) -> dict[str, Any]:
     config = config_of(options)
     for name in _IMPORTED:
         importlib.import_module(name)
-    with mock.patch.object(kinds, "train", limited(kinds.train, options.limit)):
+    with mock.patch.object(registry, "train", limited(registry.train, options.limit)):
         if options.only in ("warm", OURS):
             return ours(config, warm=options.only == "warm")
         import torch_tasks
@@ -256,7 +256,7 @@ def compared(options: argparse.Namespace, found: dict[str, Any]) -> dict[str, An
     """Scores against the noise of seeds, and ratios of times, ours being faster where they are above 1."""
     from scipy import stats
 
-    main = kinds.main_score(options.task)
+    main = registry.main_score(options.task)
     scores = {name: [report["scores"][main] for report in reports] for name, reports in found["runs"].items()}
     means = {name: statistics.mean(values) for name, values in scores.items()}
     deviations = {name: statistics.stdev(values) if len(values) > 1 else 0.0 for name, values in scores.items()}
@@ -312,7 +312,7 @@ def draw(options: argparse.Namespace, runs: dict[str, list[dict[str, Any]]], pat
     """Scores of each seed with their means, and where the seconds of a training went."""
     from matplotlib.figure import Figure
 
-    main = kinds.main_score(options.task)
+    main = registry.main_score(options.task)
     figure = Figure(figsize=(9, 2.8), layout="constrained")
     scores, times = figure.subplots(1, 2)
     for place, (name, reports) in enumerate(runs.items()):

@@ -17,7 +17,9 @@ import jax
 import numpy as np
 
 import bert_jax
-from bert_jax import bench, masking, optim, parallel, step
+from bert_jax.evaluation import benchmark
+from bert_jax.masking import replacement
+from bert_jax.training import launchers, optimizers, step
 
 POLICIES = {
     "0.15": {},
@@ -45,8 +47,8 @@ def main() -> None:
     model = bert_jax.ModelConfig.size(options.size, vocab_size=30_522, dtype=options.dtype)
     plain = bert_jax.MaskPolicy(mask_id=103, vocab_size=30_522, steps=STEPS)
     config = bert_jax.Config(run="", data=data, model=model, mask=plain)
-    launcher = parallel.launch(config)
-    batch = launcher.place(bench.random_batch(data, model.vocab_size))
+    launcher = launchers.launch(config)
+    batch = launcher.place(benchmark.random_batch(data, model.vocab_size))
     turns = {"a training step": trained(config, launcher, batch)}
     programs = {}
     for name, changed in POLICIES.items():
@@ -69,8 +71,8 @@ def main() -> None:
         print(f"| {name} | {took * 1e3:.1f} | {took / whole:.2%} | {program._cache_size()} |")
 
 
-def trained(config: bert_jax.Config, launcher: parallel.Launcher, batch: dict[str, Any]) -> Callable[[int], Any]:
-    optimizer = optim.make_optimizer(config.optim, STEPS)
+def trained(config: bert_jax.Config, launcher: launchers.Launcher, batch: dict[str, Any]) -> Callable[[int], Any]:
+    optimizer = optimizers.make_optimizer(config.optim, STEPS)
     state = jax.jit(lambda: step.init_state(config, optimizer))()
     train = jax.jit(step.make_train_step(step.pretraining(config), optimizer), donate_argnums=0)
 
@@ -83,7 +85,7 @@ def trained(config: bert_jax.Config, launcher: parallel.Launcher, batch: dict[st
 
 
 def masked(policy: bert_jax.MaskPolicy, batch: dict[str, Any], number: Any) -> dict[str, Any]:
-    return masking.mask_tokens(jax.random.key(0), batch, policy, number, loss=7 - number / STEPS)
+    return replacement.mask_tokens(jax.random.key(0), batch, policy, number, loss=7 - number / STEPS)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,8 @@ import torch
 import transformers
 
 import bert_jax
-from bert_jax import outputs, windows
+from bert_jax.data import windows
+from bert_jax.inference import compiled
 
 SHAPE = dict(
     vocab_size=101, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=64, max_position_embeddings=19,
@@ -55,7 +56,7 @@ def theirs(model: torch.nn.Module, given: dict[str, np.ndarray]) -> list[np.ndar
 def ours(bert: bert_jax.Bert, given: dict[str, np.ndarray]) -> list[np.ndarray]:
     """The same outputs of ours, in the same order."""
     batch = jax.tree.map(jax.numpy.asarray, windows.from_arrays(given, bert.config))
-    found = {name: np.asarray(value) for name, value in outputs.every(bert.config, bert.params, batch).items()}
+    found = {name: np.asarray(value) for name, value in compiled.every(bert.config, bert.params, batch).items()}
     heads = [name for name in ("mlm", "nsp", "classify", "regress", "tag", "span", "choose") if name in found]
     values = [found[name] for name in heads or ("hidden", "pooled")]
     return [value[:, 0] if value.shape[1] == 1 and value.ndim == 3 else value for value in values]

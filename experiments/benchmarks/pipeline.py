@@ -19,9 +19,9 @@ import jax
 import numpy as np
 
 import bert_jax
-from bert_jax import optim, step
 from bert_jax.data import corpus as corpora
-from bert_jax.data import pairs, pipeline
+from bert_jax.data import pipeline, sentence_pairs
+from bert_jax.training import optimizers, step
 
 
 def main() -> None:
@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--threads", type=int, default=4, help="reading threads of the pipeline that is compared with")
-    parser.add_argument("--step", choices=bert_jax.config.SIZES)
+    parser.add_argument("--step", choices=bert_jax.config.run.SIZES)
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     (under_a_step if options.step else alone)(options)
@@ -70,7 +70,7 @@ def ours(corpus: corpora.Corpus, config: bert_jax.DataConfig) -> grain.DatasetIt
 
 
 def one_at_a_time(corpus: corpora.Corpus, config: bert_jax.DataConfig, threads: int) -> grain.DatasetIterator:
-    plan = pairs.plan(corpus.train, config, seed=0, epoch=0, block=0)
+    plan = sentence_pairs.plan(corpus.train, config, seed=0, epoch=0, block=0)
     documents = corpus.train.documents._source
     specials, width = corpus.tokenizer.specials, config.sequence_length
 
@@ -109,7 +109,7 @@ def under_a_step(options: argparse.Namespace) -> None:
         model=bert_jax.ModelConfig.size(options.step, vocab_size=pieces, dtype="bfloat16"),
         mask=bert_jax.MaskPolicy(mask_id=corpus.tokenizer.specials.mask, vocab_size=pieces),
     )
-    optimizer = optim.make_optimizer(config.optim, config.train.steps)
+    optimizer = optimizers.make_optimizer(config.optim, config.train.steps)
     train_step = jax.jit(step.make_train_step(step.pretraining(config), optimizer), donate_argnums=0)
     state = jax.jit(lambda: step.init_state(config, optimizer))()
     batches = ours(corpus, config.data)

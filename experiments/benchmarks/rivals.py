@@ -30,17 +30,17 @@ def ours(options: dict[str, Any], batches: list[Batch]) -> Step:
     import jax
 
     import bert_jax
-    from bert_jax import optim, parallel, step
+    from bert_jax.training import launchers, optimizers, step
 
     config = our_config(options, batches[0])
-    launcher = parallel.launch(config)
+    launcher = launchers.launch(config)
     placed = itertools.cycle([launcher.place(batch) for batch in batches])
     with launcher.context():
         if options["what"] == "encode":
-            params = jax.jit(lambda: bert_jax.heads.init_params(config.model, jax.random.key(0)))()
+            params = jax.jit(lambda: bert_jax.models.heads.init_params(config.model, jax.random.key(0)))()
             encode = jax.jit(lambda params, batch: bert_jax.encode(config.model, params, batch))
             return lambda: jax.block_until_ready(encode(params, next(placed)))
-        optimizer = optim.make_optimizer(config.optim, config.train.steps)
+        optimizer = optimizers.make_optimizer(config.optim, config.train.steps)
         state = jax.jit(lambda: step.init_state(config, optimizer))()
         compiled = launcher.compile(
             step.make_train_step(step.pretraining(config), optimizer, axis_name=launcher.axis_name), donate=True

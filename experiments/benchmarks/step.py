@@ -30,11 +30,11 @@ import numpy as np
 from rivals import RIVALS
 
 import bert_jax
-from bert_jax import bench
 from bert_jax.cli import ALLOCATOR
-from bert_jax.config import SIZES
+from bert_jax.config.run import SIZES
 from bert_jax.data import corpus as corpora
-from bert_jax.data import pairs, pipeline
+from bert_jax.data import pipeline, sentence_pairs
+from bert_jax.evaluation import benchmark
 
 VOCAB = 30522
 
@@ -83,7 +83,7 @@ def write_batches(work: Path, options: argparse.Namespace) -> dict[str, dict[str
         given = real_batches(options)
     else:
         shape = bert_jax.DataConfig("", options.length, options.batch)
-        full = [bench.random_batch(shape, VOCAB, seed=number) for number in range(options.batches)]
+        full = [benchmark.random_batch(shape, VOCAB, seed=number) for number in range(options.batches)]
         given = {"ours": full, "theirs": full}
     policy = bert_jax.MaskPolicy(mask_id=103, vocab_size=VOCAB)
     counts = {}
@@ -110,7 +110,7 @@ def real_batches(options: argparse.Namespace) -> dict[str, list[pipeline.HostBat
     made = {}
     for kind, packing in (("ours", bert_jax.DataConfig("").packing), ("theirs", 1)):
         config = bert_jax.DataConfig(options.corpus, options.length, options.batch, packing=packing)
-        plan = pairs.plan(corpus.train, config, seed=0, epoch=0, block=0)
+        plan = sentence_pairs.plan(corpus.train, config, seed=0, epoch=0, block=0)
         rows = pipeline.packed_rows(plan, config, seed=0)[: options.batches * options.batch]
         parts = np.split(rows, options.batches)
         made[kind] = [pipeline.assemble(corpus.train, corpus.tokenizer.specials, config, plan.take(part)) for part in parts]
@@ -136,7 +136,7 @@ def theirs(plain: pipeline.HostBatch, masked: dict[str, np.ndarray]) -> dict[str
 def forward_flop(batch: dict[str, np.ndarray], size: str, what: str) -> float:
     """Multiplications and additions that BERT needs for these examples, padding not counted."""
     lengths = np.concatenate([np.bincount(row[row > 0])[1:] for row in batch["segments"]])
-    phases = bench.forward_flop(bert_jax.ModelConfig.size(size), lengths[lengths > 0], float(batch["mlm_weights"].sum()))
+    phases = benchmark.forward_flop(bert_jax.ModelConfig.size(size), lengths[lengths > 0], float(batch["mlm_weights"].sum()))
     return sum(flop for phase, flop in phases.items() if what == "train" or phase != "head")
 
 

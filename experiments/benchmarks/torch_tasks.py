@@ -18,9 +18,9 @@ import torch
 import transformers
 
 import bert_jax
-from bert_jax.tasks import kinds
-from bert_jax.tasks.base import Example, Source, Split
-from bert_jax.tasks.config import FinetuneConfig
+from bert_jax.config.finetuning import FinetuneConfig
+from bert_jax.tasks import registry
+from bert_jax.tasks.example import Example, Source, Split
 from bert_jax.tokenizers import Tokenizer
 
 if TYPE_CHECKING:
@@ -46,8 +46,8 @@ class Data(NamedTuple):
 def read(config: FinetuneConfig, tokenizer: Tokenizer) -> Data:
     """The examples that we train on, in the order of the file, and the development split."""
     source = Source(config.task, config.data, config.reading, tokenizer)
-    examples, labels = kinds.train(source)
-    return Data(examples, labels, kinds.split(source, "dev", labels))
+    examples, labels = registry.train(source)
+    return Data(examples, labels, registry.split(source, "dev", labels))
 
 
 def steps(config: FinetuneConfig, examples: int) -> int:
@@ -61,8 +61,8 @@ def load_model(config: FinetuneConfig, labels: Sequence[str]) -> torch.nn.Module
     Raises:
       SystemExit: something of the encoder was not found in the file, so that it would start from random values.
     """
-    head = kinds.head(config.task)
-    changes: dict[str, Any] = {"num_labels": kinds.outputs(config.task, labels)}
+    head = registry.head(config.task)
+    changes: dict[str, Any] = {"num_labels": registry.outputs(config.task, labels)}
     if config.dropout is not None:
         rates = ("hidden_dropout_prob", "attention_probs_dropout_prob")
         changes |= dict.fromkeys(rates, config.dropout) | {"classifier_dropout": None}
@@ -140,7 +140,7 @@ def train(config: FinetuneConfig, watch: Stopwatch, *, threads: int) -> dict[str
     count = steps(config, len(data.examples))
     optimizer = optimizer_for(model, config)
     schedule = transformers.get_linear_schedule_with_warmup(optimizer, config.optim(count).warmup_steps, count)
-    collate = collator(kinds.head(config.task), tokenizer.specials.pad, device)
+    collate = collator(registry.head(config.task), tokenizer.specials.pad, device)
     narrow = torch.autocast(device, torch.bfloat16, enabled=config.dtype == "bfloat16")
     losses = []
     model.train()
@@ -197,7 +197,7 @@ def compare(config: FinetuneConfig) -> dict[str, Any]:
     assert ours.tokenizer
     data = read(config, ours.tokenizer)
     model = load_model(config, data.labels).eval()
-    batch = collator(kinds.head(config.task), ours.tokenizer.specials.pad, "cpu")(data.dev.examples[:8])
+    batch = collator(registry.head(config.task), ours.tokenizer.specials.pad, "cpu")(data.dev.examples[:8])
     ids, types, mask = (batch[name] for name in ("input_ids", "token_type_ids", "attention_mask"))
     with torch.inference_mode():
         states = model.get_submodule("bert")(input_ids=ids, token_type_ids=types, attention_mask=mask).last_hidden_state.numpy()

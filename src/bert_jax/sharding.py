@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from bert_jax.config import MeshConfig
+from bert_jax.config.run import MeshConfig
 from bert_jax.errors import UserError
 
 DATA, FSDP, TENSOR = "data", "fsdp", "tensor"

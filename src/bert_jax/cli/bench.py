@@ -12,11 +12,12 @@ from typing import Annotated
 import jax
 import tyro
 
-from bert_jax import bench, files
-from bert_jax.bench import Report
 from bert_jax.cli.pretrain import load_experiment, long_names, registry
-from bert_jax.config import Config, DataConfig, ModelConfig
-from bert_jax.schema import require_positive
+from bert_jax.config.run import Config, DataConfig, ModelConfig
+from bert_jax.config.validation import require_positive
+from bert_jax.evaluation import benchmark
+from bert_jax.evaluation.benchmark import Report
+from bert_jax.io import atomic
 
 DEFAULT = Config(run="", data=DataConfig("", batch_size=8), model=ModelConfig(dtype="bfloat16"))
 """What is measured without an experiment: BERT-Base, 8 rows of 128 tokens, bfloat16, everything else the paper's."""
@@ -55,8 +56,8 @@ def main(arguments: list[str]) -> int:
         registry=registry(),
     )
     # A path that cannot be written is refused before anything is measured.
-    with files.new(options.out) if options.out else contextlib.nullcontext() as out:
-        report = bench.run(options.config, steps=options.steps, profile=options.profile)
+    with atomic.new(options.out) if options.out else contextlib.nullcontext() as out:
+        report = benchmark.run(options.config, steps=options.steps, profile=options.profile)
         if out:
             out.write_text(json.dumps(report._asdict(), indent=2))
     for line in (*summary(options.config, report), *(table(report, jax.device_count()) if report.phases else ())):

@@ -14,12 +14,12 @@ import tyro
 from etils import epath
 
 import bert_jax
-from bert_jax import files
-from bert_jax.bert import Pooling
-from bert_jax.data.text import read_texts
+from bert_jax.data.readers import read_texts
+from bert_jax.data.windows import Long, Text
 from bert_jax.errors import UserError
-from bert_jax.log import progress_bar
-from bert_jax.windows import Long, Text
+from bert_jax.inference.bert import Pooling
+from bert_jax.io import atomic
+from bert_jax.training.logging import progress_bar
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +57,7 @@ def main(arguments: list[str]) -> int:
     out = epath.Path(options.out)
     if out.suffix not in _WRITERS:
         raise UserError(f"{out} has none of the endings {', '.join(_WRITERS)}.")
-    with files.new(out) as path:
+    with atomic.new(out) as path:
         texts = read_texts(options.text, field=options.field)
         bert = bert_jax.load(options.model)
         with progress_bar("windows") as progress:

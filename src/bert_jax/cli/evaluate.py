@@ -9,9 +9,9 @@ from typing import Annotated
 
 import tyro
 
-from bert_jax.ask import Asker, run_config
 from bert_jax.cli.finetune import spread
-from bert_jax.tasks.config import Reading, TaskName
+from bert_jax.config.finetuning import Reading, TaskName
+from bert_jax.inference.predictor import Asker, run_config
 
 
 @dataclasses.dataclass(frozen=True)

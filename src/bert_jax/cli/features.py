@@ -9,10 +9,10 @@ from typing import Annotated
 import tyro
 
 import bert_jax
-from bert_jax import files
-from bert_jax.data.text import read_texts
-from bert_jax.log import progress_bar
-from bert_jax.windows import Long
+from bert_jax.data.readers import read_texts
+from bert_jax.data.windows import Long
+from bert_jax.io import atomic
+from bert_jax.training.logging import progress_bar
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Features:
 
 def main(arguments: list[str]) -> int:
     options = tyro.cli(Features, prog="bert-jax features", args=arguments)
-    with files.new(options.out) as path:
+    with atomic.new(options.out) as path:
         texts = read_texts(options.text, field=options.field)
         bert = bert_jax.load(options.model)
         with progress_bar("windows") as progress, path.open("w") as file:

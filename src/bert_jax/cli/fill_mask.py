@@ -9,7 +9,7 @@ from typing import Annotated
 import tyro
 
 import bert_jax
-from bert_jax.windows import Long
+from bert_jax.data.windows import Long
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import tyro
 
-from bert_jax import stability
-from bert_jax.stability import Grid
-from bert_jax.tasks.config import FinetuneConfig, Reading, TaskName
+from bert_jax.config.finetuning import FinetuneConfig, Reading, TaskName
+from bert_jax.evaluation import seeds
+from bert_jax.evaluation.seeds import Grid
 
 _LISTS = ("--learning-rates", "--batch-sizes", "--epoch-counts", "--columns", "--labels")
 
@@ -40,7 +40,7 @@ class Finetune(FinetuneConfig):
 def main(arguments: list[str]) -> int:
     options = tyro.cli(Finetune, prog="bert-jax finetune", args=spread(arguments))
     fields = {field.name: getattr(options, field.name) for field in dataclasses.fields(FinetuneConfig)}
-    report = stability.finetune_all(FinetuneConfig(**fields), options.grid)
+    report = seeds.finetune_all(FinetuneConfig(**fields), options.grid)
     if report.signal:
         return 128 + report.signal
     print(report.text)

@@ -9,11 +9,11 @@ from typing import Annotated
 
 import tyro
 
-from bert_jax import files
-from bert_jax.ask import Asker, run_config
 from bert_jax.cli.finetune import spread
-from bert_jax.log import progress_bar
-from bert_jax.tasks.config import Reading, TaskName
+from bert_jax.config.finetuning import Reading, TaskName
+from bert_jax.inference.predictor import Asker, run_config
+from bert_jax.io import atomic
+from bert_jax.training.logging import progress_bar
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +47,7 @@ def main(arguments: list[str]) -> int:
     command = functools.partial(Predict, reading=known.reading if known else Reading())
     options = tyro.cli(command, prog="bert-jax predict", args=spread(arguments))
     count = 0
-    with files.new(options.out) as path:
+    with atomic.new(options.out) as path:
         asker = Asker.load(
             options.model, task=options.task, reading=options.reading, labels=options.labels, threshold=options.threshold
         )

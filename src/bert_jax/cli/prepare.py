@@ -11,7 +11,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from bert_jax import tokenizers
 from bert_jax.data.corpus import write_corpus
-from bert_jax.data.text import Sentences, read_documents
+from bert_jax.data.readers import Sentences, read_documents
 
 
 @dataclasses.dataclass(frozen=True)

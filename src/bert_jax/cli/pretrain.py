@@ -11,10 +11,10 @@ from typing import Any, get_args, get_origin
 
 import tyro
 
-from bert_jax import schedules
-from bert_jax.config import Config
+from bert_jax.config.run import Config
 from bert_jax.errors import UserError
-from bert_jax.train import Result, pretrain, resolve
+from bert_jax.masking import schedules
+from bert_jax.training.pretraining import Result, pretrain, resolve
 
 _USAGE = """usage: bert-jax pretrain EXPERIMENT.py [--section.field VALUE ...]
 

@@ -10,7 +10,7 @@ import tyro
 from etils import epath
 
 from bert_jax import tokenizers
-from bert_jax.data.text import Sentences, read_documents
+from bert_jax.data.readers import Sentences, read_documents
 from bert_jax.errors import UserError
 
 

@@ -17,15 +17,16 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from bert_jax import checkpoint, files, tokenizers
-from bert_jax.checkpoint import Checkpoints
-from bert_jax.config import ModelConfig
+from bert_jax import tokenizers
+from bert_jax.checkpoints import BEST, DIRECTORY, Checkpoints
+from bert_jax.config.run import ModelConfig
+from bert_jax.config.validation import read_json, require
 from bert_jax.convert import google, hf, tree
 from bert_jax.convert.names import Family
 from bert_jax.errors import Doubt, UserError
-from bert_jax.heads import heads_of
-from bert_jax.model import Params
-from bert_jax.schema import read_json, require
+from bert_jax.io import atomic
+from bert_jax.models.encoder import Params
+from bert_jax.models.heads import heads_of
 from bert_jax.tokenizers import Tokenizer
 
 Format = Literal["hf", "google", "flax", "orbax"]
@@ -66,7 +67,7 @@ def read(path: epath.PathLike, *, partial: bool = False, head: Head | None = Non
     """
     path = epath.Path(path)
     weights = _find(path)
-    if weights.name == checkpoint.DIRECTORY:
+    if weights.name == DIRECTORY:
         return _read_run(weights.parent)
     directory = weights.parent
     family: Family = "google" if weights.name.endswith(".index") else "flax" if "msgpack" in weights.name else "hf"
@@ -114,7 +115,7 @@ def write(
         to == "orbax" or not (model.config.causal or model.config.lstm_layers),
         f"The format {to} knows no causal BERT and no BiLSTM on top of one; only orbax keeps such a model.",
     )
-    with files.new(path) as directory:
+    with atomic.new(path) as directory:
         directory.mkdir()
         if to == "orbax":
             tensors = {jax.tree_util.keystr(key, simple=True, separator="/"): np.asarray(value)
@@ -155,26 +156,24 @@ def _find(path: epath.Path) -> epath.Path:
         known = path.suffix in (".safetensors", ".bin", ".pt", ".pth", ".msgpack", ".index") or path.name.endswith(".index.json")
         require(known, f"{path} is no checkpoint that is known; formats are told apart by their names.")
         return path
-    if path.name == checkpoint.DIRECTORY and _is_run(path.parent):
+    if path.name == DIRECTORY and _is_run(path.parent):
         return path
     require(path.is_dir(), f"There is no model {path}; give a directory or a file of weights.")
-    if _is_run(path / checkpoint.BEST):
+    if _is_run(path / BEST):
         # What a fine-tuning run was for.
-        path = path / checkpoint.BEST
-    found = [path / checkpoint.DIRECTORY] if _is_run(path) else []
+        path = path / BEST
+    found = [path / DIRECTORY] if _is_run(path) else []
     found += [path / name for name in _WEIGHTS if (path / name).is_file()]
     found += sorted(path.glob("*.ckpt*.index"))
     if not found:
-        raise UserError(
-            f"{path} holds no model: no {checkpoint.DIRECTORY} of a run, no {', '.join(_WEIGHTS[::2])}, and no *.ckpt.index."
-        )
+        raise UserError(f"{path} holds no model: no {DIRECTORY} of a run, no {', '.join(_WEIGHTS[::2])}, and no *.ckpt.index.")
     names = [file.name for file in found]
     require(len(found) == 1, f"{path} holds {' and '.join(names)}; name the one to read, for example {found[0]}.")
     return found[0]
 
 
 def _is_run(path: epath.Path) -> bool:
-    steps = path / checkpoint.DIRECTORY
+    steps = path / DIRECTORY
     return steps.is_dir() and any(step.name.isdigit() for step in steps.iterdir())
 
 

@@ -15,10 +15,10 @@ import safetensors
 import safetensors.numpy
 from etils import epath
 
-from bert_jax.config import ModelConfig
+from bert_jax.config.run import ModelConfig
+from bert_jax.config.validation import check_types, read_json, require
 from bert_jax.convert import pickles
 from bert_jax.errors import UserError
-from bert_jax.schema import check_types, read_json, require
 
 SAFETENSORS, FLAX, PICKLE = "model.safetensors", "flax_model.msgpack", "pytorch_model.bin"
 CONFIG = "config.json"

@@ -12,13 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bert_jax.config import ModelConfig
+from bert_jax.config.run import ModelConfig
 from bert_jax.convert import hf, names
 from bert_jax.convert.names import Family
 from bert_jax.errors import UserError
-from bert_jax.heads import ON_POOLED, heads_of, init_params
-from bert_jax.model import Params
-from bert_jax.positions import sinusoidal
+from bert_jax.models.encoder import Params
+from bert_jax.models.heads import ON_POOLED, heads_of, init_params
+from bert_jax.ops.positions import sinusoidal
 
 # What optimizers leave beside the weights in the original's checkpoints, and buffers of transformers' classes.
 _IGNORED = {

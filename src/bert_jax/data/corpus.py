@@ -21,9 +21,10 @@ import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
-from bert_jax import files, tokenizers
-from bert_jax.data.text import Document
+from bert_jax import tokenizers
+from bert_jax.data.readers import Document
 from bert_jax.errors import UserError
+from bert_jax.io import atomic
 from bert_jax.tokenizers import Tokenizer
 
 TRAIN, HELD_OUT = SPLITS = ("train", "held_out")
@@ -191,7 +192,7 @@ def write_corpus(
                 yield document
             progress(len(chunk))
 
-    with files.new(out) as path:
+    with atomic.new(out) as path:
         tfds.disable_progress_bar()
         builder = Builder(documents, data_dir=path.parent / "tfds", file_format="array_record")
         # TFDS announces a download that does not happen.

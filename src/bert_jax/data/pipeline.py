@@ -12,10 +12,10 @@ from typing import Any
 import grain
 import numpy as np
 
-from bert_jax.config import DataConfig
-from bert_jax.data import packing, pairs
+from bert_jax.config.run import DataConfig
+from bert_jax.data import packing, sentence_pairs
 from bert_jax.data.corpus import Split
-from bert_jax.data.pairs import Examples
+from bert_jax.data.sentence_pairs import Examples
 from bert_jax.tokenizers import Specials
 
 HostBatch = dict[str, np.ndarray]
@@ -49,7 +49,7 @@ def eval_batches(
 
     The examples do not depend on the run's seed, so that runs can be compared.
     """
-    parts = [pairs.plan(split, config, seed=0, epoch=0, block=block) for block in range(pairs.blocks(split))]
+    parts = [sentence_pairs.plan(split, config, seed=0, epoch=0, block=block) for block in range(sentence_pairs.blocks(split))]
     plan = Examples(*map(np.concatenate, zip(*parts, strict=True)))
     packed = packed_rows(plan, config, seed=0)
     count = -(-len(packed) // config.batch_size)
@@ -154,13 +154,13 @@ class _PlanIterator(grain.DatasetIterator[Examples]):
     def _next_plan(self) -> tuple[Examples, np.ndarray]:
         config, seed = self._config, self._seed
         epoch = self._epoch if config.dupe_factor is None else self._epoch % config.dupe_factor
-        plan = pairs.plan(self._split, config, seed=seed, epoch=self._epoch, block=self._block)
+        plan = sentence_pairs.plan(self._split, config, seed=seed, epoch=self._epoch, block=self._block)
         return plan, packed_rows(plan, config, seed=[seed, epoch, 1 + self._block, 1])
 
     def _advance(self) -> None:
         self._plan, self._row = None, 0
         self._block += 1
-        if self._block == pairs.blocks(self._split):
+        if self._block == sentence_pairs.blocks(self._split):
             self._block = 0
             self._epoch += 1
 

@@ -7,10 +7,10 @@ from typing import Literal, NamedTuple, get_args
 
 from etils import epath
 
-from bert_jax import files
-from bert_jax.data.text import lines
+from bert_jax.config.validation import require
+from bert_jax.data.readers import lines
 from bert_jax.errors import UserError
-from bert_jax.schema import require
+from bert_jax.io import atomic
 
 DOCSTART = "-DOCSTART-"
 """First column of a line that begins a document."""
@@ -140,7 +140,7 @@ def write(path: epath.PathLike, sentences: Sequence[Sentence], predicted: Sequen
             out.append(" ".join([DOCSTART, *([_OUTSIDE] * (len(columns) - 1))]) + "\n\n")
         out += [" ".join(row) + "\n" for row in zip(*columns, strict=True)]
         out.append("\n")
-    with files.new(path) as work:
+    with atomic.new(path) as work:
         work.write_bytes("".join(out).encode())
 
 

@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
-from bert_jax import files
+from bert_jax.config.validation import require
 from bert_jax.errors import Doubt, UserError
-from bert_jax.schema import require
+from bert_jax.io import atomic
 from bert_jax.tasks import tables
 from bert_jax.tasks.tables import Record, Row, listed
 
@@ -50,7 +50,7 @@ class Glue:
     files: Mapping[str, File]
     """By the split: train, dev, test; of MNLI also dev_mismatched and test_mismatched."""
     metrics: tuple[str, ...]
-    """GLUE's official ones, named as in :mod:`bert_jax.metrics`."""
+    """GLUE's official ones, named as in :mod:`bert_jax.tasks.metrics`."""
     headline: str
     """The one that the BERT paper reports in its table 1, where that task is in it."""
     submissions: Mapping[str, str]
@@ -316,7 +316,7 @@ def write_submission(
         raise ValueError(f"There are {len(ids)} ids and predictions of shape {predictions.shape}.")
     values = _classes(task, predictions, labels) if glue.labels else _scores(predictions)
     path = epath.Path(directory) / glue.submissions[split]
-    with files.new(path) as new:
+    with atomic.new(path) as new:
         new.write_text("index\tprediction\n" + "".join(f"{name}\t{value}\n" for name, value in zip(ids, values, strict=True)))
     return path
 

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
+from bert_jax.config.validation import parse_json, require
 from bert_jax.errors import Doubt, UserError
-from bert_jax.schema import parse_json, require
-from bert_jax.tasks.base import Part
+from bert_jax.tasks.example import Part
 from bert_jax.tokenizers import Tokenizer
 
 

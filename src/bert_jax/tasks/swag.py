@@ -11,9 +11,10 @@ from typing import NamedTuple
 import numpy as np
 from etils import epath
 
-from bert_jax import files, windows
-from bert_jax.schema import require
-from bert_jax.tasks.base import Example, Part
+from bert_jax.config.validation import require
+from bert_jax.data import windows
+from bert_jax.io import atomic
+from bert_jax.tasks.example import Example, Part
 from bert_jax.tasks.tables import csv_rows
 from bert_jax.tokenizers import Tokenizer
 
@@ -115,7 +116,7 @@ def write(path: epath.PathLike, ids: Sequence[str], predicted: Sequence[int]) ->
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["", "pred"])
     writer.writerows((name, int(number)) for name, number in zip(ids, predicted, strict=True))
-    with files.new(path) as work:
+    with atomic.new(path) as work:
         work.write_bytes(text.getvalue().encode())
 
 

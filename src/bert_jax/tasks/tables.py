@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
-from bert_jax.data.text import lines
+from bert_jax.config.validation import parse_json, require
+from bert_jax.data.readers import lines
 from bert_jax.errors import UserError
-from bert_jax.schema import parse_json, require
-from bert_jax.tasks.base import find_split
+from bert_jax.tasks.example import find_split
 
 _SPLITS: dict[str, tuple[str, ...]] = {"train": ("train",), "dev": ("dev", "validation", "valid", "val"), "test": ("test",)}
 _KINDS = (".tsv", ".csv", ".jsonl", ".ndjson")

@@ -9,10 +9,10 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
+from bert_jax.config.validation import require
 from bert_jax.errors import Doubt
-from bert_jax.schema import require
-from bert_jax.tasks.base import Example, Part
 from bert_jax.tasks.conll import Sentence
+from bert_jax.tasks.example import Example, Part
 from bert_jax.tokenizers import Tokenizer
 
 Context = Literal["document", "sentence"]

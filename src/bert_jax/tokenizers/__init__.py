@@ -8,9 +8,9 @@ from typing import Literal
 
 from etils import epath
 
-from bert_jax import files
 from bert_jax.errors import UserError
-from bert_jax.tokenizers.base import MASK, Pieces, Specials, Tokenizer
+from bert_jax.io import atomic
+from bert_jax.tokenizers.protocol import MASK, Pieces, Specials, Tokenizer
 from bert_jax.tokenizers.sentencepiece import MODEL, SentencePiece
 from bert_jax.tokenizers.wordpiece import CONFIG, JSON, VOCAB, WordPiece, unpack
 
@@ -77,7 +77,7 @@ def create(tokenizer: Tokenizer, directory: epath.PathLike) -> None:
     Raises:
       UserError: it exists already.
     """
-    with files.new(directory) as path:
+    with atomic.new(directory) as path:
         save(tokenizer, path)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import sentencepiece as spm
 
 from bert_jax.errors import UserError
-from bert_jax.tokenizers.base import CLS, MASK, PAD, SEP, UNK, Aligned, Pieces, find_specials
+from bert_jax.tokenizers.protocol import CLS, MASK, PAD, SEP, UNK, Aligned, Pieces, find_specials
 
 MODEL = "spiece.model"
 _SPACE = "▁"

@@ -11,9 +11,9 @@ import numpy as np
 from tokenizers import Tokenizer as Engine
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
+from bert_jax.config.validation import check_types, parse_json, require
 from bert_jax.errors import UserError
-from bert_jax.schema import check_types, parse_json, require
-from bert_jax.tokenizers.base import SPECIALS, UNK, Aligned, Pieces, find_specials
+from bert_jax.tokenizers.protocol import SPECIALS, UNK, Aligned, Pieces, find_specials
 
 VOCAB, CONFIG, JSON = "vocab.txt", "tokenizer_config.json", "tokenizer.json"
 CONTINUATION = "##"

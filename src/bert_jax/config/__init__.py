@@ -1,0 +1,1 @@
+"""Configuration dataclasses, validated when they are made."""

@@ -1,0 +1,1 @@
+"""Losses at fixed mask rates, minimal pairs, sweeps, spread over seeds, benchmarks."""

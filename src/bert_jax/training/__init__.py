@@ -1,0 +1,1 @@
+"""Losses, optimizers, the step, launchers, the trainer, and its two jobs."""

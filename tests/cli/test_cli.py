@@ -1,0 +1,295 @@
+"""The command line: what it prints, what it refuses, with which status, and what it leaves behind."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from bert_jax import cli
+from bert_jax.cli import ALLOCATOR, COMMANDS
+from bert_jax.cli.pretrain import load_experiment
+from bert_jax.config.run import Config
+from bert_jax.training.pretraining import resolve
+from bert_jax.training.trainer import Result
+
+EXPERIMENT = """
+import bert_jax
+def config():
+    return bert_jax.Config(
+        run={run!r},
+        data=bert_jax.DataConfig({corpus!r}, sequence_length=32, batch_size=16),
+        model=bert_jax.ModelConfig(vocab_size=97, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64),
+        optim=bert_jax.OptimConfig(warmup_steps=2),
+        train=bert_jax.TrainConfig(steps=6, eval_every=3, save_every=3, log_every=1),
+    )
+"""
+
+
+# What a shell has put into the background does not hear Ctrl-C; its children do not either, unless they say so.
+PROGRAM = [
+    sys.executable,
+    "-c",
+    "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); from bert_jax.cli import main; sys.exit(main())",
+]
+
+
+def bert_jax(*arguments, **kwargs):
+    """Run the command in a process of its own, as a user does."""
+    return subprocess.run([*PROGRAM, *map(str, arguments)], capture_output=True, text=True, timeout=300, **kwargs)
+
+
+def here(*arguments):
+    """The same command in this process, where an exception that nobody expects ends the test."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cli, "_keep_compilations", lambda: None)
+        try:
+            status = cli.main([*map(str, arguments)])
+        except SystemExit as left:
+            status = left.code
+    return subprocess.CompletedProcess(arguments, status, out.getvalue(), err.getvalue())
+
+
+@pytest.fixture
+def experiment(tmp_path, corpus):
+    path = tmp_path / "experiment.py"
+    path.write_text(EXPERIMENT.format(run=str(tmp_path / "run"), corpus=str(corpus.path)))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("kind", "size"),
+    [("wordpiece", 60), *(pytest.param(kind, size, marks=pytest.mark.slow) for kind, size in (("unigram", 36), ("bpe", 60)))],
+)
+def test_from_text_to_an_answer(tmp_path, text, kind, size):
+    """The README's five steps, with every kind of vocabulary."""
+    assert f"{size} pieces" in ok(bert_jax("vocab", text, "--out", tmp_path / "vocab", "--kind", kind, "--size", size))
+    assert "corpus train: 72 documents" in ok(
+        bert_jax("prepare", text, "--vocab", tmp_path / "vocab", "--out", tmp_path / "corpus", "--held-out", 0.1)
+    )
+    path = tmp_path / "experiment.py"
+    path.write_text(EXPERIMENT.format(run=str(tmp_path / "run"), corpus=str(tmp_path / "corpus")))
+    out = ok(bert_jax("pretrain", path, "--optim.peak-lr", "3e-4", "--parallel", "pmap"))
+    config, _, report = out.partition("\n}\n")
+    assert json.loads(config + "\n}")["optim"]["peak_lr"] == 3e-4
+    assert "masked-word loss" in report
+    assert "unigram model on the same tokens" in report
+    again = bert_jax("pretrain", path, "--optim.peak-lr", "3e-4", "--parallel", "pmap")
+    assert "is complete at step 6" in again.stderr
+    out = ok(bert_jax("fill-mask", tmp_path / "run", "alpha [MASK] charlie."))
+    assert len(out.splitlines()) == 5
+    assert all(line.split()[0].endswith("%") for line in out.splitlines())
+    guesses = json.loads(ok(bert_jax("fill-mask", tmp_path / "run", "[MASK] [MASK]", "--json", "--top-k", 2)))
+    assert [[set(guess) for guess in place] for place in guesses] == [[{"piece", "probability"}] * 2] * 2
+
+
+def ok(done):
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def refused(done, sentence, status=2):
+    assert done.returncode == status, done.stderr
+    assert sentence in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_bad_text(tmp_path, text):
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "latin.txt").write_bytes("Müller\n".encode("latin-1"))
+    (tmp_path / "one.txt").write_text("Only.\nOne document.\n")
+    ok(here("vocab", text, "--out", tmp_path / "vocab", "--size", 97))
+    for name, sentence in {
+        "empty.txt": "empty.txt holds no text.",
+        "latin.txt": "latin.txt, line 1: byte 0xfc at column 2 is not UTF-8",
+        "none.txt": "There is no file",
+        "": "is a directory",
+    }.items():
+        refused(here("vocab", tmp_path / name, "--out", tmp_path / "other"), sentence)
+        refused(here("prepare", tmp_path / name, "--vocab", tmp_path / "vocab", "--out", tmp_path / "corpus"), sentence)
+    refused(
+        here("prepare", tmp_path / "one.txt", "--vocab", tmp_path / "vocab", "--out", tmp_path / "corpus"),
+        "A blank line ends a document.",
+    )
+    refused(
+        here("prepare", text, "--vocab", tmp_path / "none", "--out", tmp_path / "corpus"),
+        "`bert-jax vocab` makes one",
+    )
+    (tmp_path / "vocab" / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\nalpha\n")
+    refused(here("prepare", text, "--vocab", tmp_path / "vocab", "--out", tmp_path / "corpus"), "has no [MASK]")
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"empty.txt", "latin.txt", "one.txt", "vocab"}
+
+
+def test_bad_experiments(tmp_path, experiment):
+    refused(bert_jax("pretrain", tmp_path / "none.py"), "no experiment")
+    refused(here("pretrain", tmp_path), "is a directory")
+    (tmp_path / "empty.py").write_text("")
+    refused(here("pretrain", tmp_path / "empty.py"), "no function config()")
+    (tmp_path / "wrong.py").write_text("def config(): return 3")
+    refused(here("pretrain", tmp_path / "wrong.py"), "returns a int")
+    refused(here("pretrain", experiment, "--data.corpus", tmp_path), "is not a corpus")
+    refused(here("pretrain", experiment, "--data.sequence-length", 513), "goes past model.max_position_embeddings 512")
+    refused(here("pretrain", experiment, "--model.vocab-size", 9), "use --model.vocab-size 89")
+    refused(here("pretrain", experiment, "--mesh.tensor", 3), "does not cover 8 devices")
+    refused(here("pretrain", experiment, "--model.hidden-act", "swish"), "swish")
+    refused(here("pretrain", experiment, "--train.steps", "many"), "many")
+    refused(here("pretrain", experiment, "--no-such-field", 1), "no-such-field")
+    refused(here("pretrain", experiment, "--mask.rate", 1.5), "mask.rate is 1.5; it must lie in [0, 1]")
+    refused(
+        here("pretrain", experiment, "--mask.rate", "falling"),
+        "mask.rate is 'falling'; give a number, or one of",
+    )
+    refused(here("pretrain", experiment, "--mask.rate", "linear(0.1, 2)"), "it must lie in [0, 1]")
+    refused(here("pretrain", experiment, "--mask.weights", tmp_path / "none.tsv"), "none.tsv of weights")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_python_interface_refuses_unknown_names(tmp_path):
+    """Outside the tests, where annotations are not executed, the dataclasses themselves say no."""
+    program = (
+        "import bert_jax\n"
+        "for make in (lambda: bert_jax.ModelConfig(hidden_act='swish'), lambda: bert_jax.OptimConfig(name='sgd')):\n"
+        "    try: make()\n"
+        "    except bert_jax.UserError as error: print(error)\n"
+        "try: bert_jax.windows.cut(None, ['a', ('a', 'b', 'c')], limit=9)\n"
+        "except bert_jax.UserError as error: print(error)\n"
+    )
+    out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.splitlines()
+    assert out[0].startswith("model.hidden_act is 'swish'; choose one of gelu")
+    assert out[1].startswith("optim.name is 'sgd'; choose one of bert_adam")
+    assert out[2] == "Text 2 is neither a string nor a pair of strings."
+
+
+def test_a_run_directory_that_holds_another_config(experiment, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text(resolve(load_experiment(experiment)).to_json())
+    refused(here("pretrain", experiment, "--train.seed", 5), "train.seed: 0 -> 5")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_leaves(experiment, tmp_path, number):
+    command = [
+        "pretrain",
+        str(experiment),
+        "--train.steps",
+        "100000",
+        "--train.save-every",
+        "100000",
+        "--train.eval-every",
+        "100000",
+    ]
+    process = subprocess.Popen([*PROGRAM, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (metrics.exists() and len(metrics.read_text().splitlines()) > 5):
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 128 + number
+    assert f"Stopped by {number.name} at step" in said
+    assert "Traceback" not in said
+    steps = [int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir()]
+    assert len(steps) == 1
+    assert json.loads(metrics.read_text().splitlines()[-1])["step"] == steps[0]
+
+
+def test_ctrl_c_while_preparing_leaves_nothing(tmp_path, text):
+    ok(bert_jax("vocab", text, "--out", tmp_path / "vocab", "--size", 97))
+    pipe = tmp_path / "endless.txt"
+    os.mkfifo(pipe)
+    process = subprocess.Popen(
+        [*PROGRAM, "prepare", str(pipe), "--vocab", str(tmp_path / "vocab"), "--out", str(tmp_path / "corpus")],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with pipe.open("w") as writer:
+        writer.write("alpha bravo.\n\n" * 100)
+        writer.flush()
+        time.sleep(1)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+    assert "Traceback" not in process.stderr.read()
+    process.stderr.close()
+    assert {path.name for path in tmp_path.iterdir()} == {"vocab", "endless.txt"}
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, "pretrain EXPERIMENT"])
+def test_help_describes_every_option(command, experiment):
+    name, *more = command.split()
+    out = ok(here(name, *([experiment] if more else []), "--help"))
+    assert "usage" in out.lower()
+    if more:
+        assert all(f"--{section}." in out for section in ("data", "model", "mask", "optim", "mesh", "train"))
+        assert "--parallel" in out
+
+
+def test_usage(capsys):
+    assert cli.main(["--help"]) == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in COMMANDS)
+    assert cli.main([]) == 2
+    assert "usage" in capsys.readouterr().err
+    assert cli.main(["dance"]) == 2
+    assert "no command 'dance'" in capsys.readouterr().err
+    assert cli.main(["--version"]) == 0
+
+
+def test_a_full_disk_is_one_sentence(monkeypatch, capsys, tmp_path, text):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device", "corpus")
+
+    monkeypatch.setattr("bert_jax.cli.vocab.tokenizers.create", full)
+    assert cli.main(["vocab", str(text), "--out", str(tmp_path / "v"), "--size", "97"]) == 1
+    assert "the disk is full" in capsys.readouterr().err
+
+
+def test_the_stored_config_is_the_resolved_one(experiment, tmp_path, monkeypatch):
+    monkeypatch.setattr("bert_jax.training.pretraining.fit", lambda work: Result(0, None, None))
+    out = ok(here("pretrain", experiment, "--mask.select", "span", "--mask.replace", 1.0, 0.0, 0.0))
+    stored = Config.from_json((tmp_path / "run" / "config.json").read_text())
+    assert stored.mask.select == "span"
+    assert stored.mask.replace == (1.0, 0.0, 0.0)
+    assert '"select": "span"' in out
+
+
+def test_schedules_and_tables_of_weights_are_text(experiment, tmp_path, monkeypatch):
+    monkeypatch.setattr("bert_jax.training.pretraining.fit", lambda work: Result(0, None, None))
+    (tmp_path / "rare.tsv").write_text("alpha\t2\nbravo\t0.5\n")
+    shares = ["linear(1, 0.8)", 0.0, "linear(0, 0.2)"]
+    mask = ["--mask.rate", "linear(0.3, 0.15)", "--mask.predict", 0.15, "--mask.replace", *shares]
+    mask += ["--mask.weights", tmp_path / "rare.tsv"]
+    ok(here("pretrain", experiment, *mask))
+    stored = Config.from_json((tmp_path / "run" / "config.json").read_text()).mask
+    assert (stored.rate, stored.predict, [*stored.replace]) == ("linear(0.3, 0.15)", 0.15, shares)
+    assert stored.steps == 6
+    # By what is in it, so that a run does not go on with another table.
+    assert stored.weights.startswith("function read_weights rare.tsv ")
+    ok(here("pretrain", experiment, *mask))
+    (tmp_path / "rare.tsv").write_text("alpha\t3\n")
+    refused(here("pretrain", experiment, *mask), "mask.weights: ")
+
+
+@pytest.mark.parametrize("chosen", [None, "glibc.malloc.check=0"])
+def test_commands_that_compute_keep_their_memory_unless_told_otherwise(chosen):
+    code = (
+        "import os, sys\nsys.argv = ['bert-jax', 'embed', '--help']\nfrom bert_jax import cli\n"
+        "try:\n    cli.main()\nexcept SystemExit:\n    pass\nprint(os.environ.get('GLIBC_TUNABLES'))"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
+    if chosen:
+        environment["GLIBC_TUNABLES"] = chosen
+    found = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    # Another C library's allocator is left as it is.
+    set_up = ALLOCATOR if platform.libc_ver()[0] == "glibc" else "None"
+    assert found.stdout.splitlines()[-1] == (chosen or set_up)
+    assert found.stdout.count("usage: bert-jax embed") == 1

@@ -1,0 +1,577 @@
+"""Formats: what is read, what is refused and in which words, what is written and left behind."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import hashlib
+import json
+import pickle
+import struct
+import zipfile
+
+import flax.serialization
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+from etils import epath
+
+import bert_jax
+from bert_jax.convert import google, hf, names, pickles, tree
+from bert_jax.errors import Doubt, UserError
+from bert_jax.inference.bert import Bert
+from bert_jax.models.heads import init_params
+from tests.conftest import MODEL
+
+HEADS = {"mlm": 0, "nsp": 2, "classify": 3, "span": 2}
+
+
+@pytest.fixture(scope="module")
+def bert(tokenizer):
+    config = dataclasses.replace(MODEL, vocab_size=len(tokenizer.pieces), initializer_range=0.3, layers="unroll")
+    params = jax.tree.map(lambda x: x + 0.01, init_params(config, jax.random.key(0), heads=HEADS))
+    return Bert(config, params, tokenizer, ("a", "b", "c"))
+
+
+@pytest.fixture(params=["hf", "google", "flax"])
+def saved(request, bert, tmp_path):
+    """A family, and a directory in its format."""
+    bert_jax.save(bert, tmp_path / "model", to=request.param)
+    return request.param, tmp_path / "model"
+
+
+def stored(family, directory):
+    """Tensors of a directory, and a function that writes others in their place."""
+    files = {"hf": "model.safetensors", "google": "bert_model.ckpt.index", "flax": "flax_model.msgpack"}
+    path = epath.Path(directory / files[family])
+    write = {"hf": hf.write_safetensors, "google": google.write, "flax": hf.write_msgpack}[family]
+    read = google.read(path, lambda name: True) if family == "google" else hf.read(path)
+    return dict(read), lambda tensors: write(path, tensors)
+
+
+def test_the_table_holds_every_parameter_once(bert):
+    paths = tree._flatten(bert.params)
+    for family in ("hf", "google", "flax"):
+        entries = [*names.entries(family, paths, bert.config.num_hidden_layers)]
+        assert {entry.ours for entry in entries} == set(paths)
+        theirs = [name for entry in entries for name in entry.names]
+        assert len(theirs) == len(set(theirs))
+    with pytest.raises(KeyError):
+        next(names.entries("hf", ["bert/elbow"], 1))
+
+
+def test_layouts_of_a_query_and_an_output_kernel(bert):
+    """[D, H, K] here, [D, H·K] in TensorFlow and Flax, its transpose in PyTorch; layer by layer."""
+    attention = bert.params["bert"]["layers"]["attention"]
+    for family, name in {
+        "google": "bert/encoder/layer_1/attention/{}/kernel",
+        "flax": "bert/encoder/layer/1/attention/{}/kernel",
+        "hf": "bert.encoder.layer.1.attention.{}.weight",
+    }.items():
+        tensors = tree.write(bert.params, bert.config, family)
+        joint = "." if family == "hf" else "/"
+        query, output = (tensors[name.format(f"{part[0]}{joint}{part[1]}")] for part in (("self", "query"), ("output", "dense")))
+        turn = np.transpose if family == "hf" else np.asarray
+        np.testing.assert_array_equal(turn(query), attention["query"]["kernel"][1].reshape(32, 32))
+        np.testing.assert_array_equal(turn(output), attention["output"]["kernel"][1].reshape(32, 32))
+
+
+def test_names_without_the_prefix_old_names_and_buffers(saved, bert):
+    family, directory = saved
+    tensors, write = stored(family, directory)
+    joint = "." if family == "hf" else "/"
+    tensors = {name.removeprefix(f"bert{joint}"): value for name, value in tensors.items()}
+    if family == "hf":
+        tensors = {name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): value
+                   for name, value in tensors.items()}  # fmt: skip
+        tensors["embeddings.position_ids"] = np.arange(64)[None]
+    if family == "google":
+        tensors |= {f"{name}/{slot}": value for name, value in [*tensors.items()] for slot in ("adam_m", "adam_v")}
+        tensors |= {"global_step": np.float32(7), "bert/pooler/dense/kernel/LAMBOptimizer_1": np.ones(3, np.float32)}
+    else:
+        # A decoder that repeats the word table, and its bias.
+        word = tensors[f"embeddings{joint}word_embeddings{joint}{'weight' if family == 'hf' else 'embedding'}"]
+        copy = {"hf": ("cls.predictions.decoder.weight", word), "flax": ("cls/predictions/decoder/kernel", word.T)}[family]
+        tensors[copy[0]] = copy[1]
+        tensors[f"cls{joint}predictions{joint}decoder{joint}bias"] = tensors.pop(f"cls{joint}predictions{joint}bias")
+    write(tensors)
+    found = bert_jax.load(directory)
+    jax.tree.map(np.testing.assert_array_equal, found.params, bert.params)
+
+
+@pytest.mark.parametrize("saved", ["hf", "flax"], indirect=True)
+def test_a_decoder_of_its_own_is_refused(saved):
+    family, directory = saved
+    tensors, write = stored(family, directory)
+    name = {"hf": "cls.predictions.decoder.weight", "flax": "cls/predictions/decoder/kernel"}[family]
+    shape = (89, 32) if family == "hf" else (32, 89)
+    write(tensors | {name: np.zeros(shape, np.float32)})
+    with pytest.raises(UserError, match=r"decoder.* is not equal to .*word_embeddings"):
+        bert_jax.load(directory)
+
+
+def test_missing_superfluous_and_misshaped_tensors_are_named(saved, bert):
+    family, directory = saved
+    tensors, write = stored(family, directory)
+    inner = next(name for name in tensors if "intermediate" in name and ("kernel" in name or "weight" in name) and "1" in name)
+    write({name: value for name, value in tensors.items() if name != inner})
+    with pytest.raises(UserError, match=f"lacks tensors: {inner}"):
+        bert_jax.load(directory)
+    with pytest.warns(Doubt, match="left at their initial values: bert/layers/ffn/inner/kernel"):
+        found = bert_jax.load(directory, partial=True)
+    np.testing.assert_array_equal(found.params["bert"]["pooler"]["kernel"], bert.params["bert"]["pooler"]["kernel"])
+    assert np.asarray(found.params["bert"]["layers"]["ffn"]["inner"]["kernel"]).std() > 0
+
+    write(tensors | {"cls/elbow": np.ones(3, np.float32)} if family != "hf" else tensors | {"cls.elbow": np.ones(3, np.float32)})
+    with pytest.raises(UserError, match=r"no place in this model: cls[./]elbow"):
+        bert_jax.load(directory)
+    with pytest.warns(Doubt, match=r"left out: cls[./]elbow"):
+        bert_jax.load(directory, partial=True)
+
+    write(tensors | {inner: tensors[inner][:-1]})
+    with pytest.raises(UserError, match=r"does not fit its config: .*intermediate.* has the shape"):
+        bert_jax.load(directory)
+
+
+def test_a_vocabulary_that_differs_from_the_config(saved):
+    family, directory = saved
+    path = directory / ("bert_config.json" if family == "google" else "config.json")
+    described = json.loads(path.read_text())
+    path.write_text(json.dumps(described | {"vocab_size": 80}))
+    with pytest.raises(UserError, match=r"word_embeddings.* has the shape \(89, 32\), the config asks for \(80, 32\)"):
+        bert_jax.load(directory)
+    path.write_text(json.dumps(described))
+    vocab = (directory / "vocab.txt").read_text()
+    (directory / "vocab.txt").write_text(vocab + "more\n")
+    with pytest.raises(UserError, match="has 90 pieces, its config has vocab_size 89"):
+        bert_jax.load(directory)
+    (directory / "vocab.txt").write_text("\n".join(vocab.split("\n")[:-2]) + "\n")
+    with pytest.warns(Doubt, match="has 88 pieces, its word table 89 rows"):
+        bert_jax.load(directory)
+
+
+def test_doubts_are_said(bert, tmp_path):
+    bert_jax.save(bert, tmp_path / "model", to="hf")
+    for name, changes, sentence in (
+        ("config.json", {"pad_token_id": 3}, r"pad_token_id 3, its vocabulary has \[PAD\] as 0"),
+        ("tokenizer_config.json", {"model_max_length": 100}, "allows 100 pieces, the model has 64 positions"),
+        ("tokenizer_config.json", {"do_lower_case": False}, "seems to be uncased"),
+    ):
+        path = tmp_path / "model" / name
+        before = path.read_text()
+        path.write_text(json.dumps(json.loads(before) | changes))
+        with pytest.warns(Doubt, match=sentence):
+            bert_jax.load(tmp_path / "model")
+        path.write_text(before)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"vocab_size": 2**70}, "must be less than"),
+        ({"num_hidden_layers": 10**8}, "too few for the 100000000 layers"),
+        ({"model_type": "roberta"}, "describes a 'roberta' model; only BERT is read"),
+        ({"model_type": "distilbert"}, "describes a 'distilbert' model"),
+        ({"is_decoder": True}, "is_decoder"),
+        ({"add_cross_attention": True}, "add_cross_attention"),
+        ({"pruned_heads": {"0": [1]}}, "pruned_heads"),
+        ({"position_embedding_type": "relative_key"}, "relative_key"),
+        ({"hidden_act": "silu"}, "silu"),
+        ({"num_hidden_layers": 4}, "lacks tensors"),
+        ({"num_hidden_layers": 2}, "no place in this model"),
+        ({"id2label": {"0": "a", "1": "b"}}, "names 2 labels .*, but the model's classifier has 3 outputs"),
+    ],
+)
+def test_other_architectures_are_refused(bert, tmp_path, changes, sentence):
+    bert_jax.save(bert, tmp_path / "model", to="hf")
+    path = tmp_path / "model" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(UserError, match=sentence):
+        bert_jax.load(tmp_path / "model")
+
+
+def test_no_model_or_two(bert, tmp_path):
+    with pytest.raises(UserError, match="There is no model"):
+        bert_jax.load(tmp_path / "none")
+    with pytest.raises(UserError, match="holds no model"):
+        bert_jax.load(tmp_path)
+    bert_jax.save(bert, tmp_path / "model", to="hf")
+    bert_jax.save(bert, tmp_path / "flax", to="flax")
+    both = tmp_path / "model" / "flax_model.msgpack"
+    both.write_bytes((tmp_path / "flax" / "flax_model.msgpack").read_bytes())
+    with pytest.raises(UserError, match=r"holds model.safetensors and flax_model.msgpack; name the one to read, for example"):
+        bert_jax.load(tmp_path / "model")
+    jax.tree.map(np.testing.assert_array_equal, bert_jax.load(both).params, bert.params)
+    with pytest.raises(UserError, match="no checkpoint that is known"):
+        bert_jax.load(tmp_path / "model" / "vocab.txt")
+    bert_jax.save(bert, tmp_path / "orbax", to="orbax")
+    (tmp_path / "orbax" / "model.safetensors").write_bytes((tmp_path / "model" / "model.safetensors").read_bytes())
+    with pytest.raises(UserError, match=r"holds checkpoints and model.safetensors; name the one to read"):
+        bert_jax.load(tmp_path / "orbax")
+    jax.tree.map(np.testing.assert_array_equal, bert_jax.load(tmp_path / "orbax" / "checkpoints").params, bert.params)
+    (tmp_path / "model" / "config.json").unlink()
+    with pytest.raises(UserError, match=r"no config.json or bert_config.json"):
+        bert_jax.load(both)
+
+
+def test_a_checkpoint_is_named_as_tensorflow_names_it(bert, tmp_path):
+    bert_jax.save(bert, tmp_path / "model", to="google")
+    for name in ("bert_model.ckpt", "bert_model.ckpt.index"):
+        jax.tree.map(np.testing.assert_array_equal, bert_jax.load(tmp_path / "model" / name).params, bert.params)
+    for path in (tmp_path / "model").glob("bert_model.ckpt.*"):
+        (tmp_path / "model" / path.name.replace("bert_model.ckpt", "model.ckpt-12")).write_bytes(path.read_bytes())
+    with pytest.raises(UserError, match=r"bert_model.ckpt.index and model.ckpt-12.index"):
+        bert_jax.load(tmp_path / "model")
+
+
+@pytest.mark.parametrize("keep", [0.0, 0.01, 0.5, 0.999])
+def test_cut_off_files(saved, keep):
+    _, directory = saved
+    for path in directory.iterdir():
+        if path.name.split(".")[0] in ("model", "bert_model", "flax_model"):
+            whole = path.read_bytes()
+            path.write_bytes(whole[: int(len(whole) * keep)])
+            with pytest.raises(UserError, match=f"{path.name}.* is not (a )?whole|{path.name}.*no place"):
+                bert_jax.load(directory)
+            path.write_bytes(whole)
+    bert_jax.load(directory)
+
+
+def test_flipped_bits_of_a_tensorflow_checkpoint(bert, tmp_path):
+    bert_jax.save(bert, tmp_path / "model", to="google")
+    rng = np.random.default_rng(0)
+    data = tmp_path / "model" / "bert_model.ckpt.data-00000-of-00001"
+    whole = bytearray(data.read_bytes())
+    whole[100] ^= 1
+    data.write_bytes(whole)
+    with pytest.raises(UserError, match=r"data-00000-of-00001 is damaged: bert/.* differs from its checksum"):
+        bert_jax.load(tmp_path / "model")
+    whole[100] ^= 1
+    data.write_bytes(whole)
+    for path in (tmp_path / "model").glob("bert_model.ckpt.*"):
+        whole = path.read_bytes()
+        # The last bytes of an index are a footer whose padding means nothing.
+        for place in rng.integers(0, len(whole) - 48 * path.name.endswith("index"), 20):
+            damaged = bytearray(whole)
+            damaged[place] ^= 1 << rng.integers(8)
+            path.write_bytes(damaged)
+            with pytest.raises(UserError, match=r"whole|damaged|no file"):
+                bert_jax.load(tmp_path / "model")
+        path.write_bytes(whole)
+
+
+def test_tensorflow_files_of_another_kind(bert, tmp_path):
+    bert_jax.save(bert, tmp_path / "model", to="google")
+    (tmp_path / "model" / "bert_model.ckpt.data-00000-of-00001").unlink()
+    with pytest.raises(UserError, match=r"There is no file .*data-00000-of-00001"):
+        bert_jax.load(tmp_path / "model")
+    index = epath.Path(tmp_path / "model" / "bert_model.ckpt.index")
+    for change, sentence in (
+        ({"offset": -1}, "is not whole"),
+        ({"size": 2**40}, "is not whole"),
+        ({"size": 0, "shape": {"dim": [{"size": 2**32}, {"size": 2**32}]}}, "is not whole"),
+        ({"shape": {"dim": [{"size": -4}, {"size": -4}]}}, "is not whole"),
+        ({"dtype": 7}, "TensorFlow's data type 7"),
+        ({"slices": [{}]}, "is divided into slices"),
+        ({"shard_id": 2**31 - 2}, "There is no file"),
+    ):
+        entry = google._Entry(**{"dtype": 1, "size": 12, "shape": {"dim": [{"size": 3}]}} | change)
+        header = google._Header(num_shards=2**31 - 1 if "shard_id" in change else 1)
+        index.write_bytes(table({b"": header, b"bert/pooler/dense/bias": entry}))
+        (tmp_path / "model" / "bert_model.ckpt.data-00000-of-00001").write_bytes(bytes(12))
+        with pytest.raises(UserError, match=sentence):
+            bert_jax.load(tmp_path / "model")
+    index.write_bytes(table({b"": google._Header(num_shards=1, endianness=1)}))
+    with pytest.raises(UserError, match="big-endian"):
+        bert_jax.load(tmp_path / "model")
+    google.write(index, {"_CHECKPOINTABLE_OBJECT_GRAPH": np.ones(1)})
+    with pytest.raises(UserError, match="TensorFlow 2 object graph"):
+        bert_jax.load(tmp_path / "model")
+
+
+def table(messages):
+    """A sorted string table of one block."""
+    blocks = [google._block({key: message.SerializeToString() for key, message in messages.items()}), google._block({})]
+    content, handles = b"", []
+    for block in blocks:
+        handles.append(google._varint(len(content)) + google._varint(len(block)))
+        content += google._sealed(block)
+    last = google._block({max(messages): handles[0]})
+    footer = (handles[1] + google._varint(len(content)) + google._varint(len(last))).ljust(40, b"\0")
+    return content + google._sealed(last) + footer + struct.pack("<Q", google._MAGIC)
+
+
+class Evil:
+    """A pickle that would write a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (str(self.path), "w"))
+
+
+def torch_zip(path, pickled):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", pickled)
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_a_pickle_that_would_run_code(bert, tmp_path, old):
+    bert_jax.save(bert, tmp_path / "model", to="hf")
+    (tmp_path / "model" / "model.safetensors").unlink()
+    path = tmp_path / "model" / "pytorch_model.bin"
+    evil = pickle.dumps(collections.OrderedDict(weight=Evil(tmp_path / "was-run")))
+    if old:
+        path.write_bytes(b"".join(map(pickle.dumps, (pickles._MAGIC, pickles._PROTOCOL, {}))) + evil)
+    else:
+        torch_zip(path, evil)
+    with pytest.raises(UserError, match=r"may run code: it asks for (_)?io.open\. Nothing of it was run"):
+        bert_jax.load(tmp_path / "model")
+    assert not (tmp_path / "was-run").exists()
+
+
+@pytest.mark.parametrize("name", ["torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter", "torch FloatStorage"])
+def test_a_pickle_cannot_change_what_it_gets(tmp_path, name):
+    module, attribute = name.split()
+    # GLOBAL, then BUILD with a pair of states, the second of which is set attribute by attribute.
+    program = f"c{module}\n{attribute}\n(N(dS'__defaults__'\nI7\nstb."
+    torch_zip(tmp_path / "x.bin", program.encode())
+    before = dict(vars(pickles))
+    with pytest.raises(UserError, match=r"not a whole PyTorch state dict: .*attribute"):
+        pickles.read(epath.Path(tmp_path / "x.bin"))
+    assert dict(vars(pickles)) == before
+    assert pickles._RebuildTensor.__call__.__defaults__ is None
+
+
+def test_pickles_that_are_something_else(tmp_path):
+    path = epath.Path(tmp_path / "x.bin")
+    for content, sentence in {
+        pickle.dumps({"a": 1}): "something else",
+        b"": "not a whole PyTorch state dict",
+        b"PK\3\4 and no more": "not a whole PyTorch state dict",
+        b"\x80\x04." * 3: "not a whole PyTorch state dict",
+    }.items():
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=sentence):
+            pickles.read(path)
+    torch_zip(path, pickle.dumps({"epoch": 3}))
+    with pytest.raises(UserError, match="something else than named tensors"):
+        pickles.read(path)
+
+
+def hostile(shape, strides=(1,), numbers=4, offset=0):
+    """A state dict of one tensor, by hand: pickle and storage."""
+    program = (
+        "ccollections\nOrderedDict\n)R(S'w'\nctorch._utils\n_rebuild_tensor_v2\n("
+        "(S'storage'\nctorch\nFloatStorage\nS'0'\nS'cpu'\n" + f"I{numbers}\ntQ"
+        f"I{offset}\n({''.join(f'I{size}' + chr(10) for size in shape)}t({''.join(f'I{size}' + chr(10) for size in strides)}t"
+        "I00\nNtRu."
+    )
+    return program.encode()
+
+
+@pytest.mark.parametrize(
+    ("program", "sentence"),
+    [
+        (hostile([5]), "reaches beyond its numbers"),
+        (hostile([2], offset=3), "reaches beyond its numbers"),
+        (hostile([2], strides=[-1]), "reaches beyond its numbers"),
+        (hostile([10**12], strides=[0]), "reaches beyond its numbers"),
+        (hostile([5], numbers=5), "has another size than its description says"),
+        (b"}r\x00\x00\x00\x10.", "more memory than a state dict needs"),
+    ],
+)
+def test_pickles_that_reach_too_far(tmp_path, program, sentence):
+    path = epath.Path(tmp_path / "x.bin")
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", hostile([2, 2], strides=[2, 1]))
+        archive.writestr("archive/data/0", np.arange(4, dtype=np.float32).tobytes())
+    np.testing.assert_array_equal(pickles.read(path)["w"], [[0, 1], [2, 3]])
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", program)
+        archive.writestr("archive/data/0", np.arange(4, dtype=np.float32).tobytes())
+    with pytest.raises(UserError, match=sentence):
+        pickles.read(path)
+
+
+def test_pickles_of_a_big_endian_machine_and_with_a_flipped_bit(tmp_path):
+    path = epath.Path(tmp_path / "x.bin")
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", hostile([4]))
+        archive.writestr("archive/byteorder", "big")
+        archive.writestr("archive/data/0", np.full(4, 7, np.float32).tobytes())
+    with pytest.raises(UserError, match="big-endian"):
+        pickles.read(path)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", hostile([4]))
+        archive.writestr("archive/data/0", np.full(4, 7, np.float32).tobytes())
+    content = path.read_bytes()
+    path.write_bytes(content.replace(np.float32(7).tobytes(), np.float32(8).tobytes(), 1))
+    with pytest.raises(UserError, match="Bad CRC-32"):
+        pickles.read(path)
+
+
+def test_numbers_that_are_none(saved):
+    """Not finite, not floating, or there twice."""
+    family, directory = saved
+    tensors, write = stored(family, directory)
+    bias = next(name for name in tensors if "pooler" in name and "bias" in name)
+    write(tensors | {bias: np.full(32, np.nan, np.float32)})
+    with pytest.raises(UserError, match=f"not finite, in {bias}"):
+        bert_jax.load(directory)
+    joint = "." if family == "hf" else "/"
+    write(tensors | {bias.removeprefix(f"bert{joint}"): tensors[bias]})
+    with pytest.raises(UserError, match=f"holds {bias} twice"):
+        bert_jax.load(directory)
+    if family != "google":  # whose files hold what is written as float32
+        write(tensors | {bias: np.ones(32, np.int64)})
+        with pytest.raises(UserError, match=f"{bias} holds int64, not floating-point numbers"):
+            bert_jax.load(directory)
+
+
+def test_partial_takes_what_is_there(bert, tmp_path):
+    """A decoder alone is the word table, a classifier without its bias still has its outputs."""
+    bert_jax.save(bert, tmp_path / "model", to="hf")
+    tensors, write = stored("hf", tmp_path / "model")
+    word = tensors.pop("bert.embeddings.word_embeddings.weight")
+    write(tensors | {"cls.predictions.decoder.weight": word})
+    jax.tree.map(np.testing.assert_array_equal, bert_jax.load(tmp_path / "model").params, bert.params)
+    del tensors["classifier.bias"]
+    write(tensors | {"bert.embeddings.word_embeddings.weight": word})
+    with pytest.raises(UserError, match=r"lacks tensors: classifier.bias\."):
+        bert_jax.load(tmp_path / "model")
+    with pytest.warns(Doubt, match=r"initial values: classify/bias\."):
+        assert bert_jax.load(tmp_path / "model", partial=True).params["classify"]["bias"].shape == (3,)
+
+
+def test_msgpack_and_safetensors_that_are_something_else(bert, tmp_path):
+    path = epath.Path(tmp_path / "flax_model.msgpack")
+    for value in ({"a": {"b": "text"}}, [1, 2], {"params": [1]}, {"params": 1}, {"__msgpack_chunked_array__": True}):
+        content = flax.serialization.msgpack_serialize(value)
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=r"something else than arrays|not a whole Flax"):
+            hf.read(path)
+    path = epath.Path(tmp_path / "model.safetensors")
+    path.write_bytes(safetensors.numpy.save({"a": np.ones(3, np.complex64)}))
+    with pytest.raises(UserError, match="a has a data type that no BERT has"):
+        hf.read(path)
+    path.write_bytes(struct.pack("<Q", 1 << 60) + b"{}")
+    with pytest.raises(UserError, match="not a whole safetensors file"):
+        hf.read(path)
+
+
+def test_parts_that_are_missing(bert, tmp_path):
+    path = epath.Path(tmp_path / "model.safetensors.index.json")
+    path.write_text(json.dumps({"weight_map": {"a": "model-1.safetensors"}}))
+    with pytest.raises(UserError, match=r"There is no file .*model-1.safetensors, which model.safetensors.index.json names"):
+        hf.read(path)
+    hf.write_safetensors(epath.Path(tmp_path / "model-1.safetensors"), {"b": np.ones(2)})
+    with pytest.raises(UserError, match="names 1 tensors that its files do not hold, a among them"):
+        hf.read(path)
+    hf.write_safetensors(epath.Path(tmp_path / "model-2.safetensors"), {"b": np.ones(2)})
+    path.write_text(json.dumps({"weight_map": {"b": "model-1.safetensors", "c": "model-2.safetensors"}}))
+    with pytest.raises(UserError, match="both hold b"):
+        hf.read(path)
+    for wrong in (3, ["a"], "../model.safetensors", ".", path.name):
+        path.write_text(json.dumps({"weight_map": {"a": wrong}}))
+        with pytest.raises(UserError, match="There is no file"):
+            hf.read(path)
+    path.write_text("[" * 100_000)
+    with pytest.raises(UserError, match="nested too deeply"):
+        hf.read(path)
+    path.write_text("{}")
+    with pytest.raises(UserError, match="has no weight_map"):
+        hf.read(path)
+
+
+@pytest.mark.parametrize("head", ["classify", "regress", "tag", "choose"])
+def test_what_a_classifier_is(bert, tmp_path, head):
+    """The config says it, or else the user; the original's checkpoints do not."""
+    outputs = 1 if head in ("regress", "choose") else 3
+    model = dataclasses.replace(bert, params=init_params(bert.config, jax.random.key(0), heads={head: outputs}), labels=())
+    for to in ("hf", "google", "flax"):
+        bert_jax.save(model, tmp_path / to, to=to)
+        assert [*bert_jax.load(tmp_path / to).params] == ["bert", head]
+        path = next((tmp_path / to).glob("*config.json"))
+        path = path if "tokenizer" not in path.name else tmp_path / to / ("bert_config.json" if to == "google" else "config.json")
+        described = json.loads(path.read_text())
+        del described["architectures"]
+        path.write_text(json.dumps(described))
+        assert [*bert_jax.load(tmp_path / to).params] == ["bert", "classify" if outputs == 3 else "regress"]
+        assert [*bert_jax.load(tmp_path / to, head=head).params] == ["bert", head]
+    bert_jax.save(dataclasses.replace(bert, params={"bert": bert.params["bert"]}), tmp_path / "encoder", to="hf")
+    with pytest.raises(UserError, match=f"no classifier that could be the {head} head"):
+        bert_jax.load(tmp_path / "encoder", head=head)
+
+
+def test_weights_without_a_vocabulary(bert, tmp_path):
+    bert_jax.save(dataclasses.replace(bert, tokenizer=None), tmp_path / "model", to="hf")
+    found = bert_jax.load(tmp_path / "model")
+    assert found.tokenizer is None
+    assert found.encode({"ids": [[2, 7, 3]]}).hidden.shape == (1, 3, 32)
+    with pytest.raises(UserError, match="came without a vocabulary"):
+        found.encode(["alpha"])
+    bert_jax.save(found, tmp_path / "orbax", to="orbax")
+    assert bert_jax.load(tmp_path / "orbax").tokenizer is None
+
+
+def test_a_tokenizer_of_another_kind_is_refused_and_a_lone_config_is_none(bert, tmp_path):
+    bert_jax.save(bert, tmp_path / "model", to="hf")
+    path = tmp_path / "model" / "tokenizer_config.json"
+    path.write_text(json.dumps({"tokenizer_class": "BertJapaneseTokenizer"}))
+    with pytest.raises(UserError, match="names a BertJapaneseTokenizer, which splits text in its own way"):
+        bert_jax.load(tmp_path / "model")
+    (tmp_path / "model" / "vocab.txt").unlink()
+    assert bert_jax.load(tmp_path / "model").tokenizer is None
+
+
+def test_sinusoidal_positions_are_written_as_a_table(bert, tmp_path):
+    config = dataclasses.replace(bert.config, position_embedding_type="sinusoidal")
+    model = Bert(config, init_params(config, jax.random.key(0)), bert.tokenizer)
+    bert_jax.save(model, tmp_path / "model", to="hf")
+    found = bert_jax.load(tmp_path / "model")
+    assert found.config.position_embedding_type == "learned"
+    texts = ["alpha bravo charlie"]
+    np.testing.assert_allclose(found.encode(texts).hidden, model.encode(texts).hidden, rtol=1e-6, atol=1e-6)
+
+
+def test_the_report_and_its_verification(bert, tmp_path):
+    report = bert_jax.save(bert, tmp_path / "model", to="google", verify=True)
+    assert json.loads((tmp_path / "model" / "conversion.json").read_text()) == report
+    assert report["largest_differences"] == dict.fromkeys(("hidden", "pooled", *HEADS), 0.0)
+    tensors, _ = stored("google", tmp_path / "model")
+    assert [(entry["name"], tuple(entry["shape"])) for entry in report["tensors"]] == [
+        (name, tensors[name].shape) for name in sorted(tensors)
+    ]
+    for entry in report["tensors"]:
+        assert entry["sha256"] == hashlib.sha256(tensors[entry["name"]].tobytes()).hexdigest()
+    with pytest.raises(UserError, match="exists already"):
+        bert_jax.save(bert, tmp_path / "model", to="google")
+
+
+def test_nothing_is_left_of_a_conversion_that_fails(bert, tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(hf, "write_safetensors", full)
+    with pytest.raises(OSError, match="No space"):
+        bert_jax.save(bert, tmp_path / "model", to="hf")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_leaves_in_every_format(run_config, tmp_path):
+    # Other formats do not say how layers are compiled; the default, then, so that the programs are the same.
+    run_config = dataclasses.replace(run_config, model=dataclasses.replace(run_config.model, layers="unroll"))
+    bert_jax.pretrain(run_config)
+    run = bert_jax.load(run_config.run)
+    assert run.config == run_config.model
+    guesses = run.fill_mask("alpha [MASK] charlie.")[0]
+    assert len(guesses) == 5
+    assert 0 < sum(guess.probability for guess in guesses) <= 1
+    for to in ("hf", "google", "flax", "orbax"):
+        bert_jax.save(run, tmp_path / to, to=to)
+        found = bert_jax.load(tmp_path / to)
+        jax.tree.map(np.testing.assert_array_equal, found.params, run.params)
+        assert found.fill_mask("alpha [MASK] charlie.") == run.fill_mask("alpha [MASK] charlie.")

@@ -1,0 +1,469 @@
+"""Text in, batches out: formats, splits, pairs, and that a batch depends on nothing but its number."""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bert_jax.config.run import DataConfig
+from bert_jax.data import corpus as corpora
+from bert_jax.data import packing, pipeline, sentence_pairs
+from bert_jax.data.corpus import Split
+from bert_jax.data.readers import read_documents
+from bert_jax.errors import UserError
+
+DOCUMENTS = [["One sentence.", "Another one."], ["A second document. With two sentences in a line."]]
+SPLIT = [DOCUMENTS[0], ["A second document.", "With two sentences in a line."]]
+
+
+def write(path, kind):
+    texts = ["\n".join(document) for document in DOCUMENTS]
+    if kind == "txt":
+        path.write_text("\n\n\n".join(texts) + "\n")
+    elif kind == "txt.gz":
+        path.write_bytes(gzip.compress("\n\n".join(texts).encode()))
+    elif kind == "jsonl":
+        path.write_text("".join(json.dumps({"text": text, "id": 1}) + "\n" for text in texts))
+    else:
+        pyarrow.parquet.write_table(pyarrow.table({"text": texts}), path)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["txt", "txt.gz", "jsonl", "parquet"])
+@pytest.mark.parametrize("sentences", ["auto", "lines", "split"])
+def test_every_format_gives_the_same_documents(tmp_path, kind, sentences):
+    path = write(tmp_path / f"text.{kind}", kind)
+    split = sentences == "split" or (sentences == "auto" and kind in ("jsonl", "parquet"))
+    assert list(read_documents([path], sentences=sentences)) == (SPLIT if split else DOCUMENTS)
+    assert list(read_documents([path, path], sentences="lines")) == DOCUMENTS * 2
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("a.txt", b"", "holds no text"),
+        ("a.txt", b"\n \n\n", "holds no text"),
+        ("a.txt", b"fine\nnot \xff fine\n", "line 2: byte 0xff at column 5 is not UTF-8"),
+        ("a.jsonl", b'{"text": "x"}\n{"text": \n', "line 2 is not JSON"),
+        ("a.jsonl", b'{"body": "x"}\n', "line 1: no text under 'text'; name the field with --field"),
+        ("a.parquet", b"PAR0", "not a whole Parquet file"),
+        ("a.txt.gz", b"plain", "not a whole gzip file"),
+        ("a.txt.gz", gzip.compress(b"text " * 100, mtime=0)[:-20], "not a whole gzip file"),
+        ("a.jsonl", b'{"text": "fine"}\n{"text": "half \\ud83d"}\n', "line 2: half a surrogate pair at character 6"),
+    ],
+)
+def test_bad_files_are_named_with_their_line(tmp_path, name, content, sentence):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=sentence) as caught:
+        list(read_documents([tmp_path / name]))
+    assert name in str(caught.value)
+
+
+def test_missing_files_directories_and_columns(tmp_path):
+    with pytest.raises(UserError, match="no file"):
+        list(read_documents([tmp_path / "none.txt"]))
+    with pytest.raises(UserError, match="is a directory"):
+        list(read_documents([tmp_path]))
+    write(tmp_path / "a.parquet", "parquet")
+    with pytest.raises(UserError, match="no column 'body' but text"):
+        list(read_documents([tmp_path / "a.parquet"], field="body"))
+
+
+def test_corpus_holds_the_documents(corpus, text, tokenizer):
+    documents = list(read_documents([text]))
+    kept = [document for number, document in enumerate(documents) if number % 10 == 9]
+    learned = [document for number, document in enumerate(documents) if number % 10 != 9]
+    for split, expected in ((corpus.train, learned), (corpus.held_out, kept)):
+        assert len(split.documents) == len(split.first) - 1 == len(expected)
+        counts = np.zeros(len(tokenizer.pieces), int)
+        for number, document in enumerate(expected):
+            stored = split.documents[number]
+            pieces = tokenizer.encode(document)
+            np.testing.assert_array_equal(stored["pieces"], np.concatenate([part.ids for part in pieces]))
+            np.testing.assert_array_equal(stored["starts"], np.concatenate([part.starts for part in pieces]))
+            np.testing.assert_array_equal(stored["sentences"], [len(part.ids) for part in pieces])
+            np.testing.assert_array_equal(stored["sentences"], split.lengths[split.first[number] : split.first[number + 1]])
+            counts += np.bincount(stored["pieces"], minlength=len(counts))
+        np.testing.assert_array_equal(split.counts, counts)
+    assert np.exp(corpora.unigram_log_probabilities(corpus.train)).sum() == pytest.approx(1, rel=1e-4)
+
+
+def test_documents_stay_up_to_a_limit_and_are_read_once():
+    asked = []
+
+    class Source:
+        def __len__(self):
+            return 6
+
+        def __getitems__(self, numbers):
+            asked.extend(numbers)
+            return [{"pieces": np.full(10, number)} for number in numbers]
+
+    documents = corpora.Documents(Source(), limit=3 * (80 + corpora._EACH))
+    assert len(documents) == 6
+    for wanted, read in (
+        ([2, 0, 2], [2, 0]),
+        ([0, 1], [1]),
+        ([3], [3]),
+        ([0, 1], []),
+        ([2], [2]),
+        ([5, 4, 3, 2, 1, 0], [5, 4, 3]),
+        ([2, 1, 0], []),
+    ):
+        asked.clear()
+        assert [int(document["pieces"][0]) for document in documents.__getitems__(wanted)] == wanted
+        assert asked == read, wanted
+
+
+def test_corpus_is_a_tfds_data_set_and_needs_no_tensorflow(corpus):
+    program = (
+        "import sys, tensorflow_datasets as tfds\n"
+        "from bert_jax.data.corpus import open_corpus\n"
+        f"builder = tfds.builder_from_directory({str(corpus.path)!r})\n"
+        "documents = open_corpus(builder.data_dir).train.documents\n"
+        "assert 'tensorflow' not in sys.modules\n"
+        "print(builder.info.splits['train'].num_examples, len(documents), builder.info.file_format.value)\n"
+    )
+    out = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
+    assert out.split() == ["72", "72", "array_record"]
+
+
+@pytest.mark.parametrize(("documents", "sentence"), [(1, "holds 1 document;"), (19, "at least 20 are needed. A blank line")])
+def test_too_few_documents(tmp_path, tokenizer, documents, sentence):
+    with pytest.raises(UserError, match=sentence):
+        corpora.write_corpus(lambda: [["alpha bravo."]] * documents, tmp_path / "c", tokenizer, held_out=0.1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failure_leaves_nothing_behind(tmp_path, tokenizer):
+    def read():
+        yield from [["alpha bravo."]] * 30
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        corpora.write_corpus(read, tmp_path / "c", tokenizer, held_out=0.1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_corpus_is_not_written_over(corpus, tokenizer):
+    with pytest.raises(UserError, match="exists already"):
+        corpora.write_corpus(lambda: [], corpus.path, tokenizer, held_out=0.1)
+    with pytest.raises(UserError, match="not a corpus"):
+        corpora.open_corpus(corpus.path.parent)
+
+
+def synthetic(documents=3000, seed=0, longest=40):
+    """A split of given sentence lengths whose documents are numbered tokens: piece = 1000 * document + place, modulo 2**31."""
+    rng = np.random.default_rng(seed)
+    sizes = rng.integers(1, 12, documents)
+    lengths = rng.integers(1, longest, sizes.sum()).astype(np.int32)
+    first = np.concatenate([[0], np.cumsum(sizes)])
+
+    class Documents:
+        def __getitems__(self, numbers):
+            out = []
+            for number in numbers:
+                total = lengths[first[number] : first[number + 1]].sum()
+                out.append({"pieces": np.int32(1000 * number + np.arange(total)), "starts": np.arange(total) % 2 == 0})
+            return out
+
+    return Split(Documents(), first, lengths, np.ones(10, np.int64))
+
+
+def sentence_borders(split, document):
+    ends = np.cumsum(split.lengths[split.first[document] : split.first[document + 1]])
+    return set(np.concatenate([[0], ends]))
+
+
+def test_pairs_are_what_the_paper_says():
+    split, config = synthetic(), DataConfig("none", sequence_length=64)
+    plan = sentence_pairs.plan(split, config, seed=3, epoch=0, block=0)
+    assert ((plan.length_a + plan.length_b) <= 61).all()
+    assert (plan.length_a >= 1).all()
+    assert (plan.length_b >= 1).all()
+    same = plan.document_a == plan.document_b
+    np.testing.assert_array_equal(same, plan.random_next == 0)
+    # A true next begins where A ends, unless one of them lost tokens there.
+    gap = (plan.start_b - plan.start_a - plan.length_a)[same]
+    assert (gap >= 0).all()
+    assert (gap == 0).mean() > 0.3
+    whole = (plan.length_a + plan.length_b) < 61
+    for row in np.flatnonzero(whole)[:400]:
+        a, b = (sentence_borders(split, d) for d in (plan.document_a[row], plan.document_b[row]))
+        assert {plan.start_a[row], plan.start_a[row] + plan.length_a[row]} <= a
+        assert {plan.start_b[row], plan.start_b[row] + plan.length_b[row]} <= b
+
+
+def test_every_sentence_is_in_exactly_one_example_of_an_epoch():
+    """Sentences of a random B are put back: the A parts and true B parts of a document, in order, are the document."""
+    split = synthetic(longest=4)
+    plan = sentence_pairs.plan(split, DataConfig("none", sequence_length=512), seed=0, epoch=0, block=0)
+    assert ((plan.length_a + plan.length_b) < 509).all()
+    seen = {document: [] for document in range(3000)}
+    for row in range(len(plan.example)):
+        seen[plan.document_a[row]].append((plan.start_a[row], plan.length_a[row]))
+        if not plan.random_next[row]:
+            seen[plan.document_b[row]].append((plan.start_b[row], plan.length_b[row]))
+    for document, parts in seen.items():
+        place = 0
+        for start, length in sorted(parts):
+            assert start == place
+            place += length
+        assert place == max(sentence_borders(split, document))
+
+
+def test_share_of_random_next_is_in_the_originals_band():
+    """52-58 %: half, plus the chunks of one sentence, which have no true next."""
+    split = synthetic(longest=30)
+    plan = sentence_pairs.plan(split, DataConfig("none", sequence_length=128), seed=0, epoch=0, block=0)
+    chunked = plan.random_next.mean()
+    assert 0.5 < chunked < 0.65
+    none = sentence_pairs.plan(split, DataConfig("none", sequence_length=128, random_next=0.0), seed=0, epoch=0, block=0)
+    assert none.random_next.mean() < 0.2
+
+
+def test_short_sequences():
+    split = synthetic(longest=20)
+
+    def mean(share):
+        plan = sentence_pairs.plan(split, DataConfig("none", sequence_length=128, short_sequences=share), seed=0, epoch=0, block=0)
+        return (plan.length_a + plan.length_b).mean()
+
+    assert mean(1.0) < mean(0.1) < mean(0.0)
+
+
+def test_truncation_drops_from_the_longer_part_one_by_one():
+    def by_hand(a, b, room):
+        while a + b > room:
+            if a > b:
+                a -= 1
+            else:
+                b -= 1
+        return a, b
+
+    planner = sentence_pairs._Planner(
+        synthetic(20), DataConfig("none", sequence_length=40), np.arange(20), np.random.default_rng(0)
+    )
+    a, b = (x.ravel() for x in np.meshgrid(np.arange(1, 90), np.arange(1, 90)))
+    starts_a, kept_a, starts_b, kept_b = planner._truncate(0 * a, a, 0 * b, b)
+    np.testing.assert_array_equal(np.stack([kept_a, kept_b], 1), [by_hand(x, y, 37) for x, y in zip(a, b, strict=True)])
+    assert (starts_a + kept_a <= a).all()
+    assert (starts_b + kept_b <= b).all()
+    dropped = (a - kept_a).sum()
+    assert abs(starts_a.sum() / dropped - 0.5) < 3 * 0.5 / np.sqrt(dropped)
+
+
+def test_epochs_seeds_and_dupes():
+    split, config = synthetic(200), DataConfig("none", sequence_length=64)
+
+    def plan(config=config, **changes):
+        return np.stack(sentence_pairs.plan(split, config, **{"seed": 0, "epoch": 0, "block": 0} | changes))
+
+    np.testing.assert_array_equal(plan(), plan())
+    for changes in ({"seed": 1}, {"epoch": 1}):
+        assert not np.array_equal(plan(), plan(**changes))
+    static = dataclasses.replace(config, dupe_factor=2)
+    np.testing.assert_array_equal(plan(static, epoch=1), plan(static, epoch=5))
+    ids = np.concatenate([plan(epoch=epoch)[-1] for epoch in range(5)])
+    assert len(np.unique(ids)) == len(ids)
+
+
+def test_single_sentences_have_no_second_part():
+    split, config = synthetic(200), DataConfig("none", sequence_length=64, pairs=False, batch_size=8)
+    plan = sentence_pairs.plan(split, config, seed=0, epoch=0, block=0)
+    assert plan.length_a.sum() > 0.8 * split.lengths.sum()
+    assert (plan.length_b == 0).all()
+    batch = next(pipeline.train_batches(split, SPECIALS, config, seed=0, rows=np.arange(8)))
+    assert batch["types"].sum() == batch["nsp_weights"].sum() == 0
+    assert ((batch["ids"] == SPECIALS.sep).sum(1) == 1).all()
+
+
+def test_one_document_cannot_make_pairs():
+    with pytest.raises(UserError, match="at least two documents"):
+        sentence_pairs.plan(synthetic(1), DataConfig("none"), seed=0, epoch=0, block=0)
+
+
+def test_a_sentence_longer_than_any_sequence_is_cut():
+    split = synthetic(50, longest=900)
+    plan = sentence_pairs.plan(split, DataConfig("none", sequence_length=32), seed=0, epoch=0, block=0)
+    assert (plan.length_a + plan.length_b).max() == 29
+
+
+# Pieces of the synthetic documents are never these.
+SPECIALS = corpora.tokenizers.Specials(pad=-10, unk=-11, cls=-12, sep=-13, mask=-14)
+
+
+def test_rows_are_laid_out_as_the_contract_says():
+    split, config = synthetic(200), DataConfig("none", sequence_length=48, batch_size=16)
+    plan = sentence_pairs.plan(split, config, seed=0, epoch=0, block=0).take(np.arange(16))
+    batch = pipeline.assemble(split, SPECIALS, config, plan.take(np.arange(16)[:, None]))
+    for row in range(16):
+        a = 1000 * plan.document_a[row] + plan.start_a[row] + np.arange(plan.length_a[row])
+        b = 1000 * plan.document_b[row] + plan.start_b[row] + np.arange(plan.length_b[row])
+        ids = [SPECIALS.cls, *a, SPECIALS.sep, *b, SPECIALS.sep]
+        length, second = len(ids), len(a) + 2
+        np.testing.assert_array_equal(batch["ids"][row], ids + [SPECIALS.pad] * (48 - length))
+        np.testing.assert_array_equal(batch["segments"][row], [1] * length + [0] * (48 - length))
+        np.testing.assert_array_equal(batch["types"][row], [0] * second + [1] * (length - second) + [0] * (48 - length))
+        np.testing.assert_array_equal(batch["positions"][row, :length], np.arange(length))
+        np.testing.assert_array_equal(batch["offsets"][row], batch["positions"][row])
+        special = np.array([i in (0, second - 1, length - 1) or i >= length for i in range(48)])
+        np.testing.assert_array_equal(batch["words"][row] < 0, special)
+        begins = np.concatenate([[True], (np.diff(a) != 1) | (a[1:] - 1000 * plan.document_a[row]) % 2 == 0])
+        np.testing.assert_array_equal(batch["words"][row, 1 : 1 + len(a)], np.cumsum(begins) - 1)
+    assert batch["nsp_labels"].tolist() == plan.random_next[:, None].tolist()
+    assert {name: values.dtype.name for name, values in batch.items() if values.dtype != np.int32} == {"nsp_weights": "float32"}
+
+
+def test_a_packed_row_is_its_examples_one_after_the_other():
+    split, config = synthetic(200, longest=6), DataConfig("none", sequence_length=96, packing=3)
+    plan = sentence_pairs.plan(split, config, seed=0, epoch=0, block=0)
+    rows = pipeline.packed_rows(plan, config, seed=0)
+    assert set((rows >= 0).sum(1)) == {2, 3}
+    packed = pipeline.assemble(split, SPECIALS, config, plan.take(rows))
+    alone = pipeline.assemble(split, SPECIALS, config, plan.take(np.arange(len(plan.example))[:, None]))
+    lengths = alone["segments"].sum(1)
+    for row, examples in enumerate(rows):
+        examples = examples[examples >= 0]
+        total = lengths[examples].sum()
+        for name in ("ids", "types", "positions", "offsets", "words"):
+            expected = np.concatenate([alone[name][example, : lengths[example]] for example in examples])
+            np.testing.assert_array_equal(packed[name][row, :total], expected, err_msg=name)
+        np.testing.assert_array_equal(packed["segments"][row, :total], np.repeat(np.arange(len(examples)) + 1, lengths[examples]))
+        assert (packed["segments"][row, total:] == 0).all()
+        assert (packed["words"][row, total:] == -1).all()
+        count = len(examples)
+        for name in ("examples", "nsp_labels", "nsp_weights"):
+            np.testing.assert_array_equal(packed[name][row, :count], alone[name][examples, 0])
+        assert (packed["nsp_weights"][row, count:] == 0).all()
+        np.testing.assert_array_equal(packed["ids"][row, packed["cls_positions"][row, :count]], SPECIALS.cls)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.integers(1, 40), max_size=80), st.integers(1, 6))
+def test_packing_places_every_example_once(lengths, most):
+    lengths = np.array(lengths, int)
+    rows = packing.pack(lengths, 40, most)
+    assert sorted(rows[rows >= 0]) == list(range(len(lengths)))
+    assert rows.shape[1] == most
+    assert (rows[:, 0] >= 0).all()
+    # No gap before an example.
+    assert (np.diff((rows >= 0).astype(int), axis=1) <= 0).all()
+    assert (np.where(rows >= 0, lengths[rows], 0).sum(1) <= 40).all()
+    np.testing.assert_array_equal(rows, packing.pack(lengths, 40, most))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=80))
+def test_packing_is_as_good_as_best_fit_decreasing_one_by_one(lengths):
+    rooms = []
+    for length in sorted(lengths, reverse=True):
+        fitting = [room for room in rooms if room >= length]
+        if fitting:
+            rooms.remove(min(fitting))
+            rooms.append(min(fitting) - length)
+        else:
+            rooms.append(40 - length)
+    assert len(packing.pack(np.array(lengths), 40, len(lengths))) <= len(rooms) + 1
+
+
+def test_packed_rows_of_an_epoch_come_in_another_order():
+    split, config = synthetic(100), DataConfig("none", sequence_length=64, batch_size=16)
+    plan = sentence_pairs.plan(split, config, seed=0, epoch=0, block=0)
+    first, second = (pipeline.packed_rows(plan, config, seed=seed) for seed in (0, 1))
+    assert not np.array_equal(first, second)
+    assert set(map(tuple, first)) == set(map(tuple, second))
+    batches = pipeline.train_batches(split, SPECIALS, config, seed=1, rows=np.arange(16))
+    assert next(batches)["examples"].shape == (16, 6)
+
+
+def test_blocks_are_bounded_by_sentences(monkeypatch):
+    split = synthetic(100)
+    assert sentence_pairs.blocks(split) == 1
+    monkeypatch.setattr(sentence_pairs, "SENTENCES", split.lengths.size // 3)
+    assert sentence_pairs.blocks(split) in (3, 4)
+
+
+def take(iterator, count):
+    return [next(iterator) for _ in range(count)]
+
+
+def assert_equal(first, second):
+    for name in first:
+        np.testing.assert_array_equal(first[name], second[name], err_msg=name)
+
+
+def test_a_resumed_pipeline_gives_the_same_batches_over_epochs_and_blocks(monkeypatch):
+    monkeypatch.setattr(sentence_pairs, "BLOCK", 30)
+    split, config = synthetic(100), DataConfig("none", sequence_length=64, batch_size=32)
+
+    def batches():
+        return pipeline.train_batches(split, SPECIALS, config, seed=1, rows=np.arange(32))
+
+    unbroken = batches()
+    expected, states = [], []
+    for _ in range(40):
+        states.append(unbroken.get_state())
+        expected.append(next(unbroken))
+    assert states[-1]["epoch"] >= 2
+    for start in (0, 1, 7, 25):
+        resumed = batches()
+        resumed.set_state(json.loads(json.dumps(states[start])))
+        for found, wanted in zip(take(resumed, 5), expected[start:], strict=False):
+            assert_equal(found, wanted)
+
+
+def test_blocks_are_of_equal_size_and_cover_every_document(monkeypatch):
+    monkeypatch.setattr(sentence_pairs, "BLOCK", 30)
+    split, config = synthetic(61), DataConfig("none", sequence_length=64)
+    seen = [
+        set(sentence_pairs.plan(split, config, seed=0, epoch=0, block=block).document_a)
+        for block in range(sentence_pairs.blocks(split))
+    ]
+    assert [len(documents) for documents in seen] == [20, 20, 21]
+    assert set.union(*seen) == set(range(61))
+
+
+def test_evaluation_on_a_host_without_rows_in_the_last_batch():
+    split, config = synthetic(5), DataConfig("none", sequence_length=64, batch_size=64)
+    assert len(sentence_pairs.plan(split, config, seed=0, epoch=0, block=0).example) <= 32
+    (batch,) = pipeline.eval_batches(split, SPECIALS, config, rows=np.arange(32, 64), limit=None)
+    assert batch["ids"].shape == (32, 64)
+    assert batch["segments"].sum() == batch["nsp_weights"].sum() == 0
+
+
+@pytest.mark.parametrize("hosts", [2, 4])
+def test_hosts_together_make_the_batches_of_one(hosts):
+    split, config = synthetic(100), DataConfig("none", sequence_length=64, batch_size=16)
+    whole = take(pipeline.train_batches(split, SPECIALS, config, seed=1, rows=np.arange(16)), 10)
+    parts = [
+        take(pipeline.train_batches(split, SPECIALS, config, seed=1, rows=rows), 10) for rows in np.split(np.arange(16), hosts)
+    ]
+    for batch, pieces in zip(whole, zip(*parts, strict=True), strict=True):
+        assert_equal(batch, {name: np.concatenate([piece[name] for piece in pieces]) for name in batch})
+
+
+def test_evaluation_sees_every_example_once_in_equal_shapes(corpus):
+    config = DataConfig(str(corpus.path), sequence_length=32, batch_size=16)
+    specials = corpus.tokenizer.specials
+    batches = list(pipeline.eval_batches(corpus.held_out, specials, config, rows=np.arange(16), limit=None))
+    assert {batch["ids"].shape for batch in batches} == {(16, 32)}
+    ids = np.concatenate([batch["examples"][batch["nsp_weights"] > 0] for batch in batches])
+    plan = sentence_pairs.plan(corpus.held_out, config, seed=0, epoch=0, block=0)
+    assert sorted(ids) == sorted(plan.example)
+    assert len(ids) > sum(len(batch["ids"]) for batch in batches)
+    last = batches[-1]
+    empty = last["nsp_weights"][:, 0] == 0
+    assert (last["segments"][empty] == 0).all()
+    assert (last["words"][empty] == -1).all()
+    assert len(list(pipeline.eval_batches(corpus.held_out, specials, config, rows=np.arange(16), limit=1))) == 1

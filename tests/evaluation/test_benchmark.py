@@ -1,0 +1,127 @@
+"""The benchmark of a config: its arithmetic, its phases, the command."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from bert_jax import cli
+from bert_jax.config.run import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
+from bert_jax.evaluation import benchmark
+from bert_jax.masking.replacement import mask_tokens
+from bert_jax.models.heads import init_params
+from bert_jax.training.losses import pretraining
+from tests.conftest import MODEL, POLICY
+
+CONFIG = Config(
+    run="",
+    data=DataConfig("", sequence_length=32, batch_size=16),
+    model=dataclasses.replace(MODEL, layers="unroll"),
+    optim=OptimConfig(warmup_steps=2),
+    train=TrainConfig(steps=10),
+)
+
+
+@pytest.mark.parametrize(
+    ("size", "length", "masked", "gflop"),
+    # Devlin et al.'s shapes, by the formulas of NVIDIA's and Google's published throughputs: forward, one sequence.
+    [("base", 128, 20, 21.74 + 0.60 + 0.96), ("large", 512, 76, 309.24 + 25.77 + 4.91)],
+)
+def test_flop_of_published_sizes(size, length, masked, gflop):
+    phases = benchmark.forward_flop(ModelConfig.size(size), np.array([length]), masked)
+    assert sum(phases.values()) / 1e9 == pytest.approx(gflop, abs=0.02)
+
+
+def test_flop_are_what_the_compiler_counts():
+    """XLA's count of the forward pass has everything; products are nearly all of it in a wide model."""
+    model = ModelConfig(vocab_size=512, hidden_size=256, num_hidden_layers=2, num_attention_heads=4, intermediate_size=1024)
+    data = DataConfig("", sequence_length=64, batch_size=4)
+    policy = dataclasses.replace(POLICY, vocab_size=512)
+    batch = jax.jit(mask_tokens, static_argnums=2)(jax.random.key(0), benchmark.random_batch(data, 512), policy, 0)
+    params = init_params(model, jax.random.key(0))
+    counted = jax.jit(lambda params: pretraining(model, params, batch)).lower(params).compile().cost_analysis()["flops"]
+    # The program's capacity for masked pieces, not only those that are masked.
+    expected = benchmark.forward_flop(model, np.full(4, 64), batch["mlm_ids"].size)
+    assert counted == pytest.approx(sum(expected.values()), rel=0.05)
+
+
+def test_an_instant_is_shared_by_what_runs():
+    nested = [(0.0, 10.0, "while"), (1.0, 4.0, "a"), (2.0, 3.0, "b"), (10.0, 12.0, "c")]
+    assert benchmark._shares([nested]) == {"while": 7.0, "a": 2.0, "b": 1.0, "c": 2.0}
+    assert benchmark._shares([[(5.0, 5.0, "a"), (5.0, 6.0, "b")]]) == {"b": 1.0}
+    assert benchmark._shares([nested, [(3.0, 5.0, "d"), (20.0, 21.0, "d")]]) == {
+        "while": 6.5,
+        "a": 1.5,
+        "b": 1.0,
+        "c": 2.0,
+        "d": 2.0,
+    }
+
+
+def test_scopes_and_phases_of_a_program():
+    program = """HloModule jit_f
+%fused (p: f32[2]) -> f32[2] {
+  %p = f32[2] parameter(0)
+  ROOT %dot.1 = f32[2] dot(%p, %p), metadata={op_name="jit(f)/transpose(jvp(Bert))/layers/attention/core/dot"}
+}
+ENTRY %main (a: f32[2]) -> f32[2] {
+  %fusion.7 = f32[2] fusion(%a), kind=kOutput, calls=%fused
+  ROOT %add.2 = f32[2] add(%fusion.7, %a), metadata={op_name="jit(f)/optimizer/layers/norm/add"}
+}
+"""
+    scopes = benchmark._scopes(program)
+    assert {name: benchmark._phase(scopes[name]) for name in ("fusion.7", "add.2", "dot.1")} == {
+        "fusion.7": "attention",
+        "add.2": "optimizer",
+        "dot.1": "attention",
+    }
+    assert benchmark._phase("jit(f)/transpose(jvp(mlm))/MaskedWords/dense/dot_general") == "head"
+    assert benchmark._phase("jit(f)/layers/core/dropout/where") == "norms, dropout"
+    assert benchmark._phase("") == benchmark.REST
+
+
+@pytest.mark.slow
+def test_the_profile_accounts_for_the_whole_step():
+    report = benchmark.run(CONFIG, steps=3, profile=True)
+    assert report.attention == "reference"
+    assert report.tokens == 16 * 32
+    assert len(report.seconds) == 3
+    assert min(report.seconds) > 0
+    assert report.first > min(report.seconds)
+    assert report.peak > 0
+    assert report.memory > 0
+    phases = report.phases
+    assert {"FFN", "QKV", "projection", "attention", "head", "loss", "optimizer", "masking", "embedding"} <= phases.keys()
+    assert min(phases.values()) >= 0
+    # Of one traced step more may be said than of another, but no more than there is.
+    assert 0.3 * min(report.seconds) < sum(phases.values()) - phases[benchmark.IDLE] < 3 * max(report.seconds)
+    named = sum(seconds for name, seconds in phases.items() if name not in (benchmark.REST, benchmark.IDLE))
+    assert named > phases[benchmark.REST]
+
+
+def test_the_command(capsys, tmp_path):
+    path, out = tmp_path / "experiment.py", tmp_path / "bench.json"
+    path.write_text(
+        "import bert_jax\ndef config():\n"
+        "    return bert_jax.Config(run='', data=bert_jax.DataConfig('', 32, 16), "
+        "model=bert_jax.ModelConfig.size('tiny', num_hidden_layers=1))"
+    )
+    arguments = ["bench", str(path), "--steps", "2", "--profile", "--attention", "xla", "--out", str(out)]
+    no_dropout = ["--model.attention-probs-dropout-prob", "0"]
+    assert cli.main(arguments) == 2
+    assert "attention xla has no dropout" in capsys.readouterr().err
+    assert cli.main([*arguments, *no_dropout, "--mask.weights", "table.tsv"]) == 2
+    assert "a file of weights needs" in capsys.readouterr().err
+    assert cli.main([*arguments, *no_dropout, "--mask.rate", "adaptive(0.3, 0.15, 6, 3)", "--mask.random", "ordinary"]) == 0
+    printed = capsys.readouterr().out
+    assert "attention xla" in printed
+    assert "| FFN |" in printed
+    assert len(json.loads(out.read_text())["seconds"]) == 2
+    assert cli.main([*arguments, *no_dropout]) == 2
+    assert "bench.json exists already" in capsys.readouterr().err
+    assert cli.main(["bench", str(path), "--steps", "0"]) == 2
+    assert "steps is 0" in capsys.readouterr().err
