@@ -10,7 +10,7 @@ export GLIBC_TUNABLES := glibc.malloc.mmap_threshold=8589934592:glibc.malloc.tri
 
 WEIGHTS := runs/weights
 
-.PHONY: pretrain weights finetune bench test test-slow check clean
+.PHONY: pretrain weights finetune bench test test-slow check docs clean
 
 pretrain: $(VENV)/installed runs/corpus
 	$(BIN)/bert-jax pretrain experiments/quickstart.py
@@ -57,10 +57,13 @@ test: check $(WEIGHTS)
 test-slow: $(VENV)/installed-test $(WEIGHTS)
 	$(BIN)/python -m pytest -m slow
 
-check: $(VENV)/installed-test
+check: $(VENV)/installed-test docs
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+docs: $(VENV)/installed-test
+	$(BIN)/mkdocs build --strict
 
 $(VENV)/installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -73,4 +76,4 @@ $(VENV)/installed-test: setup.cfg pyproject.toml
 	touch $(VENV)/installed $@
 
 clean:
-	rm -rf $(VENV) runs build src/*.egg-info
+	rm -rf $(VENV) runs build dist site src/*.egg-info
