@@ -1,200 +1,235 @@
-"""What describes a fine-tuning run."""
+"""Configuration of a fine-tuning run: the task and its data, changes to the model, the optimizer, and the ensemble of runs."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from bert_jax.config.run import MeshConfig, ModelConfig, OptimConfig, States, TrainConfig
-from bert_jax.config.validation import build, check_choices, parse_json, require, require_positive, require_share
+from bert_jax.config.format import from_json, to_json
+from bert_jax.config.mesh import MeshConfig
+from bert_jax.config.model import ModelConfig, States
+from bert_jax.config.optimizer import OptimConfig
+from bert_jax.config.training import TrainConfig
+from bert_jax.config.validation import build, check_choices, require_positive, require_share
+from bert_jax.errors import UserError
 
 Glue = Literal["cola", "sst2", "mrpc", "qqp", "stsb", "mnli", "qnli", "rte", "wnli", "ax"]
 TaskName = Literal[
-    "classify", "regress", "ner", "pos", "squad", "squad2", "swag",
+    "classify", "regress", "multilabel", "ner", "pos", "squad", "squad2", "swag",
     "cola", "sst2", "mrpc", "qqp", "stsb", "mnli", "qnli", "rte", "wnli", "ax",
 ]  # fmt: skip
 GLUE = get_args(Glue)
 
 
 @dataclass(frozen=True)
-class Reading:
-    """How the files of a task are read, and how its texts become examples."""
+class TaskDataConfig:
+    """How the files of a task are read and how its texts become examples.
+
+    Example:
+      >>> TaskDataConfig(sequence_length=384, doc_stride=128).packing
+      32
+    """
 
     label: str = "label"
-    """Of one's own tables: the column of the label or score."""
+    """Own tables: the column of the label, the labels or the score."""
     text: str = "text"
-    """Of one's own tables: the column of the text."""
+    """Own tables: the column of the text."""
     text_b: str = "text_b"
-    """Of one's own tables: the column of the second text, if there is one."""
+    """Own tables: the column of the second text, if there is one."""
     columns: tuple[str, ...] | None = None
-    """Of one's own tables without a header: the names of their columns, in order."""
-    length: int = 128
-    """Most pieces of an example, special ones counted; longer ones are cut, the longer text first. 384 in the paper's SQuAD."""
-    packing: bool = True
-    """Whether examples share rows; it changes neither scores nor gradients, only the time they take."""
+    """Own tables without a header: the names of their columns, in order."""
+    sequence_length: int = 128
+    """Most tokens of a text or pair, special tokens included; the longer text is truncated first. 384 in the paper's SQuAD."""
+    packing: int = 32
+    """Most texts in a row, none of which attends to another; 1: one example per row. Packing changes the run time, but neither
+    scores nor gradients."""
     context: Literal["document", "sentence"] = "document"
-    """Of tags: fill each window from the sentence's document, as the paper, or take sentences by themselves."""
+    """Token classification: fill each window from the sentence's document, as the paper does, or use the sentence alone."""
     scheme: Literal["strict", "loose"] = "strict"
-    """Of entities: refuse tags that are neither IOB1 nor IOB2, or read them as conlleval does."""
-    stride: int = 128
-    """Of SQuAD: pieces from one window of a context to the next (``doc_stride``)."""
-    query: int = 64
-    """Of SQuAD: most pieces of a question."""
-    longest: int = 30
-    """Of SQuAD: most pieces of an answer."""
+    """Named entities: refuse tags that are neither IOB1 nor IOB2, or read them as conlleval does."""
+    doc_stride: int = 128
+    """SQuAD: tokens from the start of one window of a context to the start of the next."""
+    max_query_length: int = 64
+    """SQuAD: most tokens of a question."""
+    max_answer_length: int = 30
+    """SQuAD: most tokens of an answer."""
     n_best: int = 20
-    """Of SQuAD: candidates of an answer."""
+    """SQuAD: number of candidate answers."""
+    thresholds: tuple[float, ...] = ()
+    """Multi-label: probability from which a label is predicted; one for all labels, or one for each, in sorted order of their
+    names. 0.5 by default."""
 
     def __post_init__(self) -> None:
-        for name in ("stride", "query", "longest", "n_best"):
+        if isinstance(self.packing, bool):
+            raise UserError(f"packing is {self.packing}; give the most texts in a row, 1 for one example per row.")
+        for name in ("packing", "doc_stride", "max_query_length", "max_answer_length", "n_best"):
             require_positive(name, getattr(self, name))
-        require(self.length >= 5, f"length is {self.length}; a pair needs at least 5 pieces.")
-        check_choices(self, "reading")
+        if self.sequence_length < 5:
+            raise UserError(f"sequence_length is {self.sequence_length}; a pair needs at least 5 tokens.")
+        for threshold in self.thresholds:
+            if not 0 <= threshold <= 1:
+                raise UserError(f"A threshold is {threshold}; thresholds are probabilities and must lie in [0, 1].")
+        check_choices(self, "task_data")
 
 
-_MESH, _READING = MeshConfig(), Reading()
+@dataclass(frozen=True)
+class ModelOverrides:
+    """Changes to the pretrained model for fine-tuning."""
+
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Compute dtype; parameters stay float32."""
+    layers: Literal["scan", "unroll"] = "unroll"
+    """How the layer stack is compiled."""
+    attention: Literal["auto", "reference", "xla", "cudnn", "splash", "tokamax"] = "auto"
+    """Attention implementation."""
+    dropout: float | None = None
+    """Dropout rate everywhere, attention probabilities included; by default the rates of the pretrained model."""
+    states: States = "last"
+    """Hidden states that a BiLSTM reads (table 7)."""
+    lstm_layers: int = 0
+    """Layers of a BiLSTM between the encoder and the head."""
+
+    def __post_init__(self) -> None:
+        require_share("model.dropout", self.dropout or 0.0)
+        if self.states != "last" and self.lstm_layers <= 0:
+            raise UserError(f"model.states is {self.states}, which needs a BiLSTM; set --model.lstm-layers, 2 in the paper.")
+        check_choices(self, "model")
+
+
+_MESH, _TASK_DATA, _MODEL, _OPTIM = MeshConfig(), TaskDataConfig(), ModelOverrides(), OptimConfig()
 
 
 @dataclass(frozen=True)
 class FinetuneConfig:
-    """A fine-tuning run, or several that differ in seed and learning rate only; by default the original's
-    ``run_classifier.py``."""
+    """A fine-tuning run, or an ensemble of runs that differ only in seed and learning rate.
+
+    The defaults are those of the original's ``run_classifier.py``.
+
+    Example:
+      >>> config = FinetuneConfig("runs/rte", "rte", "runs/mnli", "GLUE", seeds=4, learning_rates=(2e-5, 3e-5))
+      >>> config.num_runs, config.optim_config(100).warmup_steps
+      (8, 10)
+    """
 
     run: str
-    """Directory of checkpoints, logs, the best model and the picture; the same command goes on where it stopped."""
+    """Run directory: checkpoints, logs, the best model and the figure. The same command resumes the run."""
     task: TaskName
     init: str
-    """Model to begin with, of any format that `bert-jax convert` reads; a head of the same outputs is kept."""
+    """Pretrained model, of any format that `bert-jax convert` reads; a head with the same outputs is kept."""
     data: str
     """Directory, a prefix of file names (DIR/topic for DIR/topic.train.tsv and DIR/topic.dev.tsv), or tfds:NAME."""
-    reading: Reading = _READING
-    scratch: bool = False
-    """Take only shape and vocabulary from it, and begin with fresh parameters."""
+    task_data: TaskDataConfig = _TASK_DATA
+    model: ModelOverrides = _MODEL
+    optim: OptimConfig = _OPTIM
+    """Optimizer. Set its peak learning rate with learning_rates and its warm-up with warmup_ratio."""
+    from_scratch: bool = False
+    """Use only the shape and the vocabulary of the pretrained model; initialize all parameters."""
     batch_size: int = 32
     """Examples in a step."""
     epochs: float = 3.0
-    """The last step is the last whole batch of so many epochs."""
+    """Length of the run; the last step is the last whole batch."""
     learning_rates: tuple[float, ...] = (5e-5,)
-    """Peaks; more than one: a run for each."""
+    """Peak learning rates; several train one run each."""
     seed: int = 0
-    """The first seed: of the head's initial values, the order of examples, and dropout."""
+    """First seed; it determines the initial values of the head, the order of the examples, and dropout."""
     seeds: int = 1
-    """Runs of each learning rate, with consecutive seeds."""
-    together: int | None = None
-    """Of several runs: as many are computed side by side on a device (vmap), the others take turns; none: one on a CPU, as many
-    as memory allows elsewhere."""
-    warmup: float = 0.1
-    """Share of the steps in which the learning rate rises."""
-    optimizer: Literal["bert_adam", "adamw", "lamb", "muon", "schedule_free"] = "bert_adam"
-    """bert_adam is the original's, without bias correction; adamw has it, which steadies short runs (Zhang et al. 2021)."""
-    decay: Literal["from_zero", "from_peak"] = "from_zero"
-    weight_decay: float = 0.01
-    layer_decay: float = 1.0
-    """Factor on the learning rate from each layer to the one below it; 1: none."""
-    clip_norm: float = 1.0
-    accumulate: int = 1
-    """Micro-batches whose gradients make one step."""
+    """Runs for each learning rate, with consecutive seeds."""
+    runs_per_device: int | None = None
+    """Runs of an ensemble that a device trains side by side (vmap), the others in turn; by default one on a CPU and as many as
+    fit into memory elsewhere."""
+    warmup_ratio: float = 0.1
+    """Fraction of the steps in which the learning rate rises."""
     reinit_layers: int = 0
-    """Top layers that begin afresh, and the pooler with them (Zhang et al. 2021)."""
-    frozen: bool = False
-    """The feature-based approach (section 5.3): the encoder is used as it is, only what stands on it is trained."""
-    states: States = "last"
-    """Which states a BiLSTM reads (table 7)."""
-    lstm_layers: int = 0
-    """Layers of a BiLSTM under the head."""
-    dropout: float | None = None
-    """Dropout everywhere, attention included; the model's own where nothing is said."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """What is computed in; parameters stay float32."""
-    layers: Literal["scan", "unroll"] = "unroll"
-    attention: Literal["auto", "reference", "xla", "cudnn", "splash", "tokamax"] = "auto"
+    """Top layers that are initialized again, together with the pooler (Zhang et al. 2021)."""
+    freeze_encoder: bool = False
+    """Train only the layers on top of the encoder, the paper's feature-based approach (section 5.3)."""
     eval_every: float = 1.0
     """Epochs between evaluations; the last step is always evaluated."""
     patience: int | None = None
-    """Evaluations without a better score after which the run ends; none: never."""
+    """Early stopping: evaluations without a better score after which the run ends; none: never."""
     mesh: MeshConfig = _MESH
     parallel: Literal["mesh", "pmap"] = "mesh"
+    """"mesh" compiles for an explicit mesh; "pmap" is replicated data parallelism over the local devices."""
     keep: int = 1
-    """Newest checkpoints kept, beside the best model."""
+    """Newest checkpoints that are kept beside the best model."""
     distributed: bool = False
+    """Join a multi-host run with jax.distributed.initialize."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "epochs", "seeds", "eval_every", "keep", "accumulate", "clip_norm"):
+        for name in ("batch_size", "epochs", "seeds", "eval_every", "keep"):
             require_positive(name, getattr(self, name))
-        require(len(self.learning_rates) > 0, "No learning rate is given.")
-        for rate in self.learning_rates:
-            require_positive("A learning rate", rate)
-        require_share("warmup", self.warmup)
-        require_share("dropout", self.dropout or 0.0)
-        require(self.reinit_layers >= 0, f"reinit_layers is {self.reinit_layers}; it must not be negative.")
-        require(self.together is None or self.together > 0, f"together is {self.together}; it must be greater than 0.")
-        require(self.patience is None or self.patience > 0, f"patience is {self.patience}; it must be greater than 0.")
-        require(
-            not self.frozen or (self.layer_decay == 1 and not self.reinit_layers),
-            "A frozen encoder has no learning rates and no fresh layers; leave out layer_decay and reinit_layers.",
-        )
-        require(
-            self.states == "last" or self.lstm_layers > 0,
-            f"The states {self.states} are read by a BiLSTM; give --lstm-layers, 2 in the paper.",
-        )
-        alone = self.parallel == "mesh" and self.mesh == _MESH and not self.distributed
-        require(self.members == 1 or alone, "Several runs at a time share out the devices among them; leave out mesh and parallel.")
-        require(self.task != "ax", "AX is only for evaluation; its model is one of MNLI.")
+        if not self.learning_rates:
+            raise UserError("learning_rates is empty; give at least one with --learning-rates.")
+        for learning_rate in self.learning_rates:
+            require_positive("A learning rate", learning_rate)
+        require_share("warmup_ratio", self.warmup_ratio)
+        if self.optim.peak_lr != OptimConfig.peak_lr:
+            raise UserError(f"optim.peak_lr is {self.optim.peak_lr}; set the peaks of fine-tuning runs with --learning-rates.")
+        if self.optim.warmup_steps != OptimConfig.warmup_steps:
+            raise UserError(
+                f"optim.warmup_steps is {self.optim.warmup_steps}; set the warm-up of fine-tuning runs with --warmup-ratio."
+            )
+        if self.reinit_layers < 0:
+            raise UserError(f"reinit_layers is {self.reinit_layers}; it must not be negative.")
+        for name in ("runs_per_device", "patience"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise UserError(f"{name} is {value}; it must be greater than 0.")
+        if self.freeze_encoder and (self.optim.layer_decay != 1 or self.reinit_layers):
+            raise UserError("freeze_encoder trains no layer of the encoder; leave out --optim.layer-decay and --reinit-layers.")
+        if self.num_runs > 1 and (self.parallel != "mesh" or self.mesh != _MESH or self.distributed):
+            raise UserError(
+                "An ensemble of runs is distributed over the devices of one host; leave out --mesh, --parallel and --distributed."
+            )
+        if self.task == "ax":
+            raise UserError("AX has no training data; fine-tune on mnli, and evaluate that model on ax.")
         check_choices(self, "config")
 
     @property
-    def members(self) -> int:
-        """Runs that differ in seed or learning rate."""
+    def num_runs(self) -> int:
+        """Number of runs in the ensemble, one for each learning rate and seed."""
         return self.seeds * len(self.learning_rates)
 
-    def optim(self, steps: int) -> OptimConfig:
-        """The optimizer of the first member."""
-        return OptimConfig(
-            name=self.optimizer,
-            peak_lr=self.learning_rates[0],
-            warmup_steps=int(self.warmup * steps),
-            decay=self.decay,
-            weight_decay=self.weight_decay,
-            clip_norm=self.clip_norm,
-            layer_decay=self.layer_decay,
-            accumulate=self.accumulate,
-        )
+    def optim_config(self, steps: int) -> OptimConfig:
+        """Optimizer of the first run, for a run of ``steps`` steps."""
+        return dataclasses.replace(self.optim, peak_lr=self.learning_rates[0], warmup_steps=int(self.warmup_ratio * steps))
 
-    def train(self, steps: int, examples: int) -> TrainConfig:
-        """Length of the run and what happens along it, in steps."""
-        every = max(1, min(steps, int(self.eval_every * examples / self.batch_size)))
+    def train_config(self, steps: int, examples: int) -> TrainConfig:
+        """Length of the run and its evaluations, in steps, for a training set of ``examples`` examples."""
+        eval_every = max(1, min(steps, int(self.eval_every * examples / self.batch_size)))
         return TrainConfig(
-            steps=steps, seed=self.seed, eval_every=every, save_every=every, keep=self.keep, distributed=self.distributed
+            steps=steps, seed=self.seed, eval_every=eval_every, save_every=eval_every, keep=self.keep, distributed=self.distributed
         )
 
-    def model(self, pretrained: ModelConfig) -> ModelConfig:
-        """The pretrained model as this run computes it."""
-        changes = {name: getattr(self, name) for name in ("dtype", "layers", "attention")}
-        if self.lstm_layers:
-            changes |= {"states": self.states, "lstm_layers": self.lstm_layers}
-        if self.dropout is not None:
+    def model_config(self, pretrained: ModelConfig) -> ModelConfig:
+        """The pretrained model's config with the overrides of this run."""
+        overrides = self.model
+        changes = {name: getattr(overrides, name) for name in ("dtype", "layers", "attention")}
+        if overrides.lstm_layers:
+            changes |= {"states": overrides.states, "lstm_layers": overrides.lstm_layers}
+        if overrides.dropout is not None:
             rates = ("hidden_dropout_prob", "attention_probs_dropout_prob")
-            changes |= dict.fromkeys(rates, self.dropout) | {"classifier_dropout": None}
+            changes |= dict.fromkeys(rates, overrides.dropout) | {"classifier_dropout": None}
         return dataclasses.replace(pretrained, **changes)
 
     def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self), indent=2)
+        """The config as JSON, with the format version under "format_version"."""
+        return to_json(dataclasses.asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> FinetuneConfig:
         """Inverse of :meth:`to_json`.
 
         Raises:
-          UserError: a key that no field has, a missing one, or a refused value.
+          UserError: the JSON is of another format version, a key is unknown or missing, or a value is refused.
         """
-        config: FinetuneConfig = build(cls, parse_json(text, "The stored config"), "config")
+        config: FinetuneConfig = build(cls, from_json(text), "config")
         return config
 
 
-# What may differ when a run is resumed.
 FREE_ON_RESUME = {
-    ("run",), ("init",), ("data",), ("mesh",), ("parallel",), ("attention",), ("keep",), ("distributed",),
+    ("run",), ("init",), ("data",), ("mesh",), ("parallel",), ("model", "attention"), ("keep",), ("distributed",),
     ("eval_every",), ("patience",),
 }  # fmt: skip
+"""Fields that may change when a run is resumed."""

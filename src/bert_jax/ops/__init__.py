@@ -1,22 +1,18 @@
-"""The small operations every layer is made of."""
+"""The operations that every layer is made of.
 
-from bert_jax.ops.core import (
-    ACTIVATIONS,
-    dropout,
-    einsum,
-    fold_rows,
-    gather_positions,
-    gelu,
-    layer_norm,
-    lookup,
-    project,
-    random_bits,
-    row_keys,
-    spread,
-)
+Axis letters, here and in every annotation and einsum: ``B`` batch, ``S``/``T`` query/key length, ``D`` hidden, ``H`` heads,
+``K`` head size, ``F`` feed-forward, ``V`` vocabulary, ``M`` masked positions, ``E`` examples in a row, ``L`` layers.
+"""
+
+from bert_jax.ops.activations import ACTIVATIONS, gelu
+from bert_jax.ops.lookup import gather_positions, lookup
+from bert_jax.ops.normalization import layer_norm
+from bert_jax.ops.products import broadcast_bias, einsum, project
+from bert_jax.ops.randomness import dropout, fold_rows, random_bits, row_keys
 
 __all__ = [
     "ACTIVATIONS",
+    "broadcast_bias",
     "dropout",
     "einsum",
     "fold_rows",
@@ -27,5 +23,4 @@ __all__ = [
     "project",
     "random_bits",
     "row_keys",
-    "spread",
 ]

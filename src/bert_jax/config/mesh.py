@@ -1,0 +1,34 @@
+"""Devices along each axis of the mesh."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bert_jax.config.validation import require_positive
+from bert_jax.errors import UserError
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each mesh axis; their product is the number of devices.
+
+    Raises:
+      UserError: a value is outside its range.
+
+    Example:
+      >>> MeshConfig(fsdp=4)
+      MeshConfig(data=-1, fsdp=4, tensor=1)
+    """
+
+    data: int = -1
+    """Data-parallel devices with replicated parameters; -1: all devices that the other axes leave."""
+    fsdp: int = 1
+    """Data-parallel devices over which parameters and optimizer state are sharded."""
+    tensor: int = 1
+    """Devices over which attention heads, feed-forward units and the vocabulary are sharded."""
+
+    def __post_init__(self) -> None:
+        if self.data != -1 and self.data <= 0:
+            raise UserError(f"mesh.data is {self.data}; give a number of devices, or -1 for the rest.")
+        require_positive("mesh.fsdp", self.fsdp)
+        require_positive("mesh.tensor", self.tensor)
