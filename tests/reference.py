@@ -55,11 +55,11 @@ def word_logits(config, params, hidden):
 
 
 def losses(config, params, batch):
-    """Mean masked-word and mean next-sentence loss of an unpacked masked batch."""
+    """Mean masked-word and mean NSP loss of an unpacked masked batch."""
     words, pairs = [], []
-    for row in range(len(batch["ids"])):
-        length = int((batch["segments"][row] > 0).sum())
-        hidden, pooled = encode_one(config, params["bert"], batch["ids"][row, :length], batch["types"][row, :length])
+    for row in range(len(batch["input_ids"])):
+        length = int((batch["segment_ids"][row] > 0).sum())
+        hidden, pooled = encode_one(config, params["bert"], batch["input_ids"][row, :length], batch["token_type_ids"][row, :length])
         chosen = batch["mlm_weights"][row] > 0
         logits = word_logits(config, params, hidden[batch["mlm_positions"][row][chosen]])
         words += list(-np.log(softmax(logits))[np.arange(chosen.sum()), batch["mlm_ids"][row][chosen]])

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or refused, on any mesh, and the one before when the newest is damaged."""
+"""Checkpoints: complete or refused, on any mesh, with the previous one used if the newest is damaged."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ import numpy as np
 import pytest
 
 import bert_jax
-from bert_jax.checkpoints import DIRECTORY, Checkpoints, Meta, abstract, checksums
-from bert_jax.config.run import MeshConfig
-from bert_jax.errors import Failure
+from bert_jax.checkpoints import DIRECTORY, Checkpoints, Meta, abstract
+from bert_jax.config.mesh import MeshConfig
+from bert_jax.errors import RunError
+from bert_jax.io.checksums import checksums
+from bert_jax.models.loaded import LoadedModel
 from bert_jax.training import launchers, optimizers, step
 from tests.conftest import MODEL
 
-WAYS = {
+LAYOUTS = {
     "data 8": {},
     "fsdp 8": {"mesh": MeshConfig(1, 8, 1)},
     "all": {"mesh": MeshConfig(2, 2, 2)},
@@ -39,8 +41,8 @@ def run(run_config, corpus):
         config = run_config
         meta = Meta(described, run_config.model, corpus.tokenizer, "digest", {"epoch": 1, "block": 0, "row": 48})
 
-        def state(self, way, seed=0):
-            config = dataclasses.replace(run_config, train=dataclasses.replace(run_config.train, seed=seed), **WAYS[way])
+        def state(self, layout, seed=0):
+            config = dataclasses.replace(run_config, train=dataclasses.replace(run_config.train, seed=seed), **LAYOUTS[layout])
             launcher = launchers.launch(config)
 
             def init():
@@ -50,53 +52,53 @@ def run(run_config, corpus):
             shardings = launcher.shardings(shapes)
             return jax.jit(init, out_shardings=shardings)(), abstract(shapes, shardings)
 
-        def save(self, steps, way="data 8"):
+        def save(self, steps, layout="data 8"):
             checkpoints = Checkpoints(self.path, keep=5)
             for number in steps:
-                checkpoints.save(number, self.state(way, seed=number)[0], self.meta)
+                checkpoints.save(number, self.state(layout, seed=number)[0], self.meta)
             checkpoints.wait()
             checkpoints.close()
 
-        def restore(self, way="data 8"):
+        def restore(self, layout="data 8"):
             checkpoints = Checkpoints(self.path, keep=5)
             try:
-                return checkpoints.restore(self.state(way)[1])
+                return checkpoints.restore(self.state(layout)[1])
             finally:
                 checkpoints.close()
 
     return Run()
 
 
-def assert_same(found, expected):
-    jax.tree.map(lambda a, b: np.testing.assert_array_equal(np.asarray(a), np.asarray(b)), found, expected)
+def assert_same(result, expected):
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(np.asarray(a), np.asarray(b)), result, expected)
 
 
-# Every way reads and is read once in `make test`; all pairs are for `make test-slow`.
+# Every layout reads and is read once in `make test`; `make test-slow` tests all pairs.
 PAIRS = [
     pytest.param(writer, reader, marks=() if "data 8" in (writer, reader) else pytest.mark.slow, id=f"{writer}-{reader}")
-    for writer in WAYS
-    for reader in WAYS
+    for writer in LAYOUTS
+    for reader in LAYOUTS
 ]
 
 
 @pytest.mark.parametrize(("writer", "reader"), PAIRS)
-def test_any_mesh_reads_what_another_wrote(run, writer, reader):
+def test_a_checkpoint_is_read_on_any_mesh(run, writer, reader):
     run.save([3], writer)
     state, meta = run.restore(reader)
     assert_same(state, run.state(writer, seed=3)[0])
-    wanted = run.state(reader)[1]
-    jax.tree.map(lambda a, b: np.testing.assert_equal(a.sharding.is_equivalent_to(b.sharding, a.ndim), True), state, wanted)
+    expected = run.state(reader)[1]
+    jax.tree.map(lambda a, b: np.testing.assert_equal(a.sharding.is_equivalent_to(b.sharding, a.ndim), True), state, expected)
     assert bert_jax.Config.from_json(json.dumps(meta.config)) == run.config
     assert meta.data == run.meta.data
     assert meta.tokenizer.files == run.meta.tokenizer.files
 
 
 def test_checksums_do_not_depend_on_the_mesh(run):
-    sums = [checksums(run.state(way)[0]) for way in WAYS]
+    sums = [checksums(run.state(layout)[0]) for layout in LAYOUTS]
     assert sums.count(sums[0]) == len(sums)
 
 
-def test_a_checksum_sees_every_single_bit():
+def test_every_flipped_bit_changes_the_checksum():
     rng = np.random.default_rng(0)
     for dtype in (np.float32, np.int32, jnp.bfloat16):
         values = np.asarray(rng.normal(size=(3, 5)) * 100).astype(dtype)
@@ -107,11 +109,11 @@ def test_a_checksum_sees_every_single_bit():
             assert checksums({"a": jnp.asarray(flipped)}) != clean
 
 
-def test_nothing_saved_nothing_restored(run):
+def test_without_checkpoints_nothing_is_restored(run):
     assert run.restore() is None
 
 
-def test_old_steps_go_and_the_newest_stay(run):
+def test_only_the_newest_steps_are_kept(run):
     run.save(range(1, 8))
     checkpoints = Checkpoints(run.path, keep=5)
     assert sorted(int(path.name) for path in checkpoints.path.iterdir() if path.name.isdigit()) == [3, 4, 5, 6, 7]
@@ -143,7 +145,7 @@ def edit(path, change):
 
 
 DAMAGES = {
-    # Several, because the file also holds bytes that mean nothing.
+    # Several, because some bytes of the file have no effect.
     "flipped bits in the arrays": lambda run: [flip(largest(run), random.Random(number)) for number in range(8)],
     "a truncated array file": lambda run: edit(largest(run), lambda content: content[:100]),
     "a lost array file": lambda run: largest(run).unlink(),
@@ -152,27 +154,27 @@ DAMAGES = {
 }
 
 
-# Reading a file that is gone leaves Orbax's threads talking to an event loop that is closed.
+# After reading a missing file, Orbax's threads still use an event loop that is closed.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(run, damage, capsys):
+def test_a_damaged_checkpoint_is_renamed_and_the_previous_one_is_used(run, damage, capsys):
     run.save([1, 2])
     before = [path.read_bytes() for part in ("state", "meta") for path in files_of(run, 2, part)]
     DAMAGES[damage](run)
     assert before != [path.read_bytes() for part in ("state", "meta") for path in files_of(run, 2, part)]
     state, _ = run.restore()
     assert_same(state, run.state("data 8", seed=1)[0])
-    said = capsys.readouterr().err
-    assert "2 is damaged" in said
-    assert "; 1 is used." in said
+    message = capsys.readouterr().err
+    assert "2 is damaged" in message
+    assert "using step 1" in message
     # The step can be written again.
     run.save([2])
     assert_same(run.restore()[0], run.state("data 8", seed=2)[0])
 
 
 @pytest.mark.slow
-def test_no_flipped_bit_is_ever_loaded_in_silence(run):
-    """Plain Orbax restores wrong values from 160 of 160."""
+def test_no_flipped_bit_is_loaded_unnoticed(run):
+    """Orbax alone restores wrong values in 160 of 160 cases."""
     run.save([1, 2])
     path = largest(run)
     clean, rng = path.read_bytes(), random.Random(0)
@@ -181,7 +183,7 @@ def test_no_flipped_bit_is_ever_loaded_in_silence(run):
         checkpoints = Checkpoints(run.path)
         params = checkpoints.restore_model().params
         checkpoints.close()
-        # A flip in a moment leaves the parameters of step 2 whole; one in a parameter falls back to step 1.
+        # A flip in an optimizer moment leaves the parameters of step 2 intact; one in a parameter falls back to step 1.
         expected = [run.state("data 8", seed=number)[0].params for number in (1, 2)]
         assert any(
             all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(e), strict=True)) for e in expected
@@ -194,10 +196,10 @@ def test_all_damaged_is_a_failure(run, capsys):
     for number in (1, 2):
         for path in files_of(run, number, "meta"):
             path.write_text("{}")
-    with pytest.raises(Failure, match=r"No checkpoint in .* can be read"):
+    with pytest.raises(RunError, match=r"No checkpoint in .* can be read"):
         run.restore()
     capsys.readouterr()
-    # The fault may have been the reader's: nothing is renamed, so that a second start does not begin afresh.
+    # Reading itself may have failed: nothing is renamed, so that a second start does not train from the beginning.
     assert {path.name for path in (pathlib.Path(run.path) / DIRECTORY).iterdir()} == {"1", "2"}
 
 
@@ -209,12 +211,12 @@ def test_a_full_disk_is_a_failure_that_names_the_good_step(run, monkeypatch):
         raise ValueError("RESOURCE_EXHAUSTED: No space left on device")
 
     monkeypatch.setattr(checkpoints._manager, "save", full)
-    with pytest.raises(Failure, match=r"Checkpoint 2 could not be written.*the disk is full.*step 1 is the newest whole one"):
+    with pytest.raises(RunError, match=r"Checkpoint 2 could not be written.*the disk is full.*step 1 is the newest complete one"):
         checkpoints.save(2, run.state("data 8")[0], run.meta)
     checkpoints.close()
 
 
-def test_the_model_alone(run):
+def test_the_model_is_read_without_the_state(run):
     run.save([4], "all")
     checkpoints = Checkpoints(run.path)
     stored = checkpoints.restore_model()
@@ -225,17 +227,17 @@ def test_the_model_alone(run):
 
 
 def test_a_model_of_numpy_arrays_is_written_and_later_ones_are_forgotten(params, tokenizer, tmp_path):
-    """What a run keeps as its best is taken anew when the run goes back to an earlier step."""
+    """A best model of a later step is replaced when the run goes back to an earlier step."""
     config = dataclasses.replace(MODEL, initializer_range=0.3)
     host = jax.tree.map(np.asarray, params)
     best = Checkpoints(tmp_path, keep=1)
-    best.save_model(config, host, tokenizer, (), step=200)
+    best.save_model(LoadedModel(config, host, tokenizer), step=200)
     best.wait()
     best.forget(after=200)
     assert best.latest() == 200
     best.forget(after=160)
     assert best.latest() is None
-    best.save_model(config, host, tokenizer, (), step=160)
+    best.save_model(LoadedModel(config, host, tokenizer), step=160)
     best.wait()
     assert best.latest() == 160
     jax.tree.map(np.testing.assert_array_equal, best.restore_model().params, host)

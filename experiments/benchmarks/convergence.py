@@ -1,13 +1,13 @@
-"""The same small run with other optimizers or other arithmetic: held-out loss along the way, several seeds.
+"""Held-out loss of a small pretraining run under several optimizers or dtypes, with several seeds.
 
     python experiments/benchmarks/convergence.py CORPUS optimizers --out runs/optimizers
     python experiments/benchmarks/convergence.py CORPUS precision --out runs/precision
 
-Two layers, 128 wide, 64 tokens: what it says holds for that. Every optimizer is tried at each rate with one seed first and
-then runs at its best rate with the seeds. Data, masks and initial parameters of a seed are the same in every variant.
+The model has two layers, hidden size 128 and 64 tokens; results hold for this size. Every optimizer first runs at each learning
+rate with one seed, then at its best rate with all seeds. Data, masks and initial parameters of a seed are the same in all variants.
 
-Printed are the final held-out loss of each seed, the steps after which the mean of the seeds stays below the final loss of
-the first variant, and the time of a step. Runs already in ``--out`` are not run again.
+The output shows the final held-out loss of each seed, the number of steps after which the mean over seeds stays below the final
+loss of the first variant, and the time of a step. Runs whose results are in ``--out`` are not repeated.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def run(options: argparse.Namespace, name: str, rate: float, seed: int) -> dict[str, list[float]]:
-    """Train one variant: steps at which held-out loss was measured, the losses, and seconds of each step."""
+    """Train one variant, or read its result: steps of the held-out losses, the losses, and the seconds of each step."""
     settings = "-".join(map(str, (name.replace(" ", "_"), rate, seed, options.steps, options.batch, options.every)))
     path = options.out / f"{Path(options.corpus).name}-{settings}.json"
     if not path.exists():
@@ -70,48 +70,49 @@ def run(options: argparse.Namespace, name: str, rate: float, seed: int) -> dict[
 
 def train(options: argparse.Namespace, name: str, rate: float, seed: int) -> dict[str, list[float]]:
     corpus = corpora.open_corpus(options.corpus)
-    config = configured(options, corpus, name, rate, seed)
+    config = config_for(options, corpus, name, rate, seed)
     optimizer = optimizers.make_optimizer(config.optim, config.train.steps)
     if "parameters" in name:
-        optimizer = optax.chain(optimizer, narrow(seed, stochastic="stochastic" in name))
-    train_step = jax.jit(step.make_train_step(step.pretraining(config), optimizer), donate_argnums=0)
-    eval_step = jax.jit(step.make_eval_step(config, corpora.unigram_log_probabilities(corpus.train)))
+        optimizer = optax.chain(optimizer, round_parameters(seed, stochastic="stochastic" in name))
+    policy = bert_jax.resolve_policy(config.mask, corpus.tokenizer)
+    train_step = jax.jit(step.make_train_step(step.pretraining(config.model, policy), optimizer), donate_argnums=0)
+    unigram = corpora.unigram_log_probabilities(corpus.train)
+    eval_step = jax.jit(step.make_eval_step(config.model, policy.held_out(), unigram))
     state = jax.jit(lambda: step.init_state(config, optimizer))()
-    rows, specials = np.arange(config.data.batch_size), corpus.tokenizer.specials
-    batches = pipeline.train_batches(corpus.train, specials, config.data, seed=seed, rows=rows)
-    held_out = list(pipeline.eval_batches(corpus.held_out, specials, config.data, rows=rows, limit=16))
+    rows, special_tokens = np.arange(config.data.batch_size), corpus.tokenizer.special_tokens
+    batches = pipeline.train_batches(corpus.train, special_tokens, config.data, seed=seed, rows=rows)
+    held_out = list(pipeline.eval_batches(corpus.held_out, special_tokens, config.data, rows=rows, limit=16))
     result: dict[str, list[float]] = {"steps": [], "losses": [], "seconds": []}
-    for number in range(1, config.train.steps + 1):
+    for index in range(1, config.train.steps + 1):
         batch = next(batches)
-        began = time.perf_counter()
+        start = time.perf_counter()
         state, metrics = train_step(state, batch)
         jax.block_until_ready(metrics)
-        result["seconds"].append(time.perf_counter() - began)
-        if number % options.every == 0:
+        result["seconds"].append(time.perf_counter() - start)
+        if index % options.every == 0:
             sums = [eval_step(state.params, part) for part in held_out]
             means = losses.means(jax.tree.map(lambda *parts: sum(parts), *sums))
-            result["steps"].append(number)
+            result["steps"].append(index)
             result["losses"].append(float(means["mlm_loss"]))
     batches.close()
     print(f"{name}, rate {rate}, seed {seed}: {result['losses'][-1]:.4f}", flush=True)
     return result
 
 
-def configured(options: argparse.Namespace, corpus: corpora.Corpus, name: str, rate: float, seed: int) -> bert_jax.Config:
-    """The quickstart's model and schedule, with the variant's optimizer or arithmetic."""
-    pieces = len(corpus.tokenizer.pieces)
+def config_for(options: argparse.Namespace, corpus: corpora.Corpus, name: str, rate: float, seed: int) -> bert_jax.Config:
+    """The model and schedule of the quickstart, with the optimizer or dtype of the variant."""
+    tokens = len(corpus.tokenizer.tokens)
     return bert_jax.Config(
         run="",
         data=bert_jax.DataConfig(options.corpus, sequence_length=64, batch_size=options.batch),
         model=bert_jax.ModelConfig.size(
             "tiny",
-            vocab_size=pieces,
+            vocab_size=tokens,
             initializer_range=0.05,
             hidden_dropout_prob=0.0,
             attention_probs_dropout_prob=0.0,
             dtype="bfloat16" if options.what == "precision" and name != "float32" else "float32",
         ),
-        mask=bert_jax.MaskPolicy(mask_id=corpus.tokenizer.specials.mask, vocab_size=pieces),
         optim=bert_jax.OptimConfig(
             name=name if options.what == "optimizers" else "adamw", peak_lr=rate, warmup_steps=50, decay="from_peak"
         ),
@@ -119,8 +120,8 @@ def configured(options: argparse.Namespace, corpus: corpora.Corpus, name: str, r
     )
 
 
-def narrow(seed: int, *, stochastic: bool) -> optax.GradientTransformation:
-    """Updates that leave the parameters on bfloat16's grid: to the nearest number, or up or down at random, by the distance."""
+def round_parameters(seed: int, *, stochastic: bool) -> optax.GradientTransformation:
+    """Round parameters to bfloat16 after each update: to nearest, or stochastically."""
 
     def rounded(value: jax.Array, key: jax.Array) -> jax.Array:
         noise = jax.random.bits(key, value.shape, jnp.uint16).astype(jnp.uint32) if stochastic else jnp.uint32(0x8000)
@@ -147,13 +148,13 @@ def show(results: dict[str, list]) -> None:
     for name, (rate, runs) in results.items():
         final = [run["losses"][-1] for run in runs]
         curve = np.mean([run["losses"] for run in runs], axis=0)
-        below = next((number for number in range(len(curve)) if (curve[number:] <= target).all()), None)
+        below = next((index for index in range(len(curve)) if (curve[index:] <= target).all()), None)
         steps = runs[0]["steps"][below] if below is not None else None
         taken = statistics.median(second for run in runs for second in run["seconds"][5:])
         reached = f"{steps:,} | {1e3 * taken:.0f} | {steps * taken:,.0f}" if steps else f"not reached | {1e3 * taken:.0f} |"
-        spread = statistics.stdev(final) if len(final) > 1 else 0.0
-        each = ", ".join(f"{loss:.4f}" for loss in final)
-        print(f"| {name} | {rate} | {statistics.mean(final):.4f} ± {spread:.4f} | {each} | {reached} |")
+        deviation = statistics.stdev(final) if len(final) > 1 else 0.0
+        losses = ", ".join(f"{loss:.4f}" for loss in final)
+        print(f"| {name} | {rate} | {statistics.mean(final):.4f} ± {deviation:.4f} | {losses} | {reached} |")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Sentence embeddings a second, ours beside transformers with PyTorch, on the same texts, weights and machine.
+"""Sentence embeddings per second of bert_jax and of transformers with PyTorch, on the same texts, weights and machine.
 
     python experiments/benchmarks/embed.py MODEL TEXT [--texts 10000] [--rounds 3]
 
-Each program runs in a process of its own with the same allocator settings; rounds alternate. Each tokenizes, sorts by
-length, encodes in float32, takes the mean over all pieces and normalises. PyTorch's batch size is the best of those
-tried on a tenth of the texts, and so is whether it compiles. The first, untimed pass compiles and warms up.
-Printed are texts and real word pieces a second, the ratio of each round, and the largest difference between the two.
+Each program runs in its own process with the same allocator settings, and rounds alternate. Both tokenize, sort by length,
+encode in float32, take the mean over all tokens and normalize. PyTorch's batch size is the fastest of several, tried on a tenth
+of the texts. The first pass is not timed: it compiles and warms up. The output shows texts and tokens per second without padding,
+the ratio of each round, and the largest difference between the vectors of the two programs.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from pathlib import Path
 
 import numpy as np
 
-from bert_jax.cli import ALLOCATOR
+from bert_jax.cli.process import TUNABLES
 
-LIMIT = 256
+SEQUENCE_LENGTH = 256
 
 
 def ours(model: str) -> Callable[[list[str]], np.ndarray]:
@@ -34,7 +34,7 @@ def ours(model: str) -> Callable[[list[str]], np.ndarray]:
     import bert_jax
 
     bert = bert_jax.load(model)
-    return lambda texts: bert.embed(texts, normalize=True, long="truncate", limit=LIMIT)
+    return lambda texts: bert.embed(texts, normalize=True, long="truncate", sequence_length=SEQUENCE_LENGTH)
 
 
 def rival(model: str, texts: list[str]) -> Callable[[list[str]], np.ndarray]:
@@ -46,12 +46,12 @@ def rival(model: str, texts: list[str]) -> Callable[[list[str]], np.ndarray]:
     bert = transformers.BertModel.from_pretrained(model, add_pooling_layer=False).eval()
 
     def embed(texts: list[str], size: int) -> np.ndarray:
-        order = sorted(range(len(texts)), key=lambda number: -len(texts[number]))
+        order = sorted(range(len(texts)), key=lambda index: -len(texts[index]))
         out = np.empty((len(texts), bert.config.hidden_size), np.float32)
         for start in range(0, len(order), size):
             chosen = order[start : start + size]
             batch = tokenizer(
-                [texts[number] for number in chosen], padding=True, truncation=True, max_length=LIMIT, return_tensors="pt"
+                [texts[index] for index in chosen], padding=True, truncation=True, max_length=SEQUENCE_LENGTH, return_tensors="pt"
             )
             with torch.inference_mode():
                 hidden = bert(**batch).last_hidden_state
@@ -62,9 +62,9 @@ def rival(model: str, texts: list[str]) -> Callable[[list[str]], np.ndarray]:
 
     def seconds(size: int) -> float:
         embed(texts, size)
-        began = time.perf_counter()
+        start = time.perf_counter()
         embed(texts, size)
-        return time.perf_counter() - began
+        return time.perf_counter() - start
 
     best = min((8, 16, 32, 64, 128), key=seconds)
     print(f"transformers: batches of {best} are fastest", file=sys.stderr)
@@ -72,15 +72,15 @@ def rival(model: str, texts: list[str]) -> Callable[[list[str]], np.ndarray]:
 
 
 def measure(name: str, model: str, texts: list[str], out: str) -> None:
-    """One process: a pass to warm up, then a timed pass for each line that is read."""
+    """The work of one process: a warm-up pass, then a timed pass for each line on standard input."""
     embed = ours(model) if name == "bert_jax" else rival(model, texts[: len(texts) // 10])
     vectors = embed(texts)
     np.save(out, vectors)
     print("ready", flush=True)
     for _ in sys.stdin:
-        began = time.perf_counter()
+        start = time.perf_counter()
         embed(texts)
-        print(json.dumps(time.perf_counter() - began), flush=True)
+        print(json.dumps(time.perf_counter() - start), flush=True)
 
 
 def main() -> None:
@@ -100,8 +100,11 @@ def main() -> None:
     import bert_jax
     from bert_jax.data import windows
 
-    pieces = sum(len(w.ids) for w in windows.cut(bert_jax.load(options.model).tokenizer, texts, limit=LIMIT, long="truncate"))
-    names, environment = ("bert_jax", "transformers"), {**os.environ, "GLIBC_TUNABLES": ALLOCATOR}
+    tokenizer = bert_jax.load(options.model).tokenizer
+    assert tokenizer
+    rows = windows.cut(tokenizer, texts, sequence_length=SEQUENCE_LENGTH, long="truncate")
+    tokens = sum(len(row.ids) for row in rows)
+    names, environment = ("bert_jax", "transformers"), {**os.environ, "GLIBC_TUNABLES": TUNABLES}
     with tempfile.TemporaryDirectory() as work:
         programs = {
             name: subprocess.Popen(
@@ -124,13 +127,13 @@ def main() -> None:
         for program in programs.values():
             program.communicate()
         first, second = (np.load(f"{work}/{name}.npy") for name in names)
-    print(f"{len(texts):,} texts, {pieces:,} pieces, float32, {os.cpu_count()} cores")
+    print(f"{len(texts):,} texts, {tokens:,} tokens, float32, {os.cpu_count()} cores")
     for name, values in times.items():
         median = statistics.median(values)
-        print(f"{name:12}  {len(texts) / median:8,.0f} texts/s  {pieces / median:8,.0f} pieces/s")
+        print(f"{name:12}  {len(texts) / median:8,.0f} texts/s  {tokens / median:8,.0f} tokens/s")
     ratios = sorted(b / a for a, b in zip(*times.values(), strict=True))
     print(f"ratio         {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f} in {len(ratios)} rounds)")
-    print(f"largest difference of a vector's number: {np.abs(first - second).max():.1e}")
+    print(f"largest difference between vectors: {np.abs(first - second).max():.1e}")
 
 
 if __name__ == "__main__":

@@ -1,18 +1,18 @@
-"""The same fine-tuning by us and by transformers on PyTorch, side by side: scores over seeds, and time.
+"""Scores over seeds and time of the same fine-tuning by bert_jax and by transformers with PyTorch.
 
     python experiments/benchmarks/finetune.py classify --init MODEL --data DIR/topic --columns label,text
     python experiments/benchmarks/finetune.py cola --init MODEL --data GLUE --learning-rate 5e-5 --epochs 3
     python experiments/benchmarks/finetune.py pos --init MODEL --data DIR/tagged --dtype bfloat16 --out runs/bench/pos
 
-Both sides get the same examples in the same order, weights, learning rates, AdamW and dropout; heads, and dropout's masks, are
-drawn by each in its own way. Ours is `bert-jax finetune` with its defaults, so it packs examples; the rival pads to the longest of
-a batch (torch_tasks.py). Each run is a process of its own with the same allocator settings, one at a time, and who is first
-changes from seed to seed. Before them one of our runs, which is not counted, fills a compilation cache that begins empty.
+Both have the same examples in the same order, pretrained weights, learning rates, AdamW and dropout rates; initial heads and
+dropout masks are drawn by each. bert_jax runs `bert-jax finetune` with its defaults, so that it packs examples; PyTorch pads to
+the longest example of a batch (torch_tasks.py). Each run is a process of its own with the same allocator settings, one at a time,
+and the order of the two alternates from seed to seed. One more run of bert_jax comes first, and fills an initially empty
+compilation cache.
 
-Printed are the development scores of each seed, their means and standard deviations, whether these differ by more than seeds do
-(Welch's t-test), and the seconds of a training: from the moment when everything is imported to the last step, and of that loading
-of model and data, the first step with its compilation, and the other steps; then those of an evaluation that has been run
-before. Ratios are of runs of the same seed.
+The output shows the development scores of each seed, their means and standard deviations, Welch's t-test of the difference, and the
+seconds of a training, from the end of the imports to the last step, and of its parts: loading of model and data, the first step
+with its compilation, and the other steps; then the seconds of an evaluation that has been compiled. Ratios are of runs of one seed.
 """
 
 from __future__ import annotations
@@ -30,29 +30,28 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 from unittest import mock
 
-from bert_jax.cli import ALLOCATOR
-from bert_jax.config.finetuning import FinetuneConfig, Reading, TaskName
+from bert_jax.cli.process import TUNABLES
+from bert_jax.config.finetuning import FinetuneConfig, ModelOverrides, TaskDataConfig
+from bert_jax.config.optimizer import OptimConfig
 from bert_jax.errors import UserError
 from bert_jax.io import atomic
 from bert_jax.tasks import registry
 from bert_jax.tasks.example import Example, Source
+from bert_jax.tasks.task import Task
 
 OURS, RIVAL = "bert_jax", "transformers"
-# The rival knows one part and one split; AX is not trained on.
-TASKS = [
-    task
-    for task in get_args(TaskName)
-    if registry.head(task) in ("classify", "regress", "tag") and registry.splits(task) == ("dev",) and task != "ax"
-]
-# States of a float32 encoder, which are about 1.
+HEADS = ("sequence_classification", "regression", "token_classification")
+# torch_tasks.py supports one text or pair per example and one development split; AX has no training data.
+TASKS = [name for name, task in registry.TASKS.items() if task.head in HEADS and task.dev_splits == ("dev",) and name != "ax"]
+# Largest difference of float32 states, which are about 1.
 _CLOSE = 1e-4
-# What scores and logs import when they are first needed; the log torch with it, where it is installed. None of it is training.
+# Imported late by scores and logs (the log also imports torch, if it is installed), which is not part of training.
 _IMPORTED = ("scipy.stats", "sklearn.metrics", "tensorboardX")
 
-Training = Callable[[Source], tuple[list[Example], tuple[str, ...]]]
+ReadTraining = Callable[[Task, Source], tuple[list[Example], tuple[str, ...]]]
 
 
 class Stopwatch:
@@ -62,11 +61,11 @@ class Stopwatch:
         self._at: dict[str, float] = {}
 
     def mark(self, name: str) -> None:
-        """Note that now the run is "ready", "loaded", or past its "first" or "last" step."""
+        """Record the time at which the run is "ready", "loaded", or past its "first" or "last" step."""
         self._at[name] = time.perf_counter()
 
     def report(self) -> dict[str, float]:
-        """Seconds for loading model and data, the first step and the others, and all of training; only what is known."""
+        """Seconds of loading, of the first step, of the later steps, and of the whole training, as far as they were marked."""
         spans = {
             "load_s": ("ready", "loaded"),
             "first_step_s": ("loaded", "first"),
@@ -76,11 +75,11 @@ class Stopwatch:
         return {name: self._at[end] - self._at[begin] for name, (begin, end) in spans.items() if end in self._at}
 
 
-def limited(train: Training, limit: int | None) -> Training:
-    """A reader of training examples that keeps the first ones."""
+def limited(train: ReadTraining, limit: int | None) -> ReadTraining:
+    """A method that reads the training examples and returns the first ones."""
 
-    def first(source: Source) -> tuple[list[Example], tuple[str, ...]]:
-        examples, labels = train(source)
+    def first(task: Task, source: Source) -> tuple[list[Example], tuple[str, ...]]:
+        examples, labels = train(task, source)
         return examples[:limit], labels
 
     return first
@@ -95,11 +94,11 @@ def main() -> None:
     parser.add_argument("--epochs", type=float, default=5.0)
     parser.add_argument("--learning-rate", type=float, default=3e-4)
     parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--length", type=int, default=128)
-    parser.add_argument("--dropout", type=float, help="the model's own where not given")
+    parser.add_argument("--sequence-length", type=int, default=128, help="most tokens of a text or pair")
+    parser.add_argument("--dropout", type=float, help="by default that of the model")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of PyTorch; all cores where not given")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of PyTorch; by default all cores")
     parser.add_argument("--limit", type=int, help="train on the first examples only, for a trial")
     parser.add_argument("--out", type=Path, help="directory to make, for finetune.json and finetune.png")
     parser.add_argument("--only", choices=("compare", "warm", OURS, RIVAL), help=argparse.SUPPRESS)
@@ -119,34 +118,36 @@ def benchmark(options: argparse.Namespace) -> None:
     """All runs, the table, and the files."""
     config_of(options)
     # A path that cannot be written is refused before anything is measured.
-    with atomic.new(options.out) if options.out else contextlib.nullcontext() as out:
-        found = alternate(options)
-        summary = compared(options, found)
-        show(options, found, summary)
+    with atomic.new_path(options.out) if options.out else contextlib.nullcontext() as out:
+        results = alternate(options)
+        summary = compare_runs(options, results)
+        show(options, results, summary)
         if out:
             out.mkdir()
-            given = {name: value for name, value in vars(options).items() if name not in ("only", "seed", "work", "out")}
-            (out / "finetune.json").write_text(json.dumps({"options": given} | found | {"summary": summary}, indent=2) + "\n")
-            draw(options, found["runs"], out / "finetune.png")
+            settings = {name: value for name, value in vars(options).items() if name not in ("only", "seed", "work", "out")}
+            (out / "finetune.json").write_text(json.dumps({"options": settings} | results | {"summary": summary}, indent=2) + "\n")
+            draw(options, results["runs"], out / "finetune.png")
 
 
 def config_of(options: argparse.Namespace) -> FinetuneConfig:
-    """What both sides do; refused by a UserError where it makes no sense."""
+    """The run of both programs.
+
+    Raises:
+      UserError: a value is refused.
+    """
     return FinetuneConfig(
         run=str((options.work or Path()) / f"{options.only}-{options.seed}"),
         task=options.task,
         init=options.init,
         data=options.data,
-        reading=Reading(columns=options.columns, length=options.length, context="sentence"),
+        task_data=TaskDataConfig(columns=options.columns, sequence_length=options.sequence_length, context="sentence"),
+        model=ModelOverrides(dtype=options.dtype, dropout=options.dropout),
+        optim=OptimConfig(name="adamw", decay="from_peak"),
         batch_size=options.batch_size,
         epochs=options.epochs,
         learning_rates=(options.learning_rate,),
         seed=options.seed,
         seeds=1 if options.only else options.seeds,
-        optimizer="adamw",
-        decay="from_peak",
-        dropout=options.dropout,
-        dtype=options.dtype,
         eval_every=options.epochs,
     )
 
@@ -155,13 +156,15 @@ def alternate(options: argparse.Namespace) -> dict[str, Any]:
     """Every run, one at a time.
 
     Returns:
-      What both train on, the run that compiled everything, and the reports of each program by seed.
+      The task and data of both, the run that compiled everything, and the reports of each program by seed.
     """
     runs: dict[str, list[dict[str, Any]]] = {OURS: [], RIVAL: []}
     with tempfile.TemporaryDirectory() as work:
         task = start("compare", 0, work)
         if not task["difference"] < _CLOSE:
-            raise SystemExit(f"The two read other weights from {options.init}: states differ by {task['difference']:.1e}.")
+            raise SystemExit(
+                f"The two programs read different weights from {options.init}: their states differ by {task['difference']:.1e}."
+            )
         cold = start("warm", options.seeds, work)
         for seed in range(options.seeds):
             for name in (OURS, RIVAL) if seed % 2 == 0 else (RIVAL, OURS):
@@ -169,7 +172,7 @@ def alternate(options: argparse.Namespace) -> dict[str, Any]:
                 if report["steps"] != task["steps"]:
                     raise SystemExit(f"{name} took {report['steps']} steps of {task['steps']}.")
                 runs[name].append(report)
-                score = report["scores"][registry.main_score(options.task)]
+                score = report["scores"][registry.get(options.task).main_score]
                 print(f"seed {seed}, {name}: {score:.4f}, {report['train_s']:.1f} s", file=sys.stderr, flush=True)
     return {"task": task, "cold": cold, "runs": runs}
 
@@ -178,7 +181,7 @@ def start(name: str, seed: int, work: str) -> dict[str, Any]:
     """The report of a program, run to its end."""
     environment = {
         **os.environ,
-        "GLIBC_TUNABLES": ALLOCATOR,
+        "GLIBC_TUNABLES": TUNABLES,
         "JAX_COMPILATION_CACHE_DIR": f"{work}/compiled",
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
     }
@@ -191,11 +194,12 @@ def start(name: str, seed: int, work: str) -> dict[str, Any]:
 
 
 def program(options: argparse.Namespace) -> dict[str, Any]:
-    """What one process does."""
+    """The work of one process."""
     config = config_of(options)
     for name in _IMPORTED:
         importlib.import_module(name)
-    with mock.patch.object(registry, "train", limited(registry.train, options.limit)):
+    kind = type(registry.get(options.task))
+    with mock.patch.object(kind, "train", limited(kind.train, options.limit)):
         if options.only in ("warm", OURS):
             return ours(config, warm=options.only == "warm")
         import torch_tasks
@@ -209,22 +213,22 @@ def ours(config: FinetuneConfig, *, warm: bool) -> dict[str, Any]:
     """A run of :func:`bert_jax.finetune`, observed between its parts; a warm-up ends after an epoch, without scores."""
     import jax
 
-    module = importlib.import_module("bert_jax.finetuning")
+    module = importlib.import_module("bert_jax.training.finetuning")
     jax.devices()
     report: dict[str, Any] = {}
     watch, fit = Stopwatch(), module.fit
 
-    def observed(work: Any) -> Any:
+    def observed(job: Any) -> Any:
         watch.mark("loaded")
-        report["steps"] = steps = work.train.steps
-        compile, done = work.launcher.compile, 0
+        report["steps"] = steps = job.train.steps
+        compile_step, score, done = job.launcher.compile_step, job.evaluate, 0
 
-        def compiled(step: Any, donate: bool = False) -> Any:
-            whole = compile(step, donate=donate)
+        def compile_observed(function: Any) -> Any:
+            compiled = compile_step(function)
 
-            def one(state: Any, batch: Any) -> Any:
+            def take_step(state: Any, batch: Any) -> Any:
                 nonlocal done
-                state, metrics = whole(state, batch)
+                state, metrics = compiled(state, batch)
                 done += 1
                 if done in (1, steps):
                     report["loss"] = float(jax.block_until_ready((state, metrics))[1]["loss"])
@@ -234,17 +238,18 @@ def ours(config: FinetuneConfig, *, warm: bool) -> dict[str, Any]:
                     signal.raise_signal(signal.SIGTERM)
                 return state, metrics
 
-            return one
+            return take_step
 
-        def evaluate(params: Any, asked: Any) -> Any:
+        def evaluate(params: Any, should_stop: Any) -> Any:
             for name in ("evaluate_first_s", "evaluate_s"):
-                began = time.perf_counter()
-                found = work.evaluate(params, asked)
-                report[name] = time.perf_counter() - began
-            report["scores"] = found[0]
-            return found
+                start = time.perf_counter()
+                evaluated = score(params, should_stop)
+                report[name] = time.perf_counter() - start
+            report["scores"] = evaluated[0]
+            return evaluated
 
-        return fit(work._replace(launcher=work.launcher._replace(compile=compiled), evaluate=evaluate))
+        job.launcher.compile_step, job.evaluate = compile_observed, evaluate
+        return fit(job)
 
     watch.mark("ready")
     with mock.patch.object(module, "fit", observed):
@@ -252,41 +257,41 @@ def ours(config: FinetuneConfig, *, warm: bool) -> dict[str, Any]:
     return watch.report() | report
 
 
-def compared(options: argparse.Namespace, found: dict[str, Any]) -> dict[str, Any]:
-    """Scores against the noise of seeds, and ratios of times, ours being faster where they are above 1."""
+def compare_runs(options: argparse.Namespace, results: dict[str, Any]) -> dict[str, Any]:
+    """Differences of scores with Welch's t-test over seeds, and ratios of times; bert_jax is faster where they exceed 1."""
     from scipy import stats
 
-    main = registry.main_score(options.task)
-    scores = {name: [report["scores"][main] for report in reports] for name, reports in found["runs"].items()}
+    main = registry.get(options.task).main_score
+    scores = {name: [report["scores"][main] for report in reports] for name, reports in results["runs"].items()}
     means = {name: statistics.mean(values) for name, values in scores.items()}
     deviations = {name: statistics.stdev(values) if len(values) > 1 else 0.0 for name, values in scores.items()}
     summary = {"score": main, "means": means, "deviations": deviations, "difference": means[OURS] - means[RIVAL]}
     test = stats.ttest_ind(scores[OURS], scores[RIVAL], equal_var=False) if any(deviations.values()) else None
     summary |= {"welch_t": float(test.statistic) if test else None, "p": float(test.pvalue) if test else None}
-    pairs = list(zip(found["runs"][OURS], found["runs"][RIVAL], strict=True))
+    pairs = list(zip(results["runs"][OURS], results["runs"][RIVAL], strict=True))
     for name in ("train_s", "later_steps_s", "evaluate_s"):
-        # Of a single step nothing is left.
-        ratios = sorted(theirs[name] / mine[name] for mine, theirs in pairs if mine[name] > 0)
+        # A run of a single step has no later steps.
+        ratios = sorted(theirs[name] / ours[name] for ours, theirs in pairs if ours[name] > 0)
         summary[f"{name.removesuffix('_s')}_ratio"] = [statistics.median(ratios), ratios[0], ratios[-1]] if ratios else None
     return summary
 
 
-def show(options: argparse.Namespace, found: dict[str, Any], summary: dict[str, Any]) -> None:
+def show(options: argparse.Namespace, results: dict[str, Any], summary: dict[str, Any]) -> None:
     """The table and the comparison."""
-    task, score = found["task"], summary["score"]
+    task, score = results["task"], summary["score"]
     dropout = "the model's own" if options.dropout is None else options.dropout
     print(
         f"{options.task}, {options.init}, {options.data}: {task['examples']:,} examples, {options.epochs:g} epochs of batches of "
-        f"{options.batch_size}, {task['steps']:,} steps, at most {options.length} pieces, rate {options.learning_rate:g}, "
+        f"{options.batch_size}, {task['steps']:,} steps, at most {options.sequence_length} tokens, rate {options.learning_rate:g}, "
         f"dropout {dropout}, {options.dtype}; {task['dev']:,} to evaluate"
     )
     versions = ", ".join(f"{name} {version}" for name, version in task["versions"].items())
     apart = task["difference"]
     print(f"PyTorch on {options.threads} threads; {versions}; states of the encoders differ by {apart:.1e} at most before training")
-    print(f"first step of ours with nothing compiled: {found['cold']['first_step_s']:.1f} s")
+    print(f"first step of ours with nothing compiled: {results['cold']['first_step_s']:.1f} s")
     print(f"| program | {score}, mean ± std | of each seed | training s | load s | first step s | ms a later step | evaluation s |")
     print("|---|---|---|---|---|---|---|---|")
-    for name, reports in found["runs"].items():
+    for name, reports in results["runs"].items():
         each = ", ".join(f"{report['scores'][score]:.4f}" for report in reports)
         times = {key: statistics.median(report[key] for report in reports) for key in ("train_s", "load_s", "first_step_s")}
         later = statistics.median(report["later_steps_s"] for report in reports) / max(task["steps"] - 1, 1)
@@ -296,23 +301,19 @@ def show(options: argparse.Namespace, found: dict[str, Any], summary: dict[str, 
             *(f"{value:,.1f}" for value in times.values()), f"{1e3 * later:,.1f}", f"{evaluation:.2f}",
         ]  # fmt: skip
         print(f"| {' | '.join(columns)} |")
-    noise = (
-        f"Welch's t {summary['welch_t']:.2f}, p {summary['p']:.2f}"
-        if summary["p"] is not None
-        else "no spread over seeds to hold it against"
-    )
-    print(f"{score}, ours less theirs: {summary['difference']:+.4f} ({noise})")
-    said = {"train": "training", "later_steps": "without the first step", "evaluate": "evaluation"}
-    for name, words in said.items():
+    noise = f"Welch's t {summary['welch_t']:.2f}, p {summary['p']:.2f}" if summary["p"] is not None else "no deviation over seeds"
+    print(f"{score}, bert_jax minus transformers: {summary['difference']:+.4f} ({noise})")
+    labels = {"train": "training", "later_steps": "without the first step", "evaluate": "evaluation"}
+    for name, label in labels.items():
         if ratio := summary[f"{name}_ratio"]:
-            print(f"ours is faster by, {words}: {ratio[0]:.2f} ({ratio[1]:.2f} to {ratio[2]:.2f}, each seed)")
+            print(f"bert_jax is faster by, {label}: {ratio[0]:.2f} ({ratio[1]:.2f} to {ratio[2]:.2f}, each seed)")
 
 
 def draw(options: argparse.Namespace, runs: dict[str, list[dict[str, Any]]], path: Any) -> None:
     """Scores of each seed with their means, and where the seconds of a training went."""
     from matplotlib.figure import Figure
 
-    main = registry.main_score(options.task)
+    main = registry.get(options.task).main_score
     figure = Figure(figsize=(9, 2.8), layout="constrained")
     scores, times = figure.subplots(1, 2)
     for place, (name, reports) in enumerate(runs.items()):

@@ -1,13 +1,12 @@
-"""What masks cost: each policy's time beside a whole training step, and how often its program is compiled in a run.
+"""Cost of masking: the time of each policy and of a whole training step, and how often its program is compiled.
 
     python experiments/benchmarks/masks.py --size base --rows 8 --length 128
     python experiments/benchmarks/masks.py --size mini --rows 32 --length 128 --rounds 40
 
-Times are medians over rounds, in each of which the step and all policies take their turn.
+Times are medians over rounds; each round runs the training step and every policy once.
 """
 
 import argparse
-import dataclasses
 import functools
 import time
 from collections.abc import Callable
@@ -19,20 +18,23 @@ import numpy as np
 import bert_jax
 from bert_jax.evaluation import benchmark
 from bert_jax.masking import replacement
+from bert_jax.masking.token_weights import check_function
 from bert_jax.training import launchers, optimizers, step
 
 POLICIES = {
     "0.15": {},
     '"linear(0.3, 0.15)"': {"rate": "linear(0.3, 0.15)"},
     "a function of the step and the loss": {"rate": lambda step, loss: 0.15 + 0.15 * jax.nn.sigmoid(loss - step / 100)},
-    '"linear(0.3, 0.15)", 0.15 predicted': {"rate": "linear(0.3, 0.15)", "predict": 0.15},
+    '"linear(0.3, 0.15)", 0.15 predicted': {"rate": "linear(0.3, 0.15)", "prediction_rate": 0.15},
     "word": {"select": "word"},
     "ngram": {"select": "ngram"},
     "span": {"select": "span"},
     "t5": {"select": "t5"},
-    "weights": {"weights": lambda batch: 1 + batch["ids"] % 7},
+    "token_weights": {"token_weights": lambda batch: 1 + batch["input_ids"] % 7},
 }
 STEPS = 100
+OPTIM = bert_jax.OptimConfig(warmup_steps=10)
+MASK_ID, VOCAB = 103, 30_522
 
 
 def main() -> None:
@@ -44,24 +46,23 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
     data = bert_jax.DataConfig("", sequence_length=options.length, batch_size=options.rows)
-    model = bert_jax.ModelConfig.size(options.size, vocab_size=30_522, dtype=options.dtype)
-    plain = bert_jax.MaskPolicy(mask_id=103, vocab_size=30_522, steps=STEPS)
-    config = bert_jax.Config(run="", data=data, model=model, mask=plain)
+    model = bert_jax.ModelConfig.size(options.size, vocab_size=VOCAB, dtype=options.dtype)
+    config = bert_jax.Config(run="", data=data, model=model, train=bert_jax.TrainConfig(steps=STEPS), optim=OPTIM)
     launcher = launchers.launch(config)
     batch = launcher.place(benchmark.random_batch(data, model.vocab_size))
     turns = {"a training step": trained(config, launcher, batch)}
     programs = {}
-    for name, changed in POLICIES.items():
-        programs[name] = jax.jit(functools.partial(masked, dataclasses.replace(plain, **changed)))
+    for name, fields in POLICIES.items():
+        programs[name] = jax.jit(functools.partial(masked, resolved(bert_jax.MaskPolicy(**fields), options.length)))
         turns[name] = functools.partial(programs[name], batch)
     seconds: dict[str, list[float]] = {name: [] for name in turns}
-    for number in range(options.rounds + 1):
+    for index in range(options.rounds + 1):
         for name, turn in turns.items():
-            began = time.perf_counter()
-            jax.block_until_ready(turn(number * STEPS // options.rounds))
+            start = time.perf_counter()
+            jax.block_until_ready(turn(index * STEPS // options.rounds))
             # The first round compiles.
-            if number:
-                seconds[name].append(time.perf_counter() - began)
+            if index:
+                seconds[name].append(time.perf_counter() - start)
     whole = np.median(seconds["a training step"])
     print(f"{options.size}, {options.dtype}, {options.rows} x {options.length}: a training step takes {whole:.3f} s")
     print("| policy | ms | share of a step | programs |")
@@ -71,12 +72,20 @@ def main() -> None:
         print(f"| {name} | {took * 1e3:.1f} | {took / whole:.2%} | {program._cache_size()} |")
 
 
+def resolved(policy: bert_jax.MaskPolicy, sequence_length: int) -> bert_jax.ResolvedMaskPolicy:
+    """The policy with the ids of BERT's vocabulary."""
+    weights = policy.token_weights
+    function = None if weights is None else check_function(weights, sequence_length, VOCAB)
+    return bert_jax.ResolvedMaskPolicy(policy, MASK_ID, VOCAB, steps=STEPS, token_weights=function)
+
+
 def trained(config: bert_jax.Config, launcher: launchers.Launcher, batch: dict[str, Any]) -> Callable[[int], Any]:
     optimizer = optimizers.make_optimizer(config.optim, STEPS)
     state = jax.jit(lambda: step.init_state(config, optimizer))()
-    train = jax.jit(step.make_train_step(step.pretraining(config), optimizer), donate_argnums=0)
+    objective = step.pretraining(config.model, resolved(config.mask, config.data.sequence_length))
+    train = jax.jit(step.make_train_step(objective, optimizer), donate_argnums=0)
 
-    def turn(number: int) -> Any:
+    def turn(index: int) -> Any:
         nonlocal state
         state, metrics = train(state, batch)
         return metrics
@@ -84,8 +93,8 @@ def trained(config: bert_jax.Config, launcher: launchers.Launcher, batch: dict[s
     return turn
 
 
-def masked(policy: bert_jax.MaskPolicy, batch: dict[str, Any], number: Any) -> dict[str, Any]:
-    return replacement.mask_tokens(jax.random.key(0), batch, policy, number, loss=7 - number / STEPS)
+def masked(policy: bert_jax.ResolvedMaskPolicy, batch: dict[str, Any], index: Any) -> dict[str, Any]:
+    return replacement.mask_tokens(jax.random.key(0), batch, policy, index, loss=7 - index / STEPS)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Largest differences from transformers and PyTorch, for each of their classes and each format of ours.
+"""Largest differences from transformers with PyTorch, for each of its classes and each file format.
 
     python experiments/benchmarks/parity.py
 
-A model of every class is made at random (3 layers, 32 wide, biases and norms at random too), written by transformers,
-read by us, and compared in float32 with PyTorch in float64 on a full, a padded and a one-token row. Differences are
-relative to the largest value of an output. "out and in" sends the model through a format and back; "read again" is
-transformers on what we export.
+A random model of every class (3 layers, hidden size 32, random biases and norms too) is written by transformers and read by
+bert_jax. Its outputs in float32 are compared with PyTorch's in float64 on a full, a padded and a one-token row. Differences are
+relative to the largest value of an output. "written and read" is the model after a round trip through a format; "exported" is
+transformers with the model that bert_jax exports.
 """
 
 from __future__ import annotations
@@ -38,12 +38,15 @@ CLASSES = {
     "BertForMultipleChoice": 2,
 }
 FORMATS = ("hf", "google", "flax", "orbax")
+HEADS = (
+    "mlm", "nsp", "sequence_classification", "regression", "token_classification", "question_answering", "multiple_choice",
+)  # fmt: skip
+"""In the order in which transformers returns their outputs."""
 
 
-def theirs(model: torch.nn.Module, given: dict[str, np.ndarray]) -> list[np.ndarray]:
+def theirs(model: torch.nn.Module, arrays: dict[str, np.ndarray]) -> list[np.ndarray]:
     """Every output of a model of transformers."""
-    names = {"input_ids": "ids", "token_type_ids": "types", "attention_mask": "segments"}
-    batch = {name: torch.tensor(given[ours]).long() for name, ours in names.items()}
+    batch = {name: torch.tensor(values).long() for name, values in arrays.items()}
     with torch.no_grad():
         if isinstance(model, transformers.BertForMultipleChoice):
             return [model(**{name: value[None] for name, value in batch.items()}).logits.numpy().reshape(-1, 1)]
@@ -53,31 +56,35 @@ def theirs(model: torch.nn.Module, given: dict[str, np.ndarray]) -> list[np.ndar
     return [value.numpy() for value in out.to_tuple()]
 
 
-def ours(bert: bert_jax.Bert, given: dict[str, np.ndarray]) -> list[np.ndarray]:
-    """The same outputs of ours, in the same order."""
-    batch = jax.tree.map(jax.numpy.asarray, windows.from_arrays(given, bert.config))
-    found = {name: np.asarray(value) for name, value in compiled.every(bert.config, bert.params, batch).items()}
-    heads = [name for name in ("mlm", "nsp", "classify", "regress", "tag", "span", "choose") if name in found]
-    values = [found[name] for name in heads or ("hidden", "pooled")]
+def ours(bert: bert_jax.Bert, arrays: dict[str, np.ndarray]) -> list[np.ndarray]:
+    """The same outputs of bert_jax, in the same order."""
+    batch = jax.tree.map(jax.numpy.asarray, windows.from_arrays(arrays, bert.config))
+    outputs = {name: np.asarray(value) for name, value in compiled.all_outputs(bert.config, bert.params, batch).items()}
+    heads = [name for name in HEADS if name in outputs]
+    values = [outputs[name] for name in heads or ("hidden", "pooled")]
     return [value[:, 0] if value.shape[1] == 1 and value.ndim == 3 else value for value in values]
 
 
-def difference(found: list[np.ndarray], expected: list[np.ndarray], valid: np.ndarray) -> float:
-    """Largest, relative to the largest value of each output."""
+def difference(outputs: list[np.ndarray], expected: list[np.ndarray], valid: np.ndarray) -> float:
+    """Largest difference, relative to the largest value of each output."""
     worst = 0.0
-    for mine, other in zip(found, expected, strict=True):
+    for output, other in zip(outputs, expected, strict=True):
         rows = valid if other.shape[:2] == valid.shape else slice(None)
-        worst = max(worst, float(np.abs(mine[rows] - other[rows]).max() / np.abs(other[rows]).max()))
+        worst = max(worst, float(np.abs(output[rows] - other[rows]).max() / np.abs(other[rows]).max()))
     return worst
 
 
 def main() -> None:
     rng = np.random.default_rng(1)
-    segments = (np.arange(19) < np.array([[19], [7], [1]])).astype(np.int32)
-    given = {"ids": rng.integers(0, 101, (3, 19)), "types": rng.integers(0, 2, (3, 19)), "segments": segments}
+    attention_mask = (np.arange(19) < np.array([[19], [7], [1]])).astype(np.int32)
+    arrays = {
+        "input_ids": rng.integers(0, 101, (3, 19)),
+        "token_type_ids": rng.integers(0, 2, (3, 19)),
+        "attention_mask": attention_mask,
+    }
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    print(f"| class | read | {' | '.join(f'{to}, out and in' for to in FORMATS)} | read again |")
+    print(f"| class | read | {' | '.join(f'{to}, written and read' for to in FORMATS)} | exported |")
     print(f"|---|{'---|' * (len(FORMATS) + 2)}")
     for name, labels in CLASSES.items():
         torch.manual_seed(0)
@@ -90,14 +97,14 @@ def main() -> None:
             path = Path(work)
             model.save_pretrained(path / "theirs")
             bert = bert_jax.load(path / "theirs")
-            single = theirs(model, given)
-            expected = theirs(model.double(), given)
-            cells = [difference(ours(bert, given), expected, segments > 0)]
+            single = theirs(model, arrays)
+            expected = theirs(model.double(), arrays)
+            cells = [difference(ours(bert, arrays), expected, attention_mask > 0)]
             for to in FORMATS:
                 bert_jax.save(bert, path / to, to=to)
-                cells.append(difference(ours(bert_jax.load(path / to), given), expected, segments > 0))
-            again = theirs(kind.from_pretrained(path / "hf").eval(), given)
-            cells.append(difference(again, single, segments > 0))
+                cells.append(difference(ours(bert_jax.load(path / to), arrays), expected, attention_mask > 0))
+            again = theirs(kind.from_pretrained(path / "hf").eval(), arrays)
+            cells.append(difference(again, single, attention_mask > 0))
         print(f"| {name} | {' | '.join(f'{cell:.1e}' for cell in cells)} |", flush=True)
 
 

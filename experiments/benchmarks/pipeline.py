@@ -1,11 +1,11 @@
-"""The input pipeline: alone, beside the same examples one record at a time, and under a train step.
+"""Throughput of the input pipeline: by itself, compared with one record at a time, and during training.
 
     python experiments/benchmarks/pipeline.py CORPUS [--length 128 512] [--batch 256] [--seconds 10]
-    python experiments/benchmarks/pipeline.py CORPUS --step mini --rounds 5     # real against resident input
+    python experiments/benchmarks/pipeline.py CORPUS --step mini --rounds 5     # a corpus, and a resident batch
 
-Ours starts at the beginning of an epoch, with nothing read yet: plans, packing, reading, assembling, all in its one thread.
-"One at a time" is what is usually written with Grain: a map over example numbers that reads the documents of each, cuts and
-pads it, then a batch; it makes the same unpacked examples from the same plan, which is given to it.
+The pipeline of bert_jax starts at the beginning of an epoch with empty caches; it plans, packs, reads and assembles in one thread.
+"one at a time" is a usual Grain pipeline: a map over example indices that reads, cuts and pads one example, followed by batching.
+It makes the same unpacked examples from the same plan, the time of which is not counted for it.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import jax
 import numpy as np
 
 import bert_jax
+from bert_jax.config import SIZES
 from bert_jax.data import corpus as corpora
 from bert_jax.data import pipeline, sentence_pairs
 from bert_jax.training import optimizers, step
@@ -31,10 +32,10 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--threads", type=int, default=4, help="reading threads of the pipeline that is compared with")
-    parser.add_argument("--step", choices=bert_jax.config.run.SIZES)
+    parser.add_argument("--step", choices=SIZES)
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
-    (under_a_step if options.step else alone)(options)
+    (during_training if options.step else alone)(options)
 
 
 def alone(options: argparse.Namespace) -> None:
@@ -49,11 +50,11 @@ def alone(options: argparse.Namespace) -> None:
             batches = one_at_a_time(corpus, config, options.threads) if name == "one at a time" else ours(corpus, config)
             start, tokens, examples, rows = time.perf_counter(), 0, 0, 0
             while (spent := time.perf_counter() - start) < options.seconds:
-                segments = next(batches)["segments"]
+                segments = next(batches)["segment_ids"]
                 tokens += (segments > 0).sum()
                 examples += segments.max(axis=1).sum()
                 rows += len(segments)
-            # What it has begun to read ahead would run beside the next one.
+            # Otherwise its prefetching would run beside the next pipeline.
             batches.close()
             speeds[name] = examples / spent
             faster = f"{speeds[name] / speeds['one at a time']:.0f}" if name != "one at a time" else ""
@@ -66,51 +67,51 @@ def alone(options: argparse.Namespace) -> None:
 
 def ours(corpus: corpora.Corpus, config: bert_jax.DataConfig) -> grain.DatasetIterator:
     rows = np.arange(config.batch_size)
-    return pipeline.train_batches(corpus.train, corpus.tokenizer.specials, config, seed=0, rows=rows)
+    return pipeline.train_batches(corpus.train, corpus.tokenizer.special_tokens, config, seed=0, rows=rows)
 
 
 def one_at_a_time(corpus: corpora.Corpus, config: bert_jax.DataConfig, threads: int) -> grain.DatasetIterator:
     plan = sentence_pairs.plan(corpus.train, config, seed=0, epoch=0, block=0)
     documents = corpus.train.documents._source
-    specials, width = corpus.tokenizer.specials, config.sequence_length
+    special_tokens, width = corpus.tokenizer.special_tokens, config.sequence_length
 
-    def one(number: int) -> dict[str, np.ndarray]:
-        a = slice(plan.start_a[number], plan.start_a[number] + plan.length_a[number])
-        b = slice(plan.start_b[number], plan.start_b[number] + plan.length_b[number])
-        first = second = documents[int(plan.document_a[number])]
-        if plan.random_next[number]:
-            second = documents[int(plan.document_b[number])]
-        parts = [[specials.cls], first["pieces"][a], [specials.sep], second["pieces"][b], [specials.sep]]
-        starts = [[True], first["starts"][a], [True], second["starts"][b], [True]]
+    def read_example(index: int) -> dict[str, np.ndarray]:
+        a = slice(plan.start_a[index], plan.start_a[index] + plan.length_a[index])
+        b = slice(plan.start_b[index], plan.start_b[index] + plan.length_b[index])
+        first = second = documents[int(plan.document_a[index])]
+        if plan.random_next[index]:
+            second = documents[int(plan.document_b[index])]
+        parts = [[special_tokens.cls], first["tokens"][a], [special_tokens.sep], second["tokens"][b], [special_tokens.sep]]
+        starts = [[True], first["word_starts"][a], [True], second["word_starts"][b], [True]]
         ids, length = np.concatenate(parts), sum(map(len, parts))
         padding = (0, width - length)
         is_special = np.isin(np.arange(length), (0, len(parts[1]) + 1, length - 1))
         return {
-            "ids": np.pad(ids, padding, constant_values=specials.pad).astype(np.int32),
-            "types": np.pad((np.arange(length) > len(parts[1]) + 1).astype(np.int32), padding),
-            "positions": np.pad(np.arange(length, dtype=np.int32), padding),
-            "segments": np.pad(np.ones(length, np.int32), padding),
-            "words": np.pad(np.where(is_special, -1, np.cumsum(np.concatenate(starts))), padding, constant_values=-1),
-            "nsp_labels": plan.random_next[number],
+            "input_ids": np.pad(ids, padding, constant_values=special_tokens.pad).astype(np.int32),
+            "token_type_ids": np.pad((np.arange(length) > len(parts[1]) + 1).astype(np.int32), padding),
+            "position_ids": np.pad(np.arange(length, dtype=np.int32), padding),
+            "segment_ids": np.pad(np.ones(length, np.int32), padding),
+            "word_ids": np.pad(np.where(is_special, -1, np.cumsum(np.concatenate(starts))), padding, constant_values=-1),
+            "nsp_labels": plan.random_next[index],
         }
 
     read = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * config.batch_size)
-    examples = grain.MapDataset.range(len(plan.example)).map(one).repeat().to_iter_dataset(read)
+    examples = grain.MapDataset.range(len(plan.example)).map(read_example).repeat().to_iter_dataset(read)
     return iter(examples.batch(config.batch_size))
 
 
-def under_a_step(options: argparse.Namespace) -> None:
-    """The same step fed from the corpus, and with a batch that stays where it is, in turn."""
+def during_training(options: argparse.Namespace) -> None:
+    """The same training step with batches of the corpus, and with one batch that stays on the device, in alternation."""
     corpus = corpora.open_corpus(options.corpus)
-    pieces = len(corpus.tokenizer.pieces)
+    tokens = len(corpus.tokenizer.tokens)
     config = bert_jax.Config(
         run="",
         data=bert_jax.DataConfig(options.corpus, options.length[0], options.batch),
-        model=bert_jax.ModelConfig.size(options.step, vocab_size=pieces, dtype="bfloat16"),
-        mask=bert_jax.MaskPolicy(mask_id=corpus.tokenizer.specials.mask, vocab_size=pieces),
+        model=bert_jax.ModelConfig.size(options.step, vocab_size=tokens, dtype="bfloat16"),
     )
     optimizer = optimizers.make_optimizer(config.optim, config.train.steps)
-    train_step = jax.jit(step.make_train_step(step.pretraining(config), optimizer), donate_argnums=0)
+    objective = step.pretraining(config.model, bert_jax.resolve_policy(config.mask, corpus.tokenizer))
+    train_step = jax.jit(step.make_train_step(objective, optimizer), donate_argnums=0)
     state = jax.jit(lambda: step.init_state(config, optimizer))()
     batches = ours(corpus, config.data)
     resident = jax.device_put(next(batches))
@@ -118,10 +119,10 @@ def under_a_step(options: argparse.Namespace) -> None:
     for turn in range(options.rounds + 1):
         for name, taken in seconds.items():
             count = 0
-            began = time.perf_counter()
-            # As the training loop does: the next batch is taken while the step runs.
+            start = time.perf_counter()
+            # As in the trainer, the next batch is taken while the step runs.
             batch = resident
-            while (spent := time.perf_counter() - began) < options.seconds:
+            while (spent := time.perf_counter() - start) < options.seconds:
                 state, metrics = train_step(state, batch)
                 batch = jax.device_put(next(batches)) if name == "corpus" else resident
                 jax.block_until_ready(metrics)

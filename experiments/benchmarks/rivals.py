@@ -1,9 +1,9 @@
-"""Programs that train or run the same BERT on the same batches; each is the process of one rival.
+"""Programs that train or run the same BERT on the same batches, each in its own process; step.py starts them.
 
     python rivals.py NAME WORK
 
-WORK holds ``options.json`` and, for each rival, its batches as ``.npz``. The program compiles, warms up, writes one line
-of JSON about itself, and then, for each line that it reads, runs one step and writes how many seconds it took.
+WORK contains ``options.json`` and the batches as ``.npz``. The program compiles, warms up and prints its measurements so far as one
+line of JSON. Then, for each line on standard input, it runs one step and prints its seconds.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 
 Batch = dict[str, np.ndarray]
 Step = Callable[[], Any]
-"""Runs one step, to its end."""
+"""Runs one step and waits for its result."""
 
 
 def ours(options: dict[str, Any], batches: list[Batch]) -> Step:
@@ -42,9 +42,9 @@ def ours(options: dict[str, Any], batches: list[Batch]) -> Step:
             return lambda: jax.block_until_ready(encode(params, next(placed)))
         optimizer = optimizers.make_optimizer(config.optim, config.train.steps)
         state = jax.jit(lambda: step.init_state(config, optimizer))()
-        compiled = launcher.compile(
-            step.make_train_step(step.pretraining(config), optimizer, axis_name=launcher.axis_name), donate=True
-        )
+        policy = bert_jax.ResolvedMaskPolicy(config.mask, mask_id=103, vocab_size=config.model.vocab_size)
+        objective = step.pretraining(config.model, policy)
+        compiled = launcher.compile_step(step.make_train_step(objective, optimizer, axis_name=launcher.axis_name))
 
     def run() -> float:
         nonlocal state
@@ -56,10 +56,10 @@ def ours(options: dict[str, Any], batches: list[Batch]) -> Step:
 
 
 def our_config(options: dict[str, Any], batch: Batch) -> Any:
-    """The run of the benchmark."""
+    """The config of the benchmark."""
     import bert_jax
 
-    rows, length = batch["ids"].shape
+    rows, length = batch["input_ids"].shape
     model = bert_jax.ModelConfig.size(
         options["size"],
         dtype=options["dtype"],
@@ -71,7 +71,6 @@ def our_config(options: dict[str, Any], batch: Batch) -> Any:
         run="none",
         data=bert_jax.DataConfig("none", sequence_length=length, batch_size=rows),
         model=model,
-        mask=bert_jax.MaskPolicy(mask_id=103, vocab_size=model.vocab_size),
         optim=bert_jax.OptimConfig(name="adamw", warmup_steps=0),
         train=bert_jax.TrainConfig(steps=1_000_000),
     )
@@ -89,9 +88,9 @@ def transformers(options: dict[str, Any], batches: list[Batch], *, compiled: boo
     forward = torch.compile(model) if compiled else model
     narrow = torch.autocast(device, torch.bfloat16, enabled=options["dtype"] == "bfloat16")
     inputs = ("input_ids", "token_type_ids", "attention_mask")
-    wanted = inputs if options["what"] == "encode" else (*inputs, "labels", "next_sentence_label")
-    tensors = [{name: torch.as_tensor(batch[name]).to(device) for name in wanted} for batch in batches]
-    given = itertools.cycle(tensors)
+    used = inputs if options["what"] == "encode" else (*inputs, "labels", "next_sentence_label")
+    tensors = [{name: torch.as_tensor(batch[name]).to(device) for name in used} for batch in batches]
+    cycle = itertools.cycle(tensors)
 
     def finish(value: Any) -> float:
         return float(value)
@@ -101,7 +100,7 @@ def transformers(options: dict[str, Any], batches: list[Batch], *, compiled: boo
 
         def encode() -> float:
             batch = {
-                name: value for name, value in next(given).items() if name in ("input_ids", "token_type_ids", "attention_mask")
+                name: value for name, value in next(cycle).items() if name in ("input_ids", "token_type_ids", "attention_mask")
             }
             with torch.inference_mode(), narrow:
                 return finish(encoder(**batch).last_hidden_state[0, 0, 0])
@@ -111,7 +110,7 @@ def transformers(options: dict[str, Any], batches: list[Batch], *, compiled: boo
 
     def run() -> float:
         with narrow:
-            loss = forward(**next(given)).loss
+            loss = forward(**next(cycle)).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -122,12 +121,12 @@ def transformers(options: dict[str, Any], batches: list[Batch], *, compiled: boo
 
 
 def transformers_compiled(options: dict[str, Any], batches: list[Batch]) -> Step:
-    """The same through torch.compile."""
+    """The same with torch.compile."""
     return transformers(options, batches, compiled=True)
 
 
 def flax(options: dict[str, Any], batches: list[Batch]) -> Step:
-    """FlaxBertForPreTraining, which transformers had until 4.57, in one donated jit with Optax's clipped AdamW."""
+    """FlaxBertForPreTraining (transformers up to 4.57), in one donated jit with Optax's AdamW and clipping."""
     import itertools
 
     import jax
@@ -138,11 +137,11 @@ def flax(options: dict[str, Any], batches: list[Batch]) -> Step:
     config = _their_config(BertConfig, options)
     model = FlaxBertForPreTraining(config, dtype=jnp.dtype(options["dtype"]), _do_init=True)
     inputs = ("input_ids", "token_type_ids", "attention_mask")
-    given = itertools.cycle([{name: jnp.asarray(value) for name, value in batch.items()} for batch in batches])
+    cycle = itertools.cycle([{name: jnp.asarray(value) for name, value in batch.items()} for batch in batches])
     if options["what"] == "encode":
         encode = jax.jit(lambda params, batch: model(**batch, params=params, output_hidden_states=True).hidden_states[-1])
-        only = itertools.cycle([{name: jnp.asarray(batch[name]) for name in inputs} for batch in batches])
-        return lambda: jax.block_until_ready(encode(model.params, next(only)))
+        inputs_cycle = itertools.cycle([{name: jnp.asarray(batch[name]) for name in inputs} for batch in batches])
+        return lambda: jax.block_until_ready(encode(model.params, next(inputs_cycle)))
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-4, weight_decay=0.01))
     state = (model.params, optimizer.init(model.params), jax.random.key(0))
 
@@ -151,11 +150,13 @@ def flax(options: dict[str, Any], batches: list[Batch]) -> Step:
         key, dropout = jax.random.split(key)
 
         def loss(params: Any) -> Any:
-            words, pair = model(**{name: batch[name] for name in inputs}, params=params, dropout_rng=dropout, train=True)[:2]
-            there = batch["labels"] >= 0
-            losses = optax.softmax_cross_entropy_with_integer_labels(words, jnp.maximum(batch["labels"], 0))
-            pairs = optax.softmax_cross_entropy_with_integer_labels(pair, batch["next_sentence_label"])
-            return (losses * there).sum() / there.sum() + pairs.mean()
+            mlm_logits, nsp_logits = model(
+                **{name: batch[name] for name in inputs}, params=params, dropout_rng=dropout, train=True
+            )[:2]
+            predicted = batch["labels"] >= 0
+            mlm_losses = optax.softmax_cross_entropy_with_integer_labels(mlm_logits, jnp.maximum(batch["labels"], 0))
+            nsp_losses = optax.softmax_cross_entropy_with_integer_labels(nsp_logits, batch["next_sentence_label"])
+            return (mlm_losses * predicted).sum() / predicted.sum() + nsp_losses.mean()
 
         value, gradient = jax.value_and_grad(loss)(params)
         updates, moments = optimizer.update(gradient, moments, params)
@@ -165,14 +166,14 @@ def flax(options: dict[str, Any], batches: list[Batch]) -> Step:
 
     def run() -> float:
         nonlocal state
-        state, value = compiled(state, next(given))
+        state, value = compiled(state, next(cycle))
         return float(value)
 
     return run
 
 
 def keras(options: dict[str, Any], batches: list[Batch]) -> Step:
-    """KerasHub's BertMaskedLM on JAX, through its own train_on_batch; it has no next-sentence loss."""
+    """KerasHub's BertMaskedLM on JAX, through its own train_on_batch; it has no NSP loss."""
     import itertools
     import os
 
@@ -187,7 +188,7 @@ def keras(options: dict[str, Any], batches: list[Batch]) -> Step:
         vocabulary_size=30522, num_layers=layers, num_heads=heads, hidden_dim=width, intermediate_dim=4 * width,
         dropout=options["dropout"], max_sequence_length=512,
     )  # fmt: skip
-    given = itertools.cycle(batches)
+    cycle = itertools.cycle(batches)
 
     def inputs(batch: Batch) -> Batch:
         return {
@@ -197,7 +198,7 @@ def keras(options: dict[str, Any], batches: list[Batch]) -> Step:
         }
 
     if options["what"] == "encode":
-        return lambda: np.asarray(backbone.predict_on_batch(inputs(next(given)))["sequence_output"])
+        return lambda: np.asarray(backbone.predict_on_batch(inputs(next(cycle)))["sequence_output"])
     model = keras_hub.models.BertMaskedLM(backbone, preprocessor=None)
     model.compile(
         optimizer=keras.optimizers.AdamW(1e-4, weight_decay=0.01, global_clipnorm=1.0),
@@ -205,7 +206,7 @@ def keras(options: dict[str, Any], batches: list[Batch]) -> Step:
     )
 
     def run() -> float:
-        batch = next(given)
+        batch = next(cycle)
         labels, weights = batch["mlm_ids"], batch["mlm_weights"]
         return model.train_on_batch(inputs(batch) | {"mask_positions": batch["mlm_positions"]}, labels, weights)
 
@@ -213,7 +214,7 @@ def keras(options: dict[str, Any], batches: list[Batch]) -> Step:
 
 
 def matmul(options: dict[str, Any], batches: list[Batch]) -> Step:
-    """One square product with float32 results: what the machine reaches."""
+    """One square product with float32 results, as the attainable speed of the machine."""
     import jax
     import jax.numpy as jnp
 
@@ -247,25 +248,25 @@ RIVALS: dict[str, Callable[[dict[str, Any], list[Batch]], Step]] = {
 
 def main(name: str, work: Path) -> None:
     options = json.loads((work / "options.json").read_text())
-    # Ours masks inside the step and may pack; the others get rows that are masked already.
+    # bert_jax masks inside the step and may pack; the others get masked rows.
     kind = "ours" if name == "bert_jax" else "theirs"
     batches = [dict(np.load(path)) for path in sorted(work.glob(f"{kind}-*.npz"))]
-    began = time.perf_counter()
+    start = time.perf_counter()
     step = RIVALS[name](options, batches)
     step()
-    first = time.perf_counter() - began
+    first = time.perf_counter() - start
     for _ in range(options["warmup"]):
         step()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(json.dumps({"first_step_s": first, "batches": len(batches), "peak_gib": _device_peak() or peak}), flush=True)
     for _ in sys.stdin:
-        began = time.perf_counter()
+        start = time.perf_counter()
         step()
-        print(json.dumps(time.perf_counter() - began), flush=True)
+        print(json.dumps(time.perf_counter() - start), flush=True)
 
 
 def _device_peak() -> float | None:
-    """GiB of an accelerator's memory at most; None on a CPU, whose programs are measured by their resident size."""
+    """Peak GiB of an accelerator's memory; None on a CPU, where the resident size of the process is used."""
     if "torch" in sys.modules and sys.modules["torch"].cuda.is_available():
         return sys.modules["torch"].cuda.max_memory_allocated() / 2**30
     if "jax" in sys.modules:

@@ -1,16 +1,15 @@
-"""The train step and the encoder, ours beside every rival, on the same batches and machine.
+"""Speed of the train step and the encoder, of bert_jax and of other projects, on the same batches and machine.
 
     python experiments/benchmarks/step.py                             # BERT-Base, 8 full rows of 128 tokens
-    python experiments/benchmarks/step.py --corpus CORPUS             # real text: padded for the rivals, packed for ours
+    python experiments/benchmarks/step.py --corpus CORPUS             # real text: packed for bert_jax, padded for the others
     python experiments/benchmarks/step.py --what encode --size mini --length 512 --batch 2 --out runs/bench
 
-Each program runs in a process of its own with the same allocator settings, compiles, warms up and waits; rounds then
-alternate: every program takes one step over each batch. Printed are the median time of a step, tokens of real
-text a second, model FLOP/s (the paper's arithmetic on real tokens and masked positions, times three for training, nothing
-recomputed), its share of a square product measured in the same rounds, peak memory, the time to the first step, and
-the ratio to ours, round by round.
+Each program runs in its own process with the same allocator settings; it compiles, warms up and waits. In each round every
+program takes one step on each batch. The output shows the median time of a step, tokens per second without padding, model FLOP/s
+(operations for these tokens and predictions, times three for training, without recomputation), their share of the speed of a
+square product measured in the same rounds, peak memory, the time to the first step, and the ratio to bert_jax over the rounds.
 
-A rival that lives in another environment is given by its interpreter: ``--python FlaxBert=/path/to/bin/python``.
+Give the interpreter of a program that needs another environment: ``--python FlaxBert=/path/to/bin/python``.
 """
 
 from __future__ import annotations
@@ -30,13 +29,15 @@ import numpy as np
 from rivals import RIVALS
 
 import bert_jax
-from bert_jax.cli import ALLOCATOR
-from bert_jax.config.run import SIZES
+from bert_jax.batch import HostBatch
+from bert_jax.cli.process import TUNABLES
+from bert_jax.config.model import SIZES
 from bert_jax.data import corpus as corpora
 from bert_jax.data import pipeline, sentence_pairs
 from bert_jax.evaluation import benchmark
 
 VOCAB = 30522
+MASK_ID = 103
 
 
 def main() -> None:
@@ -47,16 +48,16 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=128)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
     parser.add_argument("--dropout", type=float, default=0.1)
-    parser.add_argument("--corpus", help="a directory of `bert-jax prepare`; without it, rows are full and random")
+    parser.add_argument("--corpus", help="directory written by `bert-jax prepare`; by default, rows are full and random")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--batches", type=int, default=4, help="steps in a round, each on a batch of its own")
+    parser.add_argument("--batches", type=int, default=4, help="steps in a round, each on another batch")
     parser.add_argument("--rivals", nargs="*", choices=RIVALS, default=["transformers"])
     parser.add_argument("--python", action="append", default=[], metavar="RIVAL=PATH")
     parser.add_argument("--model", type=json.loads, default={}, help="fields of our ModelConfig, as JSON")
     parser.add_argument("--matmul", type=int, default=2048, help="side of the square product")
     parser.add_argument("--out", type=Path, help="directory for step.json and step.png")
     options = parser.parse_args()
-    # This process only makes batches: an accelerator is left to the programs.
+    # This process only makes batches; the programs use the accelerator.
     jax.config.update("jax_platforms", "cpu")
     layers, width, heads = SIZES[options.size]
     settings = vars(options) | {"shape": (layers, width, heads), "warmup": 2, "out": None}
@@ -74,68 +75,70 @@ def main() -> None:
 
 
 def write_batches(work: Path, options: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """The same examples twice: packed and unmasked for us, who mask in the step; padded and masked for the rivals.
+    """Write the same examples twice: packed and unmasked for bert_jax, padded and masked for the others.
 
     Returns:
-      What a batch holds on average, for ours and theirs: tokens, and the FLOP of a forward pass.
+      Averages of a batch for "ours" and "theirs": tokens, share of filled slots, and GFLOP of a step.
     """
     if options.corpus:
-        given = real_batches(options)
+        batches_by_kind = real_batches(options)
     else:
         shape = bert_jax.DataConfig("", options.length, options.batch)
-        full = [benchmark.random_batch(shape, VOCAB, seed=number) for number in range(options.batches)]
-        given = {"ours": full, "theirs": full}
-    policy = bert_jax.MaskPolicy(mask_id=103, vocab_size=VOCAB)
+        full = [benchmark.random_batch(shape, VOCAB, seed=seed) for seed in range(options.batches)]
+        batches_by_kind = {"ours": full, "theirs": full}
+    policy = bert_jax.ResolvedMaskPolicy(bert_jax.MaskPolicy(), mask_id=MASK_ID, vocab_size=VOCAB)
     counts = {}
-    for kind, batches in given.items():
+    for kind, batches in batches_by_kind.items():
         masked = [{k: np.asarray(v) for k, v in mask(batch, policy).items()} for batch in batches]
-        for number, (plain, batch) in enumerate(zip(batches, masked, strict=True)):
-            np.savez(work / f"{kind}-{number:03}.npz", **(plain if kind == "ours" else theirs(plain, batch)))
+        for index, (plain, batch) in enumerate(zip(batches, masked, strict=True)):
+            np.savez(work / f"{kind}-{index:03}.npz", **(plain if kind == "ours" else theirs(plain, batch)))
         flops = [forward_flop(batch, options.size, options.what) for batch in masked]
         counts[kind] = {
-            "tokens": float(np.mean([(batch["segments"] > 0).sum() for batch in batches])),
-            "fill": float(np.mean([(batch["segments"] > 0).mean() for batch in batches])),
+            "tokens": float(np.mean([(batch["segment_ids"] > 0).sum() for batch in batches])),
+            "fill": float(np.mean([(batch["segment_ids"] > 0).mean() for batch in batches])),
             "gflop": float(np.mean(flops)) * (3 if options.what == "train" else 1) / 1e9,
         }
     return counts
 
 
-def mask(batch: pipeline.HostBatch, policy: bert_jax.MaskPolicy) -> dict[str, Any]:
+def mask(batch: HostBatch, policy: bert_jax.ResolvedMaskPolicy) -> dict[str, Any]:
     return jax.jit(bert_jax.mask_tokens, static_argnums=2)(jax.random.key(0), batch, policy, 0)
 
 
-def real_batches(options: argparse.Namespace) -> dict[str, list[pipeline.HostBatch]]:
-    """Sentence pairs of a corpus: as many rows for each, which hold more of them where they are packed."""
+def real_batches(options: argparse.Namespace) -> dict[str, list[HostBatch]]:
+    """Rows of sentence pairs of a corpus; packed rows contain more of them."""
     corpus = corpora.open_corpus(options.corpus)
-    made = {}
+    batches = {}
     for kind, packing in (("ours", bert_jax.DataConfig("").packing), ("theirs", 1)):
         config = bert_jax.DataConfig(options.corpus, options.length, options.batch, packing=packing)
         plan = sentence_pairs.plan(corpus.train, config, seed=0, epoch=0, block=0)
         rows = pipeline.packed_rows(plan, config, seed=0)[: options.batches * options.batch]
         parts = np.split(rows, options.batches)
-        made[kind] = [pipeline.assemble(corpus.train, corpus.tokenizer.specials, config, plan.take(part)) for part in parts]
-    return made
+        batches[kind] = [
+            pipeline.assemble(corpus.train, corpus.tokenizer.special_tokens, config, plan.take(part)) for part in parts
+        ]
+    return batches
 
 
-def theirs(plain: pipeline.HostBatch, masked: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """A masked batch under the names of transformers."""
-    labels = np.full(plain["ids"].shape, -100)
-    for row, (place, ids, weights) in enumerate(
+def theirs(plain: HostBatch, masked: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """A masked batch with the names and labels of transformers."""
+    labels = np.full(plain["input_ids"].shape, -100)
+    for row, (positions, ids, weights) in enumerate(
         zip(masked["mlm_positions"], masked["mlm_ids"], masked["mlm_weights"], strict=True)
     ):
-        labels[row, place[weights > 0]] = ids[weights > 0]
+        labels[row, positions[weights > 0]] = ids[weights > 0]
     return {
-        "input_ids": masked["ids"].astype(np.int64),
-        "token_type_ids": plain["types"].astype(np.int64),
-        "attention_mask": (plain["segments"] > 0).astype(np.int64),
+        "input_ids": masked["input_ids"].astype(np.int64),
+        "token_type_ids": plain["token_type_ids"].astype(np.int64),
+        "attention_mask": (plain["segment_ids"] > 0).astype(np.int64),
         "labels": labels,
         "next_sentence_label": plain["nsp_labels"][:, 0].astype(np.int64),
     } | {name: masked[name] for name in ("mlm_positions", "mlm_ids", "mlm_weights")}
 
 
 def forward_flop(batch: dict[str, np.ndarray], size: str, what: str) -> float:
-    """Multiplications and additions that BERT needs for these examples, padding not counted."""
-    lengths = np.concatenate([np.bincount(row[row > 0])[1:] for row in batch["segments"]])
+    """Multiplications and additions for these examples, without padding."""
+    lengths = np.concatenate([np.bincount(row[row > 0])[1:] for row in batch["segment_ids"]])
     phases = benchmark.forward_flop(bert_jax.ModelConfig.size(size), lengths[lengths > 0], float(batch["mlm_weights"].sum()))
     return sum(flop for phase, flop in phases.items() if what == "train" or phase != "head")
 
@@ -143,12 +146,12 @@ def forward_flop(batch: dict[str, np.ndarray], size: str, what: str) -> float:
 def alternate(
     names: list[str], work: str, pythons: dict[str, str], rounds: int
 ) -> tuple[list[dict[str, float]], list[list[float]]]:
-    """Start every program, then let them step in turn.
+    """Start every program, then run their steps in alternation.
 
     Returns:
-      What each program says of itself, and its seconds for a step in each round.
+      The report of each program, and its mean seconds per step in each round.
     """
-    environment = {**os.environ, "GLIBC_TUNABLES": ALLOCATOR}
+    environment = {**os.environ, "GLIBC_TUNABLES": TUNABLES}
     programs, reports = [], []
     for name in names:
         command = [pythons.get(name, sys.executable), str(Path(__file__).with_name("rivals.py")), name, work]
@@ -158,7 +161,7 @@ def alternate(
     times: list[list[float]] = [[] for _ in names]
     for _ in range(rounds):
         for name, program, taken, report in zip(names, programs, times, reports, strict=True):
-            # The step after a pause meets cold memory and is not counted.
+            # The step after a pause has cold caches and is not counted.
             print(file=program.stdin, flush=True)
             answer(program, name)
             seconds = []
@@ -214,7 +217,7 @@ def show(rows: list[dict[str, Any]], options: argparse.Namespace) -> None:
 
 
 def draw(rows: list[dict[str, Any]], options: argparse.Namespace, path: Path) -> None:
-    """Real tokens a second of each program, every round a dot."""
+    """Tokens per second of each program, with a dot for each round."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 0.5 + 0.5 * len(rows)), layout="constrained")
@@ -224,9 +227,7 @@ def draw(rows: list[dict[str, Any]], options: argparse.Namespace, path: Path) ->
         axes.barh(place, row["tokens_per_s"], color="C0" if row["program"] == "bert_jax" else "0.7")
         axes.plot([tokens / seconds for seconds in row["seconds"]], [place] * len(row["seconds"]), "k.", markersize=4)
     axes.set_yticks(range(len(rows) - 1), [row["program"] for row in rows[:0:-1]])
-    axes.set_xlabel(
-        f"tokens of text a second, {options.what}, BERT {options.size}, {options.batch} x {options.length}, {options.dtype}"
-    )
+    axes.set_xlabel(f"tokens per second, {options.what}, BERT {options.size}, {options.batch} x {options.length}, {options.dtype}")
     figure.savefig(path, dpi=150)
 
 

@@ -1,4 +1,4 @@
-"""Real text for the notebooks: Python's own language reference, which comes with Python."""
+"""Text for the notebooks: topics of the Python language reference, which are part of every Python installation."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from bert_jax import tokenizers
 from bert_jax.data.corpus import Corpus, open_corpus, write_corpus
 
 
-def corpus(directory: str, *, pieces: int = 2000) -> Corpus:
-    """A corpus of the reference's topics with a vocabulary of its own; made once, in seconds."""
+def corpus(directory: str, *, vocab_size: int = 2000) -> Corpus:
+    """Open the corpus in a directory; on the first call, learn a vocabulary and write the corpus there, in seconds."""
     if not Path(directory).exists():
         documents = [[" ".join(part.split()) for part in text.split("\n\n") if part.split()] for text in topics.values()]
         documents = [document for document in documents if len(document) > 1]
-        tokenizer = tokenizers.train(lambda: (line for document in documents for line in document), kind="wordpiece", size=pieces)
+        tokenizer = tokenizers.train(
+            lambda: (line for document in documents for line in document), kind="wordpiece", size=vocab_size
+        )
         write_corpus(lambda: documents, directory, tokenizer, held_out=0.05)
     return open_corpus(directory)

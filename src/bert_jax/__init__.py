@@ -1,13 +1,23 @@
 """BERT as pure JAX functions: paper-exact, pod-grade, schedule-first."""
 
-from bert_jax.config.finetuning import FinetuneConfig, Reading
-from bert_jax.config.run import Config, DataConfig, MeshConfig, ModelConfig, OptimConfig, TrainConfig
-from bert_jax.errors import Failure, UserError
+from bert_jax.config import (
+    Config,
+    DataConfig,
+    FinetuneConfig,
+    MaskPolicy,
+    MeshConfig,
+    ModelConfig,
+    ModelOverrides,
+    OptimConfig,
+    TaskDataConfig,
+    TrainConfig,
+)
+from bert_jax.errors import BertWarning, RunError, UserError
 from bert_jax.evaluation.sweeps import Sweep, sweep
 from bert_jax.inference.bert import Bert, load, save
-from bert_jax.inference.predictor import Asker
-from bert_jax.masking.policy import MaskPolicy
-from bert_jax.masking.replacement import mask_tokens
+from bert_jax.inference.predictor import Predictor
+from bert_jax.masking import ResolvedMaskPolicy, mask_tokens
+from bert_jax.masking import resolve as resolve_policy
 from bert_jax.models.encoder import encode, hidden_states
 from bert_jax.models.heads import head_logits, mlm_logits, nsp_logits
 from bert_jax.training.finetuning import finetune
@@ -15,18 +25,21 @@ from bert_jax.training.pretraining import pretrain
 
 __version__ = "0.1.0"
 __all__ = [
-    "Asker",
     "Bert",
+    "BertWarning",
     "Config",
     "DataConfig",
-    "Failure",
     "FinetuneConfig",
     "MaskPolicy",
     "MeshConfig",
     "ModelConfig",
+    "ModelOverrides",
     "OptimConfig",
-    "Reading",
+    "Predictor",
+    "ResolvedMaskPolicy",
+    "RunError",
     "Sweep",
+    "TaskDataConfig",
     "TrainConfig",
     "UserError",
     "encode",
@@ -38,6 +51,7 @@ __all__ = [
     "mlm_logits",
     "nsp_logits",
     "pretrain",
+    "resolve_policy",
     "save",
     "sweep",
 ]

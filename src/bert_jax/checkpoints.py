@@ -1,8 +1,8 @@
 """Checkpoints: device state, data position, config and tokenizer, written by Orbax in the background.
 
-Orbax commits a step atomically, but does not notice flipped bits in array data when it reads them. Each checkpoint
-therefore carries a checksum of every array, computed on the devices that hold it, and is verified when it is read;
-a damaged step is set aside and the one before it is used.
+Orbax commits a step atomically, but does not detect flipped bits in array data. Each checkpoint therefore contains a checksum of
+every array, computed on the devices that hold it, which is verified on reading. A damaged step is renamed, and the step before
+it is used.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import itertools
 import json
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeVar, cast
 
 import jax
@@ -22,47 +22,52 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from absl import logging as absl_logging
 from etils import epath
-from jaxtyping import Array, UInt32
 
 from bert_jax import tokenizers
-from bert_jax.config.run import ModelConfig
+from bert_jax.config.format import KEY, VERSION
+from bert_jax.config.model import ModelConfig
 from bert_jax.config.validation import build
-from bert_jax.errors import Failure
-from bert_jax.models.encoder import Params
+from bert_jax.errors import RunError, UserError
+from bert_jax.io.checksums import checksums
 from bert_jax.models.heads import PRETRAINING, heads_of, init_params
+from bert_jax.models.loaded import LoadedModel
 from bert_jax.tokenizers import Tokenizer
 
 DIRECTORY = "checkpoints"
+"""Directory of the checkpoints in a run directory."""
 BEST = "best"
-"""Directory of the best model so far, in a run that looks for one."""
+"""Directory of the best model in the run directory of a job that keeps one."""
 _STATE, _META = "state", "meta"
 _PARAMS = "params"
+HEADS_OF_VERSION_1 = {
+    "classify": "sequence_classification",
+    "regress": "regression",
+    "tag": "token_classification",
+    "span": "question_answering",
+    "choose": "multiple_choice",
+}
+"""Names of heads in format version 1 -> present names."""
 
 T = TypeVar("T")
 
 
 class Meta(NamedTuple):
-    """What a checkpoint holds beside the arrays."""
+    """The content of a checkpoint besides the arrays."""
 
     config: dict[str, Any]
-    """The run's config, as JSON."""
+    """The run's config, as JSON values."""
     model: ModelConfig
     tokenizer: Tokenizer
     corpus: str
-    """Digest of the data that ``data`` is a position in."""
+    """Digest of the training data."""
     data: dict[str, Any]
-    """State of the data iterator: the next batch to come."""
+    """State of the data iterator: the position of the next batch."""
     labels: tuple[str, ...] = ()
     """Names of a classifier's outputs."""
-
-
-class Stored(NamedTuple):
-    """A model that a checkpoint holds, with or without a run around it."""
-
-    config: ModelConfig
-    params: Params
-    tokenizer: Tokenizer | None
-    labels: tuple[str, ...]
+    heads: Mapping[str, int] = PRETRAINING
+    """Name of each head -> number of its outputs."""
+    pooler: bool = True
+    """Whether the encoder has a pooler."""
 
 
 class Checkpoints:
@@ -70,14 +75,14 @@ class Checkpoints:
 
     Args:
       run: the run directory.
-      keep: newest steps kept when another is saved; None to read only.
+      keep: number of newest steps that are kept when a step is saved; None: read only.
     """
 
     def __init__(self, run: epath.PathLike, *, keep: int | None = None) -> None:
         self.path = epath.Path(run).resolve() / DIRECTORY
-        # Orbax logs every save, and every failure with its traceback; what users need to know is said by this package.
+        # Orbax logs every save, and every failure with a traceback; this package reports failures itself.
         absl_logging.set_verbosity(absl_logging.FATAL)
-        # A save or a read that fails raises once for us and once more, as a traceback, for each of its other tasks.
+        # asyncio also logs a traceback for each task of a failed save or read.
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         policy = ocp.checkpoint_managers.LatestN(keep) if keep else None
         options = ocp.CheckpointManagerOptions(
@@ -92,19 +97,28 @@ class Checkpoints:
     def save(self, step: int, state: Any, meta: Meta) -> None:
         """Write a checkpoint in the background; the state may be donated as soon as this returns.
 
+        Args:
+          step: number of the step.
+          state: a tree of arrays, with the parameters under "params".
+          meta: everything else.
+
         Raises:
-          Failure: this save, or the one still in the background, could not be written (a full disk).
+          RunError: this checkpoint, or the previous one in the background, could not be written (a full disk).
         """
         run = {"config": meta.config, "corpus": meta.corpus, "data": meta.data}
-        # Several runs that are trained at a time are alike.
-        params = (state[0] if isinstance(state, list) else state).params
-        self._save(step, state, run | _described(meta.model, params, meta.tokenizer, meta.labels))
+        self._save(step, state, run | _describe(meta.model, meta.tokenizer, meta.labels, meta.heads, pooler=meta.pooler))
 
-    def save_model(
-        self, config: ModelConfig, params: Params, tokenizer: Tokenizer | None, labels: tuple[str, ...], *, step: int = 0
-    ) -> None:
-        """Write a model without a run's state; raises as :meth:`save` does."""
-        self._save(step, {_PARAMS: jax.tree.map(jnp.asarray, params)}, _described(config, params, tokenizer, labels))
+    def save_model(self, model: LoadedModel, *, step: int = 0) -> None:
+        """Write a model without the state of a run.
+
+        Raises:
+          RunError: as :meth:`save`.
+        """
+        self._save(
+            step,
+            {_PARAMS: jax.tree.map(jnp.asarray, model.params)},
+            _describe(model.config, model.tokenizer, model.labels, heads_of(model.params), pooler="pooler" in model.params["bert"]),
+        )
 
     def _save(self, step: int, state: Any, content: dict[str, Any]) -> None:
         content = {**content, "checksums": checksums(state)}
@@ -117,19 +131,24 @@ class Checkpoints:
             raise self._not_written(step, error) from error
 
     def wait(self) -> None:
-        """Return when everything saved is committed; raises as :meth:`save` does."""
+        """Wait until every checkpoint is committed.
+
+        Raises:
+          RunError: as :meth:`save`.
+        """
         try:
             self._manager.wait_until_finished()
         except (OSError, ValueError, RuntimeError) as error:
             raise self._not_written(None, error) from error
 
     def forget(self, after: int) -> None:
-        """Delete the checkpoints of later steps."""
+        """Delete the checkpoints of steps later than ``after``."""
         for step in self._manager.all_steps():
             if step > after:
                 self._manager.delete(step)
 
     def close(self) -> None:
+        """Release Orbax's resources."""
         self._manager.close()
 
     def latest(self) -> int | None:
@@ -137,39 +156,55 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def restore(self, abstract: Any) -> tuple[Any, Meta] | None:
-        """The newest checkpoint that is whole, or None where nothing was ever saved; damaged ones are set aside.
+        """Read the newest undamaged checkpoint, or return None if there is none; damaged ones are renamed ``damaged-STEP``.
 
         Args:
-          abstract: a tree of ``jax.ShapeDtypeStruct`` with shardings; any mesh may read what another wrote.
+          abstract: a tree of ``jax.ShapeDtypeStruct`` with shardings, from :func:`abstract`; the mesh may differ from the one
+            that the checkpoint was written on.
 
         Raises:
-          Failure: there are checkpoints and all of them are damaged.
+          UserError: the checkpoint is of another format version.
+          RunError: every checkpoint is damaged.
         """
 
         def read(step: int) -> tuple[Any, Meta]:
             content = self._read_content(step)
-            model = build(ModelConfig, _model(content), "model")
+            if (version := content.get(KEY, 1)) != VERSION:
+                raise UserError(
+                    f"{self.path} is of format version {version}, but this package resumes version {VERSION}: choose another "
+                    "run directory; bert_jax.load still reads the model."
+                )
+            model = build(ModelConfig, content["model"], "model")
             args = ocp.args.PyTreeRestore(abstract, restore_args=ocp.checkpoint_utils.construct_restore_args(abstract))
             state = self._manager.restore(step, args=ocp.args.Composite(**{_STATE: args}))[_STATE]
             _verify(checksums(state), content["checksums"])
-            labels = tuple(content.get("labels", ()))
-            return state, Meta(content["config"], model, _tokenizer(content), content["corpus"], content["data"], labels)
+            labels, heads = tuple(content["labels"]), content["heads"]
+            tokenizer = _tokenizer(content)
+            meta = Meta(content["config"], model, tokenizer, content["corpus"], content["data"], labels, heads, content["pooler"])
+            return state, meta
 
         return self._newest(read, set_aside=True)
 
-    def restore_model(self) -> Stored | None:
-        """The model alone of the newest checkpoint that is whole, on the default device; nothing is changed on disk.
+    def restore_model(self) -> LoadedModel | None:
+        """Read the model of the newest undamaged checkpoint, on the default device, or return None if there is no checkpoint.
+
+        Models of every format version are read. Nothing is changed on disk.
 
         Raises:
-          Failure: there are checkpoints and all of them are damaged.
+          RunError: every checkpoint is damaged.
         """
 
-        def read(step: int) -> Stored:
+        def read(step: int) -> LoadedModel:
             content = self._read_content(step)
-            config = build(ModelConfig, _model(content), "model")
-            heads, pooler = content.get("heads", PRETRAINING), content.get("pooler", True)
+            old_names = HEADS_OF_VERSION_1 if content.get(KEY, 1) == 1 else {}
+            # The first checkpoints of version 1 have the model's config only inside the run's config.
+            config = build(ModelConfig, content["model"] if "model" in content else content["config"]["model"], "model")
+            stored_heads, pooler = content.get("heads", PRETRAINING), content.get("pooler", True)
+            heads = {old_names.get(head, head): outputs for head, outputs in stored_heads.items()}
             place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
             shapes = jax.eval_shape(lambda: {_PARAMS: init_params(config, jax.random.key(0), heads=heads, pooler=pooler)})
+            new_names = {new: old for old, new in old_names.items() if old in stored_heads}
+            shapes = {_PARAMS: {new_names.get(name, name): tree for name, tree in shapes[_PARAMS].items()}}
             tree = abstract(shapes, jax.tree.map(lambda _: place, shapes))
             args = ocp.args.PyTreeRestore(
                 tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree), partial_restore=True
@@ -177,7 +212,8 @@ class Checkpoints:
             state = self._manager.restore(step, args=ocp.args.Composite(**{_STATE: args}))[_STATE]
             _verify(checksums(state), content["checksums"])
             tokenizer = _tokenizer(content) if content["tokenizer"] else None
-            return Stored(config, state[_PARAMS], tokenizer, tuple(content.get("labels", ())))
+            params = {old_names.get(name, name): tree for name, tree in state[_PARAMS].items()}
+            return LoadedModel(config, params, tokenizer, tuple(content.get("labels", ())))
 
         return self._newest(read, set_aside=False)
 
@@ -187,22 +223,25 @@ class Checkpoints:
         for step in steps:
             try:
                 value = read(step)
-            except Exception as error:  # Orbax and TensorStore raise whatever a damaged file leads them to.
+            except UserError:
+                raise
+            except Exception as error:  # Orbax and TensorStore raise many types of exceptions for damaged files.
                 damaged.append((step, _first_line(error)))
                 continue
-            # Only now is it sure that reading works at all and the fault was the checkpoint's.
-            for bad, why in damaged:
-                print(f"bert-jax: checkpoint {self.path / str(bad)} is damaged ({why}); {step} is used.", file=sys.stderr)
+            # That this step could be read shows that the others are damaged, and reading itself works.
+            for damaged_step, reason in damaged:
+                path = self.path / str(damaged_step)
+                print(f"bert-jax: checkpoint {path} is damaged ({reason}); using step {step}.", file=sys.stderr)
                 if set_aside:
-                    self._set_aside(bad)
+                    self._set_aside(damaged_step)
             return value
         if damaged:
-            reasons = "; ".join(f"{step}: {why}" for step, why in damaged)
-            raise Failure(f"No checkpoint in {self.path} can be read ({reasons}); nothing was changed there.")
+            reasons = "; ".join(f"{step}: {reason}" for step, reason in damaged)
+            raise RunError(f"No checkpoint in {self.path} can be read ({reasons}); nothing was changed there.")
         return None
 
     def _read_content(self, step: int) -> dict[str, Any]:
-        """Everything of a checkpoint but its arrays."""
+        """The content of a checkpoint besides the arrays, verified by its digest."""
         item = self._manager.restore(step, args=ocp.args.Composite(**{_META: ocp.args.JsonRestore()}))[_META]
         content = item["content"]
         if _digest(content) != item["digest"]:
@@ -212,34 +251,32 @@ class Checkpoints:
     def _set_aside(self, step: int) -> None:
         if jax.process_index() == 0:
             names = {path.name for path in self.path.iterdir()}
-            free = next(name for name in (f"damaged-{step}{'-again' * n}" for n in itertools.count()) if name not in names)
-            (self.path / str(step)).rename(self.path / free)
+            candidates = (f"damaged-{step}{'-again' * count}" for count in itertools.count())
+            (self.path / str(step)).rename(self.path / next(name for name in candidates if name not in names))
         self._manager.reload()
 
-    def _not_written(self, step: int | None, error: Exception) -> Failure:
-        what = "The last checkpoint" if step is None else f"Checkpoint {step}"
+    def _not_written(self, step: int | None, error: Exception) -> RunError:
+        failed = "The last checkpoint" if step is None else f"Checkpoint {step}"
         last = self.latest()
-        kept = f"step {last} is the newest whole one" if last is not None else "there is none yet"
-        return Failure(f"{what} could not be written to {self.path} ({_first_line(error)}); {kept}.")
+        newest = f"step {last} is the newest complete one" if last is not None else "there is no earlier one"
+        return RunError(f"{failed} could not be written to {self.path} ({_first_line(error)}); {newest}.")
 
 
-def _described(config: ModelConfig, params: Params, tokenizer: Tokenizer | None, labels: tuple[str, ...]) -> dict[str, Any]:
-    """What makes a model of parameters."""
+def _describe(
+    config: ModelConfig, tokenizer: Tokenizer | None, labels: tuple[str, ...], heads: Mapping[str, int], *, pooler: bool
+) -> dict[str, Any]:
+    """The description of a model, without its parameters, as JSON values."""
     return {
+        KEY: VERSION,
         "model": dataclasses.asdict(config),
-        "tokenizer": {} if tokenizer is None else _packed(tokenizer),
+        "tokenizer": {} if tokenizer is None else _encode_files(tokenizer),
         "labels": list(labels),
-        "heads": heads_of(params),
-        "pooler": "pooler" in params["bert"],
+        "heads": dict(heads),
+        "pooler": pooler,
     }
 
 
-def _model(content: dict[str, Any]) -> dict[str, Any]:
-    # Runs of version 0.1 said it in their config only.
-    return cast(dict[str, Any], content["model"] if "model" in content else content["config"]["model"])
-
-
-def _packed(tokenizer: Tokenizer) -> dict[str, str]:
+def _encode_files(tokenizer: Tokenizer) -> dict[str, str]:
     return {name: base64.b64encode(data).decode() for name, data in tokenizer.files.items()}
 
 
@@ -247,48 +284,19 @@ def _tokenizer(content: dict[str, Any]) -> Tokenizer:
     return tokenizers.from_files({name: base64.b64decode(data) for name, data in content["tokenizer"].items()})
 
 
-def checksums(tree: Any) -> dict[str, int]:
-    """A 32-bit checksum of each array of a tree, by its path, on whatever mesh the arrays live.
-
-    Each word of the array is multiplied by an odd number of its own and summed modulo 2**32: any single flipped
-    bit changes the sum.
-    """
-    found: dict[str, int] = {}
-    # A program computes with arrays that live on the same devices.
-    for alike in _by_devices(jax.tree_util.tree_leaves_with_path(tree)):
-        names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in alike]
-        found |= zip(names, map(int, jax.device_get(_checksum_all([leaf for _, leaf in alike]))), strict=True)
-    return found
-
-
-def _by_devices(leaves: list[tuple[jax.tree_util.KeyPath, Array]]) -> list[list[tuple[jax.tree_util.KeyPath, Array]]]:
-    parts: dict[frozenset[jax.Device], list[tuple[jax.tree_util.KeyPath, Array]]] = {}
-    for path, leaf in leaves:
-        parts.setdefault(frozenset(leaf.sharding.device_set), []).append((path, leaf))
-    return list(parts.values())
-
-
-@jax.jit
-def _checksum_all(leaves: list[Array]) -> list[UInt32[Array, ""]]:
-    return [_checksum(leaf) for leaf in leaves]
-
-
-def _checksum(leaf: Array) -> UInt32[Array, ""]:
-    words = jax.lax.bitcast_convert_type(leaf, jnp.dtype(f"uint{8 * leaf.dtype.itemsize}")).astype(jnp.uint32)
-    index = jnp.zeros((), jnp.uint32)
-    for axis, size in enumerate(leaf.shape):
-        index = index * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis)
-    return jnp.sum(words * ((2 * index + 1) * jnp.uint32(0x9E3779B1)), dtype=jnp.uint32)
-
-
-def _verify(found: dict[str, int], stored: dict[str, int]) -> None:
-    wrong = [name for name, value in found.items() if stored.get(name) != value]
-    if wrong:
-        raise ValueError(f"{len(wrong)} of {len(found)} arrays differ from their checksums, {wrong[0]} among them")
+def _verify(computed: dict[str, int], stored: dict[str, int]) -> None:
+    differing = [name for name, value in computed.items() if stored.get(name) != value]
+    if differing:
+        raise ValueError(f"{len(differing)} of {len(computed)} arrays differ from their checksums, among them {differing[0]}")
 
 
 def abstract(shapes: Any, shardings: Any) -> Any:
-    """Shapes with shardings, as :meth:`Checkpoints.restore` takes them."""
+    """A tree of shapes with shardings, for :meth:`Checkpoints.restore`.
+
+    Args:
+      shapes: a tree of ``jax.ShapeDtypeStruct``.
+      shardings: a tree with the sharding of each leaf.
+    """
     return jax.tree.map(lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, shardings)
 
 

@@ -1,20 +1,20 @@
-"""The two ways the package says no; the command line turns them into exit statuses."""
+"""Exceptions and the warning of the package."""
 
 
 class UserError(Exception):
-    """A mistake in what the user gave: one sentence that says what is wrong, where and what to do.
+    """A mistake in the input: one sentence that says what is wrong, where, and what to do.
 
-    No ValueError, because libraries that call us back would catch it and say it in their own way.
-    The command line prints the sentence and leaves with status 2.
+    It does not derive from `ValueError`, because libraries that call back into this package catch `ValueError` and replace the
+    message with their own. The command line prints the sentence and exits with status 2.
     """
 
 
-class Failure(RuntimeError):
-    """Something failed that the user did not ask for: a full disk, a damaged checkpoint, a non-finite loss.
+class RunError(RuntimeError):
+    """A failure that is not the user's mistake: a full disk, a damaged checkpoint, a loss that is not finite.
 
-    The command line prints the sentence and leaves with status 1.
+    The command line prints the sentence and exits with status 1.
     """
 
 
-class Doubt(UserWarning):
-    """Something that is allowed and looks wrong, in one sentence; the command line prints it."""
+class BertWarning(UserWarning):
+    """Input that is accepted but looks wrong, described in one sentence; the command line prints it to standard error."""

@@ -1,9 +1,9 @@
-"""Mesh, logical axes and layouts: the only file that knows the names of mesh axes.
+"""Mesh, logical axes and layouts: the only module that uses the names of mesh axes.
 
-Arrays are described by logical axes. Two small tables say where each logical axis lives: while a product is
-computed, and while a parameter (or its optimizer state) waits between uses. Data parallelism, FSDP, tensor
-parallelism and their mixes are sizes of the mesh, not code. Without an explicit mesh (a notebook, ``pmap``)
-every function here leaves its argument alone.
+Arrays are described by logical axes. Two tables map each logical axis to mesh axes: one for activations and for parameters in a
+computation, one for stored parameters and their optimizer state. Data parallelism, FSDP, tensor parallelism and their
+combinations are sizes of the mesh, not code. Without an explicit mesh (in a notebook, or under ``pmap``) the functions that lay
+out arrays return them unchanged.
 """
 
 from __future__ import annotations
@@ -16,14 +16,13 @@ import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from bert_jax.config.run import MeshConfig
 from bert_jax.errors import UserError
 
 DATA, FSDP, TENSOR = "data", "fsdp", "tensor"
 
 Rules = dict[str | None, tuple[str, ...]]
 
-COMPUTED: Rules = {
+ACTIVATION_RULES: Rules = {
     None: (),
     "batch": (DATA, FSDP),
     "hidden": (),
@@ -31,10 +30,11 @@ COMPUTED: Rules = {
     "ffn": (TENSOR,),
     "vocab": (TENSOR,),
 }
-STORED: Rules = COMPUTED | {"hidden": (FSDP,)}
+"""Mesh axes of each logical axis, for activations and for parameters while they are used."""
+PARAM_RULES: Rules = ACTIVATION_RULES | {"hidden": (FSDP,)}
+"""Mesh axes of each logical axis, for stored parameters and optimizer state."""
 
-# Logical axes of each parameter, by the last two names of its path; stacked layers add a leading axis.
-PARAMETERS: dict[str, tuple[str | None, ...]] = {
+PARAM_AXES: dict[str, tuple[str | None, ...]] = {
     "embeddings/word": ("vocab", "hidden"),
     "embeddings/position": (None, "hidden"),
     "embeddings/type": (None, "hidden"),
@@ -58,126 +58,160 @@ PARAMETERS: dict[str, tuple[str | None, ...]] = {
     "dense/bias": (None,),
     "mlm/bias": ("vocab",),
 }
+"""Logical axes of each parameter, by the last two names of its path; stacked layers add a leading axis."""
 for _name in ("forward", "backward"):
-    PARAMETERS |= {f"{_name}/kernel": (None, None), f"{_name}/recurrent": (None, None), f"{_name}/bias": (None,)}
-PARAMETERS |= {"readout/weights": (None,), "readout/scale": (None,)}
-for _head in ("nsp", "classify", "regress", "tag", "span", "choose"):
-    PARAMETERS |= {f"{_head}/kernel": ("hidden", None), f"{_head}/bias": (None,)}
+    PARAM_AXES |= {f"{_name}/kernel": (None, None), f"{_name}/recurrent": (None, None), f"{_name}/bias": (None,)}
+PARAM_AXES |= {"readout/weights": (None,), "readout/scale": (None,)}
+for _head in (
+    "nsp",
+    "sequence_classification",
+    "multilabel_classification",
+    "regression",
+    "multiple_choice",
+    "token_classification",
+    "question_answering",
+):
+    PARAM_AXES |= {f"{_head}/kernel": ("hidden", None), f"{_head}/bias": (None,)}
 
 
-def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
-    """The explicit mesh (data, fsdp, tensor) over all devices.
+def make_mesh(*, data: int = -1, fsdp: int = 1, tensor: int = 1, devices: list[jax.Device] | None = None) -> Mesh:
+    """Create an explicit mesh (data, fsdp, tensor) over all devices.
+
+    Args:
+      data, fsdp, tensor: devices along each axis; ``data`` -1 takes the devices that the others leave.
+      devices: the devices; ``jax.devices()`` by default.
 
     Raises:
       UserError: the axes do not multiply to the number of devices.
+
+    Example:
+      >>> make_mesh().shape["data"] == jax.device_count()
+      True
     """
     devices = jax.devices() if devices is None else devices
-    rest = config.fsdp * config.tensor
-    data = len(devices) // rest if config.data == -1 else config.data
-    if data * rest != len(devices):
+    rest = fsdp * tensor
+    size = len(devices) // rest if data == -1 else data
+    if size * rest != len(devices):
         raise UserError(
-            f"A mesh of data {config.data} x fsdp {config.fsdp} x tensor {config.tensor} does not cover {len(devices)} devices; "
+            f"A mesh of data {data} x fsdp {fsdp} x tensor {tensor} does not cover {len(devices)} devices; "
             "change --mesh.data, --mesh.fsdp or --mesh.tensor."
         )
-    return jax.make_mesh((data, config.fsdp, config.tensor), (DATA, FSDP, TENSOR), (AxisType.Explicit,) * 3, devices=devices)
+    return jax.make_mesh((size, fsdp, tensor), (DATA, FSDP, TENSOR), (AxisType.Explicit,) * 3, devices=devices)
 
 
 def spec(*axes: str | None) -> P | None:
-    """Partition of an activation with these logical axes, or None where no explicit mesh is set."""
+    """Partition of an activation with these logical axes, or None without an explicit mesh.
+
+    Example:
+      >>> with jax.set_mesh(make_mesh()):
+      ...     spec(None, "hidden")
+      P(None, None)
+    """
     mesh = jax.sharding.get_abstract_mesh()
     if AxisType.Explicit not in mesh.axis_types:
         return None
-    return P(*(_place(axis, COMPUTED, mesh) for axis in axes))
+    return P(*(_place(axis, ACTIVATION_RULES, mesh) for axis in axes))
 
 
 def spec_of(value: jax.Array) -> P | None:
-    """Partition of an array inside a program, or None where no explicit mesh is set."""
+    """Partition of an array inside a compiled program, or None without an explicit mesh."""
     return None if spec() is None else jax.typeof(value).sharding.spec
 
 
 def devices() -> int:
-    """Devices that a program's arrays are divided over; 1 where no explicit mesh is set."""
+    """Number of devices of the explicit mesh; 1 without one."""
     return 1 if spec() is None else jax.sharding.get_abstract_mesh().size
 
 
-def split(value: jax.Array, *axes: str | None) -> jax.Array:
+def reshard(value: jax.Array, *axes: str | None) -> jax.Array:
     """Lay an activation out by its logical axes."""
     layout = spec(*axes)
     return value if layout is None else jax.sharding.reshard(value, layout)
 
 
 def automatic(function: Callable[..., jax.Array], *axes: str | None) -> Callable[..., jax.Array]:
-    """A user's function, which knows nothing of layouts, as one whose result is laid out by these logical axes."""
+    """Compile a user's function, written without layouts, with automatic sharding; its result is laid out by these axes."""
     layout = spec(*axes)
     return function if layout is None else jax.sharding.auto_axes(function, out_sharding=layout)
 
 
 def gather(value: jax.Array, path: str) -> jax.Array:
-    """Bring a parameter from its stored to its computed layout: the all-gather of FSDP.
+    """Reshard a parameter from its stored layout to that of the computation: the all-gather of FSDP.
 
     Its transpose is the reduce-scatter of the gradient.
+
+    Args:
+      value: the parameter.
+      path: a key of :data:`PARAM_AXES`.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if AxisType.Explicit not in mesh.axis_types:
         return value
-    return jax.sharding.reshard(value, _layout(PARAMETERS[path], value.shape, COMPUTED, mesh))
+    return jax.sharding.reshard(value, _layout(PARAM_AXES[path], value.shape, ACTIVATION_RULES, mesh))
 
 
-def like(value: jax.Array, other: jax.Array) -> jax.Array:
-    """Lay an array out as another one of its shape."""
+def reshard_like(value: jax.Array, other: jax.Array) -> jax.Array:
+    """Lay an array out like another array of the same shape."""
     layout = spec_of(other)
     return value if layout is None else jax.sharding.reshard(value, layout)
 
 
-def split_layers(value: jax.Array) -> jax.Array:
-    """Lay out a parameter that is stacked over layers so that a device holds whole layers: over as many mesh axes as divide
-    their number, and over none if there is no axis to divide."""
+def reshard_layers(value: jax.Array) -> jax.Array:
+    """Lay out a parameter that is stacked over layers so that each device holds whole layers.
+
+    The layer axis is sharded over those mesh axes that divide the number of layers; without one, the parameter is replicated.
+    """
     if spec() is None:
         return value
-    mesh, parts, names = jax.sharding.get_abstract_mesh(), 1, []
-    # "tensor" stays out: laying two divided axes out over one is more than the compiler does in one exchange.
+    mesh, shards, names = jax.sharding.get_abstract_mesh(), 1, []
+    # Not TENSOR: XLA cannot merge two sharded axes into one in a single exchange.
     for name in (FSDP, DATA):
         size = mesh.shape[name]
-        if size > 1 and value.ndim > 1 and value.shape[0] % (parts * size) == 0:
+        if size > 1 and value.ndim > 1 and value.shape[0] % (shards * size) == 0:
             names.append(name)
-            parts *= size
+            shards *= size
     return jax.sharding.reshard(value, P(tuple(names)) if names else P())
 
 
 def replicate(value: jax.Array) -> jax.Array:
-    """Bring a parameter whole to every device, as a table lookup needs it."""
-    return split(value, *(None,) * value.ndim)
+    """Replicate a parameter on every device, as a table lookup requires."""
+    return reshard(value, *(None,) * value.ndim)
 
 
 def parameter_key(path: tuple[str, ...]) -> str:
-    """Row of :data:`PARAMETERS` that a parameter's path belongs to."""
+    """Key of :data:`PARAM_AXES` for a parameter's path.
+
+    Example:
+      >>> parameter_key(("bert", "layers", "attention", "query", "kernel"))
+      'query/kernel'
+    """
     return "/".join(path[-2:])
 
 
 def state_shardings(tree: Any, mesh: Mesh | AbstractMesh) -> Any:
-    """Shardings of a tree that holds parameters, or optimizer moments under the same names.
+    """Shardings of a tree that contains parameters, or optimizer moments under the same names.
 
-    A leaf whose path names no parameter (a count, a key) is replicated.
+    Leaves that are not parameters (a step count, a random key) are replicated.
     """
 
-    def one(path: jax.tree_util.KeyPath, leaf: jax.ShapeDtypeStruct) -> NamedSharding:
+    def leaf_sharding(path: jax.tree_util.KeyPath, leaf: jax.ShapeDtypeStruct) -> NamedSharding:
         names = tuple(key.key for key in path if isinstance(key, jax.tree_util.DictKey))
-        axes = PARAMETERS.get(parameter_key(names))
+        axes = PARAM_AXES.get(parameter_key(names))
         if axes is None or not leaf.shape:
             return NamedSharding(mesh, P())
         stacked = (None,) * (len(leaf.shape) - len(axes))
-        return NamedSharding(mesh, _layout(stacked + axes, leaf.shape, STORED, mesh))
+        return NamedSharding(mesh, _layout(stacked + axes, leaf.shape, PARAM_RULES, mesh))
 
-    return jax.tree_util.tree_map_with_path(one, tree)
+    return jax.tree_util.tree_map_with_path(leaf_sharding, tree)
 
 
 def batch_sharding(mesh: Mesh | AbstractMesh) -> NamedSharding:
-    """Rows of a batch over the data and fsdp axes."""
-    return NamedSharding(mesh, P(_place("batch", COMPUTED, mesh)))
+    """Sharding of a batch: rows over the data and fsdp axes."""
+    return NamedSharding(mesh, P(_place("batch", ACTIVATION_RULES, mesh)))
 
 
 def batch_shards(mesh: Mesh) -> int:
-    """Parts into which a batch is divided."""
+    """Number of shards of a batch."""
     return mesh.shape[DATA] * mesh.shape[FSDP]
 
 
@@ -188,7 +222,11 @@ def local_rows(sharding: NamedSharding, batch_size: int) -> np.ndarray:
 
 
 def check_divisible(mesh: Mesh, *, heads: int, hidden: int, ffn: int) -> None:
-    """Raise a UserError where a model dimension does not divide over its mesh axis."""
+    """Check that the dimensions of a model divide over the mesh.
+
+    Raises:
+      UserError: a dimension is not divisible by its mesh axis.
+    """
     for name, size, axis in (
         ("num_attention_heads", heads, TENSOR),
         ("intermediate_size", ffn, TENSOR),
@@ -199,11 +237,11 @@ def check_divisible(mesh: Mesh, *, heads: int, hidden: int, ffn: int) -> None:
 
 
 def _place(axis: str | None, rules: Rules, mesh: Mesh | AbstractMesh) -> tuple[str, ...] | None:
-    # JAX's own operations leave mesh axes of size 1 out of the types they infer, and so do we.
+    # JAX's operations omit mesh axes of size 1 from the types that they infer.
     return tuple(name for name in rules[axis] if mesh.shape[name] > 1) or None
 
 
 def _layout(axes: tuple[str | None, ...], shape: tuple[int, ...], rules: Rules, mesh: Mesh | AbstractMesh) -> P:
-    # 30,522 pieces divide by 2 but not by 4: a vocabulary that does not divide stays whole.
-    whole = {axis for axis, size in zip(axes, shape, strict=True) if axis == "vocab" and size % mesh.shape[TENSOR]}
-    return P(*(None if axis in whole else _place(axis, rules, mesh) for axis in axes))
+    # BERT's vocabulary of 30,522 tokens is divisible by 2 but not by 4; one that is not divisible is replicated.
+    replicated = {axis for axis, size in zip(axes, shape, strict=True) if axis == "vocab" and size % mesh.shape[TENSOR]}
+    return P(*(None if axis in replicated else _place(axis, rules, mesh) for axis in axes))

@@ -1,4 +1,4 @@
-"""The command line: what it prints, what it refuses, with which status, and what it leaves behind."""
+"""The command line: output, error messages, exit status, and no incomplete files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import time
 import pytest
 
 from bert_jax import cli
-from bert_jax.cli import ALLOCATOR, COMMANDS
+from bert_jax.cli import COMMANDS, process
 from bert_jax.cli.pretrain import load_experiment
 from bert_jax.config.run import Config
 from bert_jax.training.pretraining import resolve
@@ -34,7 +34,7 @@ def config():
 """
 
 
-# What a shell has put into the background does not hear Ctrl-C; its children do not either, unless they say so.
+# A shell's background processes, and their children, ignore Ctrl-C unless they install a handler.
 PROGRAM = [
     sys.executable,
     "-c",
@@ -43,19 +43,19 @@ PROGRAM = [
 
 
 def bert_jax(*arguments, **kwargs):
-    """Run the command in a process of its own, as a user does."""
+    """Run the command in a separate process, as a user does."""
     return subprocess.run([*PROGRAM, *map(str, arguments)], capture_output=True, text=True, timeout=300, **kwargs)
 
 
 def here(*arguments):
-    """The same command in this process, where an exception that nobody expects ends the test."""
+    """Run the command in this process, in which an unexpected exception ends the test."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cli, "_keep_compilations", lambda: None)
+        patch.setattr(process, "cache_compiled_programs", lambda: None)
         try:
             status = cli.main([*map(str, arguments)])
-        except SystemExit as left:
-            status = left.code
+        except SystemExit as exit:
+            status = exit.code
     return subprocess.CompletedProcess(arguments, status, out.getvalue(), err.getvalue())
 
 
@@ -70,10 +70,10 @@ def experiment(tmp_path, corpus):
     ("kind", "size"),
     [("wordpiece", 60), *(pytest.param(kind, size, marks=pytest.mark.slow) for kind, size in (("unigram", 36), ("bpe", 60)))],
 )
-def test_from_text_to_an_answer(tmp_path, text, kind, size):
-    """The README's five steps, with every kind of vocabulary."""
-    assert f"{size} pieces" in ok(bert_jax("vocab", text, "--out", tmp_path / "vocab", "--kind", kind, "--size", size))
-    assert "corpus train: 72 documents" in ok(
+def test_from_text_to_predictions(tmp_path, text, kind, size):
+    """The five steps of the README, with every kind of vocabulary."""
+    assert f"{size} tokens" in ok(bert_jax("vocab", text, "--out", tmp_path / "vocab", "--kind", kind, "--size", size))
+    assert "corpus train: 72 documents, " in ok(
         bert_jax("prepare", text, "--vocab", tmp_path / "vocab", "--out", tmp_path / "corpus", "--held-out", 0.1)
     )
     path = tmp_path / "experiment.py"
@@ -81,15 +81,15 @@ def test_from_text_to_an_answer(tmp_path, text, kind, size):
     out = ok(bert_jax("pretrain", path, "--optim.peak-lr", "3e-4", "--parallel", "pmap"))
     config, _, report = out.partition("\n}\n")
     assert json.loads(config + "\n}")["optim"]["peak_lr"] == 3e-4
-    assert "masked-word loss" in report
+    assert "MLM loss" in report
     assert "unigram model on the same tokens" in report
     again = bert_jax("pretrain", path, "--optim.peak-lr", "3e-4", "--parallel", "pmap")
     assert "is complete at step 6" in again.stderr
     out = ok(bert_jax("fill-mask", tmp_path / "run", "alpha [MASK] charlie."))
     assert len(out.splitlines()) == 5
     assert all(line.split()[0].endswith("%") for line in out.splitlines())
-    guesses = json.loads(ok(bert_jax("fill-mask", tmp_path / "run", "[MASK] [MASK]", "--json", "--top-k", 2)))
-    assert [[set(guess) for guess in place] for place in guesses] == [[{"piece", "probability"}] * 2] * 2
+    predictions = json.loads(ok(bert_jax("fill-mask", tmp_path / "run", "[MASK] [MASK]", "--json", "--top-k", 2)))
+    assert [[set(prediction) for prediction in mask] for mask in predictions] == [[{"token", "probability"}] * 2] * 2
 
 
 def ok(done):
@@ -109,7 +109,7 @@ def test_bad_text(tmp_path, text):
     (tmp_path / "one.txt").write_text("Only.\nOne document.\n")
     ok(here("vocab", text, "--out", tmp_path / "vocab", "--size", 97))
     for name, sentence in {
-        "empty.txt": "empty.txt holds no text.",
+        "empty.txt": "empty.txt contains no text.",
         "latin.txt": "latin.txt, line 1: byte 0xfc at column 2 is not UTF-8",
         "none.txt": "There is no file",
         "": "is a directory",
@@ -118,16 +118,15 @@ def test_bad_text(tmp_path, text):
         refused(here("prepare", tmp_path / name, "--vocab", tmp_path / "vocab", "--out", tmp_path / "corpus"), sentence)
     refused(
         here("prepare", tmp_path / "one.txt", "--vocab", tmp_path / "vocab", "--out", tmp_path / "corpus"),
-        "A blank line ends a document.",
+        "separate documents by a blank line",
     )
     refused(
         here("prepare", text, "--vocab", tmp_path / "none", "--out", tmp_path / "corpus"),
-        "`bert-jax vocab` makes one",
+        "create a vocabulary with `bert-jax vocab`",
     )
     (tmp_path / "vocab" / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\nalpha\n")
     refused(here("prepare", text, "--vocab", tmp_path / "vocab", "--out", tmp_path / "corpus"), "has no [MASK]")
-    left = {path.name for path in tmp_path.iterdir()}
-    assert left == {"empty.txt", "latin.txt", "one.txt", "vocab"}
+    assert {path.name for path in tmp_path.iterdir()} == {"empty.txt", "latin.txt", "one.txt", "vocab"}
 
 
 def test_bad_experiments(tmp_path, experiment):
@@ -136,9 +135,9 @@ def test_bad_experiments(tmp_path, experiment):
     (tmp_path / "empty.py").write_text("")
     refused(here("pretrain", tmp_path / "empty.py"), "no function config()")
     (tmp_path / "wrong.py").write_text("def config(): return 3")
-    refused(here("pretrain", tmp_path / "wrong.py"), "returns a int")
+    refused(here("pretrain", tmp_path / "wrong.py"), "returns an object of type int")
     refused(here("pretrain", experiment, "--data.corpus", tmp_path), "is not a corpus")
-    refused(here("pretrain", experiment, "--data.sequence-length", 513), "goes past model.max_position_embeddings 512")
+    refused(here("pretrain", experiment, "--data.sequence-length", 513), "exceeds model.max_position_embeddings 512")
     refused(here("pretrain", experiment, "--model.vocab-size", 9), "use --model.vocab-size 89")
     refused(here("pretrain", experiment, "--mesh.tensor", 3), "does not cover 8 devices")
     refused(here("pretrain", experiment, "--model.hidden-act", "swish"), "swish")
@@ -150,18 +149,18 @@ def test_bad_experiments(tmp_path, experiment):
         "mask.rate is 'falling'; give a number, or one of",
     )
     refused(here("pretrain", experiment, "--mask.rate", "linear(0.1, 2)"), "it must lie in [0, 1]")
-    refused(here("pretrain", experiment, "--mask.weights", tmp_path / "none.tsv"), "none.tsv of weights")
+    refused(here("pretrain", experiment, "--mask.token-weights", tmp_path / "none.tsv"), "none.tsv")
     assert not (tmp_path / "run").exists()
 
 
-def test_the_python_interface_refuses_unknown_names(tmp_path):
-    """Outside the tests, where annotations are not executed, the dataclasses themselves say no."""
+def test_the_python_interface_refuses_unknown_names():
+    """The dataclasses check values; outside of tests, annotations are not checked at run time."""
     program = (
         "import bert_jax\n"
         "for make in (lambda: bert_jax.ModelConfig(hidden_act='swish'), lambda: bert_jax.OptimConfig(name='sgd')):\n"
         "    try: make()\n"
         "    except bert_jax.UserError as error: print(error)\n"
-        "try: bert_jax.windows.cut(None, ['a', ('a', 'b', 'c')], limit=9)\n"
+        "try: bert_jax.data.windows.cut(None, ['a', ('a', 'b', 'c')], sequence_length=9)\n"
         "except bert_jax.UserError as error: print(error)\n"
     )
     out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.splitlines()
@@ -170,14 +169,14 @@ def test_the_python_interface_refuses_unknown_names(tmp_path):
     assert out[2] == "Text 2 is neither a string nor a pair of strings."
 
 
-def test_a_run_directory_that_holds_another_config(experiment, tmp_path):
+def test_a_run_directory_of_another_config(experiment, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").write_text(resolve(load_experiment(experiment)).to_json())
     refused(here("pretrain", experiment, "--train.seed", 5), "train.seed: 0 -> 5")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_and_leaves(experiment, tmp_path, number):
+def test_a_signal_saves_the_run(experiment, tmp_path, number):
     command = [
         "pretrain",
         str(experiment),
@@ -188,16 +187,16 @@ def test_a_signal_saves_and_leaves(experiment, tmp_path, number):
         "--train.eval-every",
         "100000",
     ]
-    process = subprocess.Popen([*PROGRAM, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    running = subprocess.Popen([*PROGRAM, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     metrics = tmp_path / "run" / "metrics.jsonl"
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not (metrics.exists() and len(metrics.read_text().splitlines()) > 5):
         time.sleep(0.05)
-    process.send_signal(number)
-    _, said = process.communicate(timeout=120)
-    assert process.returncode == 128 + number
-    assert f"Stopped by {number.name} at step" in said
-    assert "Traceback" not in said
+    running.send_signal(number)
+    _, messages = running.communicate(timeout=120)
+    assert running.returncode == 128 + number
+    assert f"Stopped by {number.name} at step" in messages
+    assert "Traceback" not in messages
     steps = [int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir()]
     assert len(steps) == 1
     assert json.loads(metrics.read_text().splitlines()[-1])["step"] == steps[0]
@@ -207,7 +206,7 @@ def test_ctrl_c_while_preparing_leaves_nothing(tmp_path, text):
     ok(bert_jax("vocab", text, "--out", tmp_path / "vocab", "--size", 97))
     pipe = tmp_path / "endless.txt"
     os.mkfifo(pipe)
-    process = subprocess.Popen(
+    running = subprocess.Popen(
         [*PROGRAM, "prepare", str(pipe), "--vocab", str(tmp_path / "vocab"), "--out", str(tmp_path / "corpus")],
         stderr=subprocess.PIPE,
         text=True,
@@ -216,10 +215,10 @@ def test_ctrl_c_while_preparing_leaves_nothing(tmp_path, text):
         writer.write("alpha bravo.\n\n" * 100)
         writer.flush()
         time.sleep(1)
-        process.send_signal(signal.SIGINT)
-        assert process.wait(60) == 130
-    assert "Traceback" not in process.stderr.read()
-    process.stderr.close()
+        running.send_signal(signal.SIGINT)
+        assert running.wait(60) == 130
+    assert "Traceback" not in running.stderr.read()
+    running.stderr.close()
     assert {path.name for path in tmp_path.iterdir()} == {"vocab", "endless.txt"}
 
 
@@ -254,7 +253,7 @@ def test_a_full_disk_is_one_sentence(monkeypatch, capsys, tmp_path, text):
 
 
 def test_the_stored_config_is_the_resolved_one(experiment, tmp_path, monkeypatch):
-    monkeypatch.setattr("bert_jax.training.pretraining.fit", lambda work: Result(0, None, None))
+    monkeypatch.setattr("bert_jax.training.pretraining.fit", lambda job: Result(0, None, None))
     out = ok(here("pretrain", experiment, "--mask.select", "span", "--mask.replace", 1.0, 0.0, 0.0))
     stored = Config.from_json((tmp_path / "run" / "config.json").read_text())
     assert stored.mask.select == "span"
@@ -262,34 +261,74 @@ def test_the_stored_config_is_the_resolved_one(experiment, tmp_path, monkeypatch
     assert '"select": "span"' in out
 
 
-def test_schedules_and_tables_of_weights_are_text(experiment, tmp_path, monkeypatch):
-    monkeypatch.setattr("bert_jax.training.pretraining.fit", lambda work: Result(0, None, None))
+def test_schedules_and_token_weights_are_text(experiment, tmp_path, monkeypatch):
+    monkeypatch.setattr("bert_jax.training.pretraining.fit", lambda job: Result(0, None, None))
     (tmp_path / "rare.tsv").write_text("alpha\t2\nbravo\t0.5\n")
     shares = ["linear(1, 0.8)", 0.0, "linear(0, 0.2)"]
-    mask = ["--mask.rate", "linear(0.3, 0.15)", "--mask.predict", 0.15, "--mask.replace", *shares]
-    mask += ["--mask.weights", tmp_path / "rare.tsv"]
+    mask = ["--mask.rate", "linear(0.3, 0.15)", "--mask.prediction-rate", 0.15, "--mask.replace", *shares]
+    mask += ["--mask.token-weights", tmp_path / "rare.tsv"]
     ok(here("pretrain", experiment, *mask))
     stored = Config.from_json((tmp_path / "run" / "config.json").read_text()).mask
-    assert (stored.rate, stored.predict, [*stored.replace]) == ("linear(0.3, 0.15)", 0.15, shares)
+    assert (stored.rate, stored.prediction_rate, [*stored.replace]) == ("linear(0.3, 0.15)", 0.15, shares)
     assert stored.steps == 6
-    # By what is in it, so that a run does not go on with another table.
-    assert stored.weights.startswith("function read_weights rare.tsv ")
+    # The table is identified by its content, so that a run is not resumed with another table.
+    assert "rare.tsv" in stored.token_weights
     ok(here("pretrain", experiment, *mask))
     (tmp_path / "rare.tsv").write_text("alpha\t3\n")
-    refused(here("pretrain", experiment, *mask), "mask.weights: ")
+    refused(here("pretrain", experiment, *mask), "mask.token_weights: ")
 
 
-@pytest.mark.parametrize("chosen", [None, "glibc.malloc.check=0"])
-def test_commands_that_compute_keep_their_memory_unless_told_otherwise(chosen):
-    code = (
-        "import os, sys\nsys.argv = ['bert-jax', 'embed', '--help']\nfrom bert_jax import cli\n"
-        "try:\n    cli.main()\nexcept SystemExit:\n    pass\nprint(os.environ.get('GLIBC_TUNABLES'))"
-    )
-    environment = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
-    if chosen:
-        environment["GLIBC_TUNABLES"] = chosen
-    found = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    # Another C library's allocator is left as it is.
-    set_up = ALLOCATOR if platform.libc_ver()[0] == "glibc" else "None"
-    assert found.stdout.splitlines()[-1] == (chosen or set_up)
-    assert found.stdout.count("usage: bert-jax embed") == 1
+RESTARTED = """
+import os, sys
+sys.argv = ['bert-jax', 'embed', '--help']
+from bert_jax import cli
+try:
+    cli.main()
+except SystemExit:
+    pass
+print(os.environ.get('GLIBC_TUNABLES'))
+"""
+
+
+@pytest.mark.skipif(
+    any(map(os.path.exists, process._ACCELERATOR_DEVICES)), reason="machines with accelerators are left as they are"
+)
+@pytest.mark.parametrize(
+    ("changes", "restarts"),
+    [
+        ({}, True),
+        ({"GLIBC_TUNABLES": "glibc.malloc.check=0"}, False),
+        ({"BERT_JAX_ALLOCATOR": "system"}, False),
+        ({"JAX_PLATFORMS": "cuda,cpu"}, False),
+    ],
+    ids=["default", "own tunables", "switched off", "accelerator"],
+)
+def test_commands_that_compute_restart_with_other_allocator_settings(changes, restarts):
+    environment = {name: value for name, value in os.environ.items() if name not in ("GLIBC_TUNABLES", "JAX_PLATFORMS")} | changes
+    program = [sys.executable, "-c", RESTARTED]
+    output = subprocess.run(program, env=environment, capture_output=True, text=True, check=True).stdout
+    restarts = restarts and platform.libc_ver()[0] == "glibc"
+    assert output.splitlines()[-1] == (process.TUNABLES if restarts else str(changes.get("GLIBC_TUNABLES")))
+    assert output.count("usage: bert-jax embed") == 1
+
+
+def test_processes_with_accelerators_or_debuggers_are_left_as_they_are(monkeypatch, tmp_path):
+    monkeypatch.delenv("BERT_JAX_ALLOCATOR", raising=False)
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    monkeypatch.setattr(process, "_ACCELERATOR_DEVICES", (str(tmp_path / "nvidia0"),))
+    assert process.is_adjustable()
+    monkeypatch.setenv("JAX_PLATFORMS", "TPU,cpu")
+    assert not process.is_adjustable()
+    monkeypatch.setenv("JAX_PLATFORMS", "")
+    (tmp_path / "nvidia0").touch()
+    assert not process.is_adjustable()
+    (tmp_path / "nvidia0").unlink()
+    assert process.is_adjustable()
+    trace = sys.gettrace()
+    sys.settrace(lambda *_: None)
+    try:
+        assert not process.is_adjustable()
+        monkeypatch.setattr(os, "_exit", lambda status: pytest.fail("exited in a debugger"))
+        process.exit_promptly(130)
+    finally:
+        sys.settrace(trace)

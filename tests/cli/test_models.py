@@ -1,4 +1,4 @@
-"""The commands that use pretrained models: embed, features, convert, fill-mask on foreign files."""
+"""The commands that use pretrained models: embed, features, convert, and fill-mask on files of other projects."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LINES = ["alpha bravo", "", "charlie delta. ||| echo foxtrot.", "golf hotel indi
 def model(tmp_path_factory, tokenizer):
     """A Hugging Face directory."""
     path = tmp_path_factory.mktemp("model") / "hf"
-    config = dataclasses.replace(MODEL, vocab_size=len(tokenizer.pieces), initializer_range=0.3, layers="unroll")
+    config = dataclasses.replace(MODEL, vocab_size=len(tokenizer.tokens), initializer_range=0.3, layers="unroll")
     bert_jax.save(Bert(config, init_params(config, jax.random.key(0)), tokenizer), path, to="hf")
     return path
 
@@ -42,12 +42,12 @@ def lines(tmp_path):
 
 @pytest.fixture
 def run(capsys):
-    """The command in this process: status, what it printed, what it said."""
+    """Run the command in this process; returns status, standard output and standard error."""
 
     def call(*arguments):
         status = cli.main([*map(str, arguments)])
-        said = capsys.readouterr()
-        return status, said.out, said.err
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
 
     return call
 
@@ -60,8 +60,8 @@ def expected(model):
 def test_embed_in_every_format(model, lines, tmp_path, run):
     for ending in ("npy", "parquet", "jsonl"):
         out = tmp_path / f"vectors.{ending}"
-        status, said, _ = run("embed", model, lines, "--out", out, "--normalize")
-        assert (status, said) == (0, f"{out}: 4 vectors of 32 numbers\n")
+        status, output, _ = run("embed", model, lines, "--out", out, "--normalize")
+        assert (status, output) == (0, f"{out}: 4 vectors of 32 numbers\n")
     np.testing.assert_array_equal(np.load(tmp_path / "vectors.npy"), expected(model))
     table = pyarrow.parquet.read_table(tmp_path / "vectors.parquet").to_pydict()
     assert table["text"] == LINES
@@ -86,57 +86,57 @@ def test_features_in_the_format_of_the_original(model, lines, tmp_path, run):
     assert [record["linex_index"] for record in records] == [0, 1, 2, 3]
     bert = bert_jax.load(model)
     texts = [tuple(line.split(" ||| ")) if "|||" in line else line for line in LINES]
-    for record, (pieces, values) in zip(records, bert.features(texts, layers=(-1, -2)), strict=True):
-        assert [feature["token"] for feature in record["features"]] == pieces
-        for place, feature in enumerate(record["features"]):
+    for record, (tokens, values) in zip(records, bert.features(texts, layers=(-1, -2)), strict=True):
+        assert [feature["token"] for feature in record["features"]] == tokens
+        for column, feature in enumerate(record["features"]):
             assert [layer["index"] for layer in feature["layers"]] == [-1, -2]
             for row, layer in enumerate(feature["layers"]):
-                assert layer["values"] == [round(float(value), 6) for value in values[row, place]]
+                assert layer["values"] == [round(float(value), 6) for value in values[row, column]]
 
 
 def test_long_texts(model, tmp_path, run):
     path = tmp_path / "long.txt"
     path.write_text("alpha\n" + "bravo " * 100 + "\n")
-    status, _, said = run("embed", model, path, "--out", tmp_path / "v.npy")
+    status, _, messages = run("embed", model, path, "--out", tmp_path / "v.npy")
     assert status == 2
-    assert "Text 2 has 102 pieces, special ones counted; the limit is 64" in said
-    for arguments, ending in ((("embed",), "npy"), (("features", "--layers", -1), "jsonl")):
+    assert "Text 2 has 102 tokens, special tokens included, more than the sequence length of 64" in messages
+    for (name, *options), ending in ((("embed",), "npy"), (("features", "--layers", -1), "jsonl")):
         for long in ("truncate", "chunk", "stride"):
             out = tmp_path / f"{long}.{ending}"
-            assert run(arguments[0], model, path, "--out", out, "--long", long, "--limit", 32, *arguments[1:])[0] == 0
+            assert run(name, model, path, "--out", out, "--long", long, "--sequence-length", 32, *options)[0] == 0
             assert out.exists()
-    for long, pieces in {"truncate": 32, "chunk": 102, "stride": 102}.items():
+    for long, tokens in {"truncate": 32, "chunk": 102, "stride": 102}.items():
         record = json.loads((tmp_path / f"{long}.jsonl").read_text().splitlines()[1])
-        assert len(record["features"]) == pieces
+        assert len(record["features"]) == tokens
 
 
 def test_convert_around(model, tmp_path, run):
-    """Through every format and back, byte for byte."""
+    """Conversion through every format and back reproduces the files byte for byte."""
     path = model
     for to in ("google", "flax", "orbax", "hf"):
-        status, said, _ = run("convert", path, tmp_path / to, "--to", to, "--verify")
+        status, output, _ = run("convert", path, tmp_path / to, "--to", to, "--verify")
         assert status == 0
-        assert said.splitlines()[1:] == [f"  {name:12}  largest difference 0" for name in ("hidden", "mlm", "nsp", "pooled")]
+        assert output.splitlines()[1:] == [f"  {name:12}  largest difference 0" for name in ("hidden", "mlm", "nsp", "pooled")]
         path = tmp_path / to
     for name in ("model.safetensors", "config.json", "vocab.txt", "tokenizer_config.json"):
         assert (path / name).read_bytes() == (model / name).read_bytes()
-    status, said, _ = run("fill-mask", tmp_path / "google" / "bert_model.ckpt", "alpha [MASK] charlie.", "--json")
+    status, output, _ = run("fill-mask", tmp_path / "google" / "bert_model.ckpt", "alpha [MASK] charlie.", "--json")
     assert status == 0
-    assert json.loads(said)[0][0]["piece"] == bert_jax.load(model).fill_mask("alpha [MASK] charlie.")[0][0].piece
+    assert json.loads(output)[0][0]["token"] == bert_jax.load(model).fill_mask("alpha [MASK] charlie.")[0][0].token
 
 
-def test_partial_conversion_says_what_it_did(model, tmp_path, run):
+def test_partial_conversion_names_what_it_left_out(model, tmp_path, run):
     broken = tmp_path / "broken"
     run("convert", model, broken, "--to", "hf")
-    described = json.loads((broken / "config.json").read_text())
-    (broken / "config.json").write_text(json.dumps(described | {"num_hidden_layers": 2}))
-    status, _, said = run("convert", broken, tmp_path / "out", "--to", "hf")
+    description = json.loads((broken / "config.json").read_text())
+    (broken / "config.json").write_text(json.dumps(description | {"num_hidden_layers": 2}))
+    status, _, messages = run("convert", broken, tmp_path / "out", "--to", "hf")
     assert status == 2
-    assert "holds tensors that have no place in this model: bert.encoder.layer.2" in said
-    status, _, said = run("convert", broken, tmp_path / "out", "--to", "hf", "--partial")
+    assert "contains tensors that have no place in this model: bert.encoder.layer.2" in messages
+    status, _, messages = run("convert", broken, tmp_path / "out", "--to", "hf", "--partial")
     assert status == 0
-    assert "bert-jax: warning: " in said
-    assert "left out: bert.encoder.layer.2" in said
+    assert "bert-jax: warning: " in messages
+    assert "left out: bert.encoder.layer.2" in messages
 
 
 def test_bad_input(model, lines, tmp_path):
@@ -146,17 +146,20 @@ def test_bad_input(model, lines, tmp_path):
     for arguments, sentence in (
         (("embed", model, tmp_path / "none.txt", "--out", out), "There is no file"),
         (("embed", model, tmp_path, "--out", out), "is a directory"),
-        (("embed", model, tmp_path / "empty.txt", "--out", out), "holds no text"),
+        (("embed", model, tmp_path / "empty.txt", "--out", out), "contains no text"),
         (("embed", model, tmp_path / "bad.jsonl", "--out", out), "bad.jsonl, line 1: no text under 'text'"),
         (("embed", tmp_path / "none", lines, "--out", out), "There is no model"),
-        (("embed", model, lines, "--out", tmp_path / "v.txt"), "none of the endings .npy, .parquet, .jsonl"),
-        (("embed", model, lines, "--out", lines.with_suffix(".npy"), "--limit", 100), "above the model's 64 positions"),
+        (("embed", model, lines, "--out", tmp_path / "v.txt"), "none of the suffixes .npy, .parquet, .jsonl"),
+        (
+            ("embed", model, lines, "--out", lines.with_suffix(".npy"), "--sequence-length", 100),
+            "more than the model's 64 positions",
+        ),
         (("features", model, lines, "--out", tmp_path / "f", "--layers", 7), "There is no layer 7"),
-        (("convert", tmp_path, tmp_path / "c", "--to", "hf"), "holds no model"),
+        (("convert", tmp_path, tmp_path / "c", "--to", "hf"), "contains no model"),
         (("convert", model, tmp_path / "c", "--to", "onnx"), "onnx"),
         (("embed", tmp_path / "none", lines, "--out", tmp_path / "new" / "deep" / "v.npy"), "There is no model"),
-        (("embed", model, lines, "--out", lines / "v.npy"), "cannot be made: "),
-        (("embed", model, lines, "--out", out, "--limit", 0), "leaves no room"),
+        (("embed", model, lines, "--out", lines / "v.npy"), "cannot be created: "),
+        (("embed", model, lines, "--out", out, "--sequence-length", 0), "leaves no room"),
         (("convert", model, model, "--to", "hf"), "exists already"),
     ):
         refused(here(*arguments), sentence)
@@ -165,41 +168,40 @@ def test_bad_input(model, lines, tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_leaves_nothing_behind(model, tmp_path, number):
-    """While it reads, while it tokenizes, while it computes."""
+    """While the command reads, tokenizes and computes."""
     path = tmp_path / "many.txt"
     path.write_text("alpha bravo charlie.\n" * 600_000)
-    for patience in (0.2, 2.0, 5.0):
-        process = subprocess.Popen(
+    for delay in (0.2, 2.0, 5.0):
+        running = subprocess.Popen(
             [*PROGRAM, "embed", str(model), str(path), "--out", str(tmp_path / "new" / "v.npy")], stderr=subprocess.PIPE, text=True
         )
         while not (tmp_path / "new").exists():
-            assert process.poll() is None
+            assert running.poll() is None
             time.sleep(0.01)
-        time.sleep(patience)
-        process.send_signal(number)
-        _, said = process.communicate(timeout=60)
-        assert process.returncode == 128 + number, said
-        assert "Traceback" not in said
+        time.sleep(delay)
+        running.send_signal(number)
+        _, messages = running.communicate(timeout=60)
+        assert running.returncode == 128 + number, messages
+        assert "Traceback" not in messages
         assert {path.name for path in tmp_path.iterdir()} == {"many.txt"}
 
 
-def test_output_that_nobody_reads(model):
+def test_output_to_a_closed_pipe(model):
     command_line = [*PROGRAM, "fill-mask", str(model), "alpha [MASK]", "--top-k", "80"]
-    reading = subprocess.Popen(command_line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    reading.stdout.close()
-    assert (reading.wait(60), reading.stderr.read()) == (0, "")
-    reading.stderr.close()
+    running = subprocess.Popen(command_line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    running.stdout.close()
+    assert (running.wait(60), running.stderr.read()) == (0, "")
+    running.stderr.close()
 
 
-def test_programs_are_compiled_once_for_all_calls(model, lines, tmp_path, monkeypatch):
+def test_compiled_programs_are_cached_across_processes(model, lines, tmp_path, monkeypatch):
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-    done = command("embed", model, lines, "--out", tmp_path / "first.npy")
-    ok(done)
-    kept = {path.name: path.stat().st_size for path in (tmp_path / "cache" / "bert_jax").rglob("*-cache")}
-    assert kept
-    ok(again := command("embed", model, lines, "--out", tmp_path / "second.npy"))
-    assert {path.name: path.stat().st_size for path in (tmp_path / "cache" / "bert_jax").rglob("*-cache")} == kept
-    assert again.stderr.count("\n") <= 2
+    ok(command("embed", model, lines, "--out", tmp_path / "first.npy"))
+    cached = {path.name: path.stat().st_size for path in (tmp_path / "cache" / "bert_jax").rglob("*-cache")}
+    assert cached
+    ok(second := command("embed", model, lines, "--out", tmp_path / "second.npy"))
+    assert {path.name: path.stat().st_size for path in (tmp_path / "cache" / "bert_jax").rglob("*-cache")} == cached
+    assert second.stderr.count("\n") <= 2
     np.testing.assert_array_equal(np.load(tmp_path / "first.npy"), np.load(tmp_path / "second.npy"))

@@ -1,4 +1,4 @@
-"""Configs refuse what cannot run, in a sentence, and survive JSON."""
+"""Configs refuse invalid values in one sentence, and are unchanged by a round trip through JSON."""
 
 from __future__ import annotations
 
@@ -8,17 +8,13 @@ import json
 import jax
 import pytest
 
-from bert_jax.config.run import (
-    FREE_ON_RESUME,
-    SIZES,
-    Config,
-    DataConfig,
-    MaskPolicy,
-    MeshConfig,
-    ModelConfig,
-    OptimConfig,
-    TrainConfig,
-)
+from bert_jax.config.data import DataConfig
+from bert_jax.config.format import KEY, VERSION
+from bert_jax.config.mesh import MeshConfig
+from bert_jax.config.model import SIZES, ModelConfig
+from bert_jax.config.optimizer import OptimConfig
+from bert_jax.config.run import FREE_ON_RESUME, Config, MaskPolicy
+from bert_jax.config.training import TrainConfig
 from bert_jax.config.validation import differences
 from bert_jax.convert.hf import read_config
 from bert_jax.errors import UserError
@@ -52,7 +48,7 @@ def test_sizes_are_the_published_ones():
         100,
     )
     assert all(ModelConfig.size(name).head_size == 64 for name in SIZES)
-    with pytest.raises(UserError, match="no size 'huge'"):
+    with pytest.raises(UserError, match="no model size 'huge'"):
         ModelConfig.size("huge")
 
 
@@ -78,7 +74,7 @@ def test_reads_the_original_config_file_as_it_is(tmp_path):
     assert read_config(path) == ModelConfig.size("large")
 
 
-def test_reads_later_names_and_passes_over_what_is_not_arithmetic(tmp_path):
+def test_reads_later_names_and_ignores_other_fields(tmp_path):
     path = tmp_path / "config.json"
     path.write_text(
         '{"model_type": "bert", "hidden_act": "gelu_new", "position_embedding_type": "absolute",'
@@ -100,7 +96,7 @@ def test_reads_later_names_and_passes_over_what_is_not_arithmetic(tmp_path):
         ("not json", "is not JSON"),
         ('{"hidden_size": "768"}', "hidden_size is '768'; it must be int"),
         ('{"hidden_dropout_prob": true}', "hidden_dropout_prob is True; it must be float"),
-        ("[1]", "holds a list"),
+        ("[1]", "contains a list"),
     ],
 )
 def test_bad_config_files(tmp_path, content, sentence):
@@ -126,7 +122,7 @@ def test_missing_config_file(tmp_path):
         (lambda: ModelConfig(vocab_size=0), "vocab_size is 0"),
         (lambda: ModelConfig(classifier_dropout=1.0), "classifier_dropout is 1.0"),
         (lambda: ModelConfig(lstm_layers=-1), "lstm_layers is -1"),
-        (lambda: ModelConfig(states="sum_all"), "model.states sum_all are read by a BiLSTM"),
+        (lambda: ModelConfig(states="sum_all"), "model.states is sum_all, which needs a BiLSTM"),
         (lambda: ModelConfig(hidden_size=15, num_attention_heads=1, lstm_layers=1), "hidden_size 15 is odd"),
         (lambda: MaskPolicy(rate=1.5), "mask.rate is 1.5"),
         (lambda: MaskPolicy(replace=(0.8, 0.1, 0.2)), "sum to 1"),
@@ -136,22 +132,22 @@ def test_missing_config_file(tmp_path):
         (lambda: OptimConfig(accumulate=0), "accumulate is 0"),
         (lambda: OptimConfig(layer_decay=0.0), r"layer_decay is 0.0; it must lie in \(0, 1\]"),
         (lambda: OptimConfig(layer_decay=1.1), "layer_decay is 1.1"),
-        (lambda: OptimConfig(name="schedule_free", b1=0.0), "schedule_free needs some of the average"),
+        (lambda: OptimConfig(name="schedule_free", b1=0.0), "schedule_free, which needs a value above 0"),
         (lambda: MeshConfig(fsdp=0), "mesh.fsdp is 0"),
         (lambda: TrainConfig(steps=0), "steps is 0"),
         (lambda: TrainConfig(seed=-1), "seed is -1"),
         (
             lambda: dataclasses.replace(CONFIG, data=DataConfig("c", sequence_length=513)),
-            "goes past model.max_position_embeddings 512",
+            "exceeds model.max_position_embeddings 512",
         ),
         (lambda: dataclasses.replace(CONFIG, model=ModelConfig(attention="splash")), "attention splash has no dropout"),
-        (lambda: dataclasses.replace(CONFIG, train=TrainConfig(steps=10)), "leaves nothing of train.steps 10"),
+        (lambda: dataclasses.replace(CONFIG, train=TrainConfig(steps=10)), "leaves none of train.steps 10"),
         (lambda: dataclasses.replace(CONFIG, optim=OptimConfig(accumulate=3)), "not divisible by optim.accumulate 3"),
         (lambda: dataclasses.replace(CONFIG, parallel="pmap", mesh=MeshConfig(fsdp=2)), "use --parallel mesh"),
         (lambda: dataclasses.replace(CONFIG, model=ModelConfig(type_vocab_size=1)), "two token types"),
     ],
 )
-def test_refusals_name_the_field(make, sentence):
+def test_errors_name_the_field(make, sentence):
     with pytest.raises(UserError, match=sentence):
         make()
 
@@ -159,7 +155,7 @@ def test_refusals_name_the_field(make, sentence):
 @pytest.mark.parametrize("select", ["token", "word"])
 def test_causal_and_next_go_together(select):
     causal, other, follows = ModelConfig(causal=True), MaskPolicy(select=select), MaskPolicy(select="next")
-    sentence = "A causal model is pretrained on the next token, and only such a one"
+    sentence = "causal models, and only these, are pretrained on the next token"
     with pytest.raises(UserError, match=sentence):
         dataclasses.replace(CONFIG, model=causal, mask=other)
     with pytest.raises(UserError, match=sentence):
@@ -173,8 +169,8 @@ def test_causal_and_next_go_together(select):
     ]
 
 
-def test_new_fields_are_those_of_older_runs_where_nothing_is_said():
-    """A run that was begun before these fields existed goes on."""
+def test_missing_fields_have_their_defaults():
+    """Runs that were started before these fields existed can be resumed."""
     stored = json.loads(CONFIG.to_json())
     for section, names in {"model": ("causal", "states", "lstm_layers", "classifier_dropout"), "optim": ("layer_decay",)}.items():
         for name in names:
@@ -184,9 +180,10 @@ def test_new_fields_are_those_of_older_runs_where_nothing_is_said():
 
 def test_json_with_unknown_or_missing_fields():
     stored = json.loads(CONFIG.to_json())
-    with pytest.raises(UserError, match="no field colour"):
-        Config.from_json(json.dumps(stored | {"colour": 1}))
-    for text in ("{", '{"run": "r", "data": []}', '{"run": 3}'):
+    with pytest.raises(UserError, match="no field color"):
+        Config.from_json(json.dumps(stored | {"color": 1}))
+    version = f'"{KEY}": {VERSION}'
+    for text in ("{", f'{{{version}, "run": "r", "data": []}}', f'{{{version}, "run": 3}}'):
         with pytest.raises(UserError, match=r"not JSON|must be an object|must be str"):
             Config.from_json(text)
     del stored["data"]["corpus"]

@@ -1,4 +1,4 @@
-"""Formats: what is read, what is refused and in which words, what is written and left behind."""
+"""Formats of weights: reading, writing, error messages, and nothing left behind by failures."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import hashlib
 import json
 import pickle
 import struct
+import warnings
 import zipfile
 
 import flax.serialization
@@ -19,17 +20,17 @@ from etils import epath
 
 import bert_jax
 from bert_jax.convert import google, hf, names, pickles, tree
-from bert_jax.errors import Doubt, UserError
+from bert_jax.errors import BertWarning, UserError
 from bert_jax.inference.bert import Bert
 from bert_jax.models.heads import init_params
 from tests.conftest import MODEL
 
-HEADS = {"mlm": 0, "nsp": 2, "classify": 3, "span": 2}
+HEADS = {"mlm": 0, "nsp": 2, "sequence_classification": 3, "question_answering": 2}
 
 
 @pytest.fixture(scope="module")
 def bert(tokenizer):
-    config = dataclasses.replace(MODEL, vocab_size=len(tokenizer.pieces), initializer_range=0.3, layers="unroll")
+    config = dataclasses.replace(MODEL, vocab_size=len(tokenizer.tokens), initializer_range=0.3, layers="unroll")
     params = jax.tree.map(lambda x: x + 0.01, init_params(config, jax.random.key(0), heads=HEADS))
     return Bert(config, params, tokenizer, ("a", "b", "c"))
 
@@ -42,7 +43,7 @@ def saved(request, bert, tmp_path):
 
 
 def stored(family, directory):
-    """Tensors of a directory, and a function that writes others in their place."""
+    """Tensors of a directory, and a function that replaces them."""
     files = {"hf": "model.safetensors", "google": "bert_model.ckpt.index", "flax": "flax_model.msgpack"}
     path = epath.Path(directory / files[family])
     write = {"hf": hf.write_safetensors, "google": google.write, "flax": hf.write_msgpack}[family]
@@ -50,19 +51,19 @@ def stored(family, directory):
     return dict(read), lambda tensors: write(path, tensors)
 
 
-def test_the_table_holds_every_parameter_once(bert):
+def test_the_table_has_every_parameter_once(bert):
     paths = tree._flatten(bert.params)
     for family in ("hf", "google", "flax"):
         entries = [*names.entries(family, paths, bert.config.num_hidden_layers)]
         assert {entry.ours for entry in entries} == set(paths)
-        theirs = [name for entry in entries for name in entry.names]
-        assert len(theirs) == len(set(theirs))
+        tensors = [name for entry in entries for name in entry.names]
+        assert len(tensors) == len(set(tensors))
     with pytest.raises(KeyError):
-        next(names.entries("hf", ["bert/elbow"], 1))
+        next(names.entries("hf", ["bert/unknown"], 1))
 
 
 def test_layouts_of_a_query_and_an_output_kernel(bert):
-    """[D, H, K] here, [D, H·K] in TensorFlow and Flax, its transpose in PyTorch; layer by layer."""
+    """[D, H, K] here, [D, H*K] in TensorFlow and Flax, its transpose in PyTorch; one matrix for each layer."""
     attention = bert.params["bert"]["layers"]["attention"]
     for family, name in {
         "google": "bert/encoder/layer_1/attention/{}/kernel",
@@ -77,7 +78,7 @@ def test_layouts_of_a_query_and_an_output_kernel(bert):
         np.testing.assert_array_equal(turn(output), attention["output"]["kernel"][1].reshape(32, 32))
 
 
-def test_names_without_the_prefix_old_names_and_buffers(saved, bert):
+def test_unprefixed_names_old_names_and_buffers(saved, bert):
     family, directory = saved
     tensors, write = stored(family, directory)
     joint = "." if family == "hf" else "/"
@@ -90,18 +91,17 @@ def test_names_without_the_prefix_old_names_and_buffers(saved, bert):
         tensors |= {f"{name}/{slot}": value for name, value in [*tensors.items()] for slot in ("adam_m", "adam_v")}
         tensors |= {"global_step": np.float32(7), "bert/pooler/dense/kernel/LAMBOptimizer_1": np.ones(3, np.float32)}
     else:
-        # A decoder that repeats the word table, and its bias.
+        # A decoder that is tied to the word embeddings, and its bias.
         word = tensors[f"embeddings{joint}word_embeddings{joint}{'weight' if family == 'hf' else 'embedding'}"]
         copy = {"hf": ("cls.predictions.decoder.weight", word), "flax": ("cls/predictions/decoder/kernel", word.T)}[family]
         tensors[copy[0]] = copy[1]
         tensors[f"cls{joint}predictions{joint}decoder{joint}bias"] = tensors.pop(f"cls{joint}predictions{joint}bias")
     write(tensors)
-    found = bert_jax.load(directory)
-    jax.tree.map(np.testing.assert_array_equal, found.params, bert.params)
+    jax.tree.map(np.testing.assert_array_equal, bert_jax.load(directory).params, bert.params)
 
 
 @pytest.mark.parametrize("saved", ["hf", "flax"], indirect=True)
-def test_a_decoder_of_its_own_is_refused(saved):
+def test_an_untied_decoder_is_refused(saved):
     family, directory = saved
     tensors, write = stored(family, directory)
     name = {"hf": "cls.predictions.decoder.weight", "flax": "cls/predictions/decoder/kernel"}[family]
@@ -111,57 +111,57 @@ def test_a_decoder_of_its_own_is_refused(saved):
         bert_jax.load(directory)
 
 
-def test_missing_superfluous_and_misshaped_tensors_are_named(saved, bert):
+def test_missing_unexpected_and_misshaped_tensors_are_named(saved, bert):
     family, directory = saved
     tensors, write = stored(family, directory)
     inner = next(name for name in tensors if "intermediate" in name and ("kernel" in name or "weight" in name) and "1" in name)
     write({name: value for name, value in tensors.items() if name != inner})
     with pytest.raises(UserError, match=f"lacks tensors: {inner}"):
         bert_jax.load(directory)
-    with pytest.warns(Doubt, match="left at their initial values: bert/layers/ffn/inner/kernel"):
-        found = bert_jax.load(directory, partial=True)
-    np.testing.assert_array_equal(found.params["bert"]["pooler"]["kernel"], bert.params["bert"]["pooler"]["kernel"])
-    assert np.asarray(found.params["bert"]["layers"]["ffn"]["inner"]["kernel"]).std() > 0
+    with pytest.warns(BertWarning, match="left at their initial values: bert/layers/ffn/inner/kernel"):
+        partial = bert_jax.load(directory, partial=True).params["bert"]
+    np.testing.assert_array_equal(partial["pooler"]["kernel"], bert.params["bert"]["pooler"]["kernel"])
+    assert np.asarray(partial["layers"]["ffn"]["inner"]["kernel"]).std() > 0
 
-    write(tensors | {"cls/elbow": np.ones(3, np.float32)} if family != "hf" else tensors | {"cls.elbow": np.ones(3, np.float32)})
-    with pytest.raises(UserError, match=r"no place in this model: cls[./]elbow"):
+    write(tensors | {"cls.unknown" if family == "hf" else "cls/unknown": np.ones(3, np.float32)})
+    with pytest.raises(UserError, match=r"no place in this model: cls[./]unknown"):
         bert_jax.load(directory)
-    with pytest.warns(Doubt, match=r"left out: cls[./]elbow"):
+    with pytest.warns(BertWarning, match=r"left out: cls[./]unknown"):
         bert_jax.load(directory, partial=True)
 
     write(tensors | {inner: tensors[inner][:-1]})
-    with pytest.raises(UserError, match=r"does not fit its config: .*intermediate.* has the shape"):
+    with pytest.raises(UserError, match=r"does not fit its config: .*intermediate.* has shape"):
         bert_jax.load(directory)
 
 
 def test_a_vocabulary_that_differs_from_the_config(saved):
     family, directory = saved
     path = directory / ("bert_config.json" if family == "google" else "config.json")
-    described = json.loads(path.read_text())
-    path.write_text(json.dumps(described | {"vocab_size": 80}))
-    with pytest.raises(UserError, match=r"word_embeddings.* has the shape \(89, 32\), the config asks for \(80, 32\)"):
+    description = json.loads(path.read_text())
+    path.write_text(json.dumps(description | {"vocab_size": 80}))
+    with pytest.raises(UserError, match=r"word_embeddings.* has shape \(89, 32\), but the config requires \(80, 32\)"):
         bert_jax.load(directory)
-    path.write_text(json.dumps(described))
+    path.write_text(json.dumps(description))
     vocab = (directory / "vocab.txt").read_text()
     (directory / "vocab.txt").write_text(vocab + "more\n")
-    with pytest.raises(UserError, match="has 90 pieces, its config has vocab_size 89"):
+    with pytest.raises(UserError, match="has 90 tokens, but its config has vocab_size 89"):
         bert_jax.load(directory)
     (directory / "vocab.txt").write_text("\n".join(vocab.split("\n")[:-2]) + "\n")
-    with pytest.warns(Doubt, match="has 88 pieces, its word table 89 rows"):
+    with pytest.warns(BertWarning, match="has 88 tokens, its word embeddings 89 rows"):
         bert_jax.load(directory)
 
 
-def test_doubts_are_said(bert, tmp_path):
+def test_contradictions_are_warnings(bert, tmp_path):
     bert_jax.save(bert, tmp_path / "model", to="hf")
     for name, changes, sentence in (
-        ("config.json", {"pad_token_id": 3}, r"pad_token_id 3, its vocabulary has \[PAD\] as 0"),
-        ("tokenizer_config.json", {"model_max_length": 100}, "allows 100 pieces, the model has 64 positions"),
+        ("config.json", {"pad_token_id": 3}, r"pad_token_id 3, but \[PAD\] is 0 in its vocabulary"),
+        ("tokenizer_config.json", {"model_max_length": 100}, "allows 100 tokens, but the model has 64 positions"),
         ("tokenizer_config.json", {"do_lower_case": False}, "seems to be uncased"),
     ):
         path = tmp_path / "model" / name
         before = path.read_text()
         path.write_text(json.dumps(json.loads(before) | changes))
-        with pytest.warns(Doubt, match=sentence):
+        with pytest.warns(BertWarning, match=sentence):
             bert_jax.load(tmp_path / "model")
         path.write_text(before)
 
@@ -171,7 +171,7 @@ def test_doubts_are_said(bert, tmp_path):
     [
         ({"vocab_size": 2**70}, "must be less than"),
         ({"num_hidden_layers": 10**8}, "too few for the 100000000 layers"),
-        ({"model_type": "roberta"}, "describes a 'roberta' model; only BERT is read"),
+        ({"model_type": "roberta"}, "describes a 'roberta' model; only BERT can be read"),
         ({"model_type": "distilbert"}, "describes a 'distilbert' model"),
         ({"is_decoder": True}, "is_decoder"),
         ({"add_cross_attention": True}, "add_cross_attention"),
@@ -180,7 +180,7 @@ def test_doubts_are_said(bert, tmp_path):
         ({"hidden_act": "silu"}, "silu"),
         ({"num_hidden_layers": 4}, "lacks tensors"),
         ({"num_hidden_layers": 2}, "no place in this model"),
-        ({"id2label": {"0": "a", "1": "b"}}, "names 2 labels .*, but the model's classifier has 3 outputs"),
+        ({"id2label": {"0": "a", "1": "b"}}, "has 2 labels in id2label, but the model's classifier has 3 outputs"),
     ],
 )
 def test_other_architectures_are_refused(bert, tmp_path, changes, sentence):
@@ -191,23 +191,23 @@ def test_other_architectures_are_refused(bert, tmp_path, changes, sentence):
         bert_jax.load(tmp_path / "model")
 
 
-def test_no_model_or_two(bert, tmp_path):
+def test_no_model_or_several(bert, tmp_path):
     with pytest.raises(UserError, match="There is no model"):
         bert_jax.load(tmp_path / "none")
-    with pytest.raises(UserError, match="holds no model"):
+    with pytest.raises(UserError, match="contains no model"):
         bert_jax.load(tmp_path)
     bert_jax.save(bert, tmp_path / "model", to="hf")
     bert_jax.save(bert, tmp_path / "flax", to="flax")
     both = tmp_path / "model" / "flax_model.msgpack"
     both.write_bytes((tmp_path / "flax" / "flax_model.msgpack").read_bytes())
-    with pytest.raises(UserError, match=r"holds model.safetensors and flax_model.msgpack; name the one to read, for example"):
+    with pytest.raises(UserError, match=r"contains model.safetensors and flax_model.msgpack; name the one to read, for example"):
         bert_jax.load(tmp_path / "model")
     jax.tree.map(np.testing.assert_array_equal, bert_jax.load(both).params, bert.params)
-    with pytest.raises(UserError, match="no checkpoint that is known"):
+    with pytest.raises(UserError, match="is not a checkpoint; name a file with one of the suffixes"):
         bert_jax.load(tmp_path / "model" / "vocab.txt")
     bert_jax.save(bert, tmp_path / "orbax", to="orbax")
     (tmp_path / "orbax" / "model.safetensors").write_bytes((tmp_path / "model" / "model.safetensors").read_bytes())
-    with pytest.raises(UserError, match=r"holds checkpoints and model.safetensors; name the one to read"):
+    with pytest.raises(UserError, match=r"contains checkpoints and model.safetensors; name the one to read"):
         bert_jax.load(tmp_path / "orbax")
     jax.tree.map(np.testing.assert_array_equal, bert_jax.load(tmp_path / "orbax" / "checkpoints").params, bert.params)
     (tmp_path / "model" / "config.json").unlink()
@@ -215,7 +215,7 @@ def test_no_model_or_two(bert, tmp_path):
         bert_jax.load(both)
 
 
-def test_a_checkpoint_is_named_as_tensorflow_names_it(bert, tmp_path):
+def test_checkpoints_have_the_names_that_tensorflow_gives_them(bert, tmp_path):
     bert_jax.save(bert, tmp_path / "model", to="google")
     for name in ("bert_model.ckpt", "bert_model.ckpt.index"):
         jax.tree.map(np.testing.assert_array_equal, bert_jax.load(tmp_path / "model" / name).params, bert.params)
@@ -226,7 +226,7 @@ def test_a_checkpoint_is_named_as_tensorflow_names_it(bert, tmp_path):
 
 
 @pytest.mark.parametrize("keep", [0.0, 0.01, 0.5, 0.999])
-def test_cut_off_files(saved, keep):
+def test_truncated_files(saved, keep):
     _, directory = saved
     for path in directory.iterdir():
         if path.name.split(".")[0] in ("model", "bert_model", "flax_model"):
@@ -251,17 +251,17 @@ def test_flipped_bits_of_a_tensorflow_checkpoint(bert, tmp_path):
     data.write_bytes(whole)
     for path in (tmp_path / "model").glob("bert_model.ckpt.*"):
         whole = path.read_bytes()
-        # The last bytes of an index are a footer whose padding means nothing.
-        for place in rng.integers(0, len(whole) - 48 * path.name.endswith("index"), 20):
+        # An index ends with a footer, in which the padding is not significant.
+        for position in rng.integers(0, len(whole) - 48 * path.name.endswith("index"), 20):
             damaged = bytearray(whole)
-            damaged[place] ^= 1 << rng.integers(8)
+            damaged[position] ^= 1 << rng.integers(8)
             path.write_bytes(damaged)
             with pytest.raises(UserError, match=r"whole|damaged|no file"):
                 bert_jax.load(tmp_path / "model")
         path.write_bytes(whole)
 
 
-def test_tensorflow_files_of_another_kind(bert, tmp_path):
+def test_unsupported_tensorflow_checkpoints(bert, tmp_path):
     bert_jax.save(bert, tmp_path / "model", to="google")
     (tmp_path / "model" / "bert_model.ckpt.data-00000-of-00001").unlink()
     with pytest.raises(UserError, match=r"There is no file .*data-00000-of-00001"):
@@ -302,8 +302,8 @@ def table(messages):
     return content + google._sealed(last) + footer + struct.pack("<Q", google._MAGIC)
 
 
-class Evil:
-    """A pickle that would write a file."""
+class Attack:
+    """An object that creates a file when it is unpickled."""
 
     def __init__(self, path):
         self.path = path
@@ -317,23 +317,23 @@ def torch_zip(path, pickled):
         archive.writestr("archive/data.pkl", pickled)
 
 
-@pytest.mark.parametrize("old", [False, True])
-def test_a_pickle_that_would_run_code(bert, tmp_path, old):
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_pickle_that_would_run_code(bert, tmp_path, legacy):
     bert_jax.save(bert, tmp_path / "model", to="hf")
     (tmp_path / "model" / "model.safetensors").unlink()
     path = tmp_path / "model" / "pytorch_model.bin"
-    evil = pickle.dumps(collections.OrderedDict(weight=Evil(tmp_path / "was-run")))
-    if old:
-        path.write_bytes(b"".join(map(pickle.dumps, (pickles._MAGIC, pickles._PROTOCOL, {}))) + evil)
+    attack = pickle.dumps(collections.OrderedDict(weight=Attack(tmp_path / "was-run")))
+    if legacy:
+        path.write_bytes(b"".join(map(pickle.dumps, (pickles._MAGIC, pickles._PROTOCOL, {}))) + attack)
     else:
-        torch_zip(path, evil)
-    with pytest.raises(UserError, match=r"may run code: it asks for (_)?io.open\. Nothing of it was run"):
+        torch_zip(path, attack)
+    with pytest.raises(UserError, match=r"could run code \(it refers to (_)?io.open\), and it was not executed"):
         bert_jax.load(tmp_path / "model")
     assert not (tmp_path / "was-run").exists()
 
 
 @pytest.mark.parametrize("name", ["torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter", "torch FloatStorage"])
-def test_a_pickle_cannot_change_what_it_gets(tmp_path, name):
+def test_a_pickle_cannot_modify_the_objects_it_gets(tmp_path, name):
     module, attribute = name.split()
     # GLOBAL, then BUILD with a pair of states, the second of which is set attribute by attribute.
     program = f"c{module}\n{attribute}\n(N(dS'__defaults__'\nI7\nstb."
@@ -345,10 +345,10 @@ def test_a_pickle_cannot_change_what_it_gets(tmp_path, name):
     assert pickles._RebuildTensor.__call__.__defaults__ is None
 
 
-def test_pickles_that_are_something_else(tmp_path):
+def test_pickles_that_are_not_state_dicts(tmp_path):
     path = epath.Path(tmp_path / "x.bin")
     for content, sentence in {
-        pickle.dumps({"a": 1}): "something else",
+        pickle.dumps({"a": 1}): "it has another format",
         b"": "not a whole PyTorch state dict",
         b"PK\3\4 and no more": "not a whole PyTorch state dict",
         b"\x80\x04." * 3: "not a whole PyTorch state dict",
@@ -357,15 +357,15 @@ def test_pickles_that_are_something_else(tmp_path):
         with pytest.raises(UserError, match=sentence):
             pickles.read(path)
     torch_zip(path, pickle.dumps({"epoch": 3}))
-    with pytest.raises(UserError, match="something else than named tensors"):
+    with pytest.raises(UserError, match="objects other than named tensors"):
         pickles.read(path)
 
 
-def hostile(shape, strides=(1,), numbers=4, offset=0):
-    """A state dict of one tensor, by hand: pickle and storage."""
+def state_dict_pickle(shape, strides=(1,), elements=4, offset=0):
+    """The pickle of a state dict with one tensor, written by hand."""
     program = (
         "ccollections\nOrderedDict\n)R(S'w'\nctorch._utils\n_rebuild_tensor_v2\n("
-        "(S'storage'\nctorch\nFloatStorage\nS'0'\nS'cpu'\n" + f"I{numbers}\ntQ"
+        "(S'storage'\nctorch\nFloatStorage\nS'0'\nS'cpu'\n" + f"I{elements}\ntQ"
         f"I{offset}\n({''.join(f'I{size}' + chr(10) for size in shape)}t({''.join(f'I{size}' + chr(10) for size in strides)}t"
         "I00\nNtRu."
     )
@@ -375,18 +375,18 @@ def hostile(shape, strides=(1,), numbers=4, offset=0):
 @pytest.mark.parametrize(
     ("program", "sentence"),
     [
-        (hostile([5]), "reaches beyond its numbers"),
-        (hostile([2], offset=3), "reaches beyond its numbers"),
-        (hostile([2], strides=[-1]), "reaches beyond its numbers"),
-        (hostile([10**12], strides=[0]), "reaches beyond its numbers"),
-        (hostile([5], numbers=5), "has another size than its description says"),
-        (b"}r\x00\x00\x00\x10.", "more memory than a state dict needs"),
+        (state_dict_pickle([5]), "extends beyond its storage"),
+        (state_dict_pickle([2], offset=3), "extends beyond its storage"),
+        (state_dict_pickle([2], strides=[-1]), "extends beyond its storage"),
+        (state_dict_pickle([10**12], strides=[0]), "extends beyond its storage"),
+        (state_dict_pickle([5], elements=5), "the size of archive/data/0 differs from its description"),
+        (b"}r\x00\x00\x00\x10.", "allocates more memory than a state dict needs"),
     ],
 )
-def test_pickles_that_reach_too_far(tmp_path, program, sentence):
+def test_pickles_of_tensors_outside_their_storage(tmp_path, program, sentence):
     path = epath.Path(tmp_path / "x.bin")
     with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("archive/data.pkl", hostile([2, 2], strides=[2, 1]))
+        archive.writestr("archive/data.pkl", state_dict_pickle([2, 2], strides=[2, 1]))
         archive.writestr("archive/data/0", np.arange(4, dtype=np.float32).tobytes())
     np.testing.assert_array_equal(pickles.read(path)["w"], [[0, 1], [2, 3]])
     with zipfile.ZipFile(path, "w") as archive:
@@ -396,16 +396,16 @@ def test_pickles_that_reach_too_far(tmp_path, program, sentence):
         pickles.read(path)
 
 
-def test_pickles_of_a_big_endian_machine_and_with_a_flipped_bit(tmp_path):
+def test_big_endian_and_damaged_pickles(tmp_path):
     path = epath.Path(tmp_path / "x.bin")
     with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("archive/data.pkl", hostile([4]))
+        archive.writestr("archive/data.pkl", state_dict_pickle([4]))
         archive.writestr("archive/byteorder", "big")
         archive.writestr("archive/data/0", np.full(4, 7, np.float32).tobytes())
     with pytest.raises(UserError, match="big-endian"):
         pickles.read(path)
     with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("archive/data.pkl", hostile([4]))
+        archive.writestr("archive/data.pkl", state_dict_pickle([4]))
         archive.writestr("archive/data/0", np.full(4, 7, np.float32).tobytes())
     content = path.read_bytes()
     path.write_bytes(content.replace(np.float32(7).tobytes(), np.float32(8).tobytes(), 1))
@@ -413,8 +413,8 @@ def test_pickles_of_a_big_endian_machine_and_with_a_flipped_bit(tmp_path):
         pickles.read(path)
 
 
-def test_numbers_that_are_none(saved):
-    """Not finite, not floating, or there twice."""
+def test_invalid_values(saved):
+    """Values that are not finite, not floating-point numbers, or present twice."""
     family, directory = saved
     tensors, write = stored(family, directory)
     bias = next(name for name in tensors if "pooler" in name and "bias" in name)
@@ -423,16 +423,16 @@ def test_numbers_that_are_none(saved):
         bert_jax.load(directory)
     joint = "." if family == "hf" else "/"
     write(tensors | {bias.removeprefix(f"bert{joint}"): tensors[bias]})
-    with pytest.raises(UserError, match=f"holds {bias} twice"):
+    with pytest.raises(UserError, match=f"contains {bias} twice"):
         bert_jax.load(directory)
-    if family != "google":  # whose files hold what is written as float32
+    if family != "google":  # TensorFlow files are written as float32.
         write(tensors | {bias: np.ones(32, np.int64)})
-        with pytest.raises(UserError, match=f"{bias} holds int64, not floating-point numbers"):
+        with pytest.raises(UserError, match=f"{bias} has dtype int64; parameters must be floating-point numbers"):
             bert_jax.load(directory)
 
 
-def test_partial_takes_what_is_there(bert, tmp_path):
-    """A decoder alone is the word table, a classifier without its bias still has its outputs."""
+def test_partial_files(bert, tmp_path):
+    """The word embeddings can be stored as the decoder alone; the outputs of a classifier are known without its bias."""
     bert_jax.save(bert, tmp_path / "model", to="hf")
     tensors, write = stored("hf", tmp_path / "model")
     word = tensors.pop("bert.embeddings.word_embeddings.weight")
@@ -440,39 +440,39 @@ def test_partial_takes_what_is_there(bert, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, bert_jax.load(tmp_path / "model").params, bert.params)
     del tensors["classifier.bias"]
     write(tensors | {"bert.embeddings.word_embeddings.weight": word})
-    with pytest.raises(UserError, match=r"lacks tensors: classifier.bias\."):
+    with pytest.raises(UserError, match=r"lacks tensors: classifier.bias; --partial reads what matches"):
         bert_jax.load(tmp_path / "model")
-    with pytest.warns(Doubt, match=r"initial values: classify/bias\."):
-        assert bert_jax.load(tmp_path / "model", partial=True).params["classify"]["bias"].shape == (3,)
+    with pytest.warns(BertWarning, match=r"initial values: sequence_classification/bias\."):
+        assert bert_jax.load(tmp_path / "model", partial=True).params["sequence_classification"]["bias"].shape == (3,)
 
 
-def test_msgpack_and_safetensors_that_are_something_else(bert, tmp_path):
+def test_msgpack_and_safetensors_without_parameters(tmp_path):
     path = epath.Path(tmp_path / "flax_model.msgpack")
     for value in ({"a": {"b": "text"}}, [1, 2], {"params": [1]}, {"params": 1}, {"__msgpack_chunked_array__": True}):
         content = flax.serialization.msgpack_serialize(value)
         path.write_bytes(content)
-        with pytest.raises(UserError, match=r"something else than arrays|not a whole Flax"):
+        with pytest.raises(UserError, match=r"values that are not arrays|not a whole Flax"):
             hf.read(path)
     path = epath.Path(tmp_path / "model.safetensors")
     path.write_bytes(safetensors.numpy.save({"a": np.ones(3, np.complex64)}))
-    with pytest.raises(UserError, match="a has a data type that no BERT has"):
+    with pytest.raises(UserError, match="a has dtype C64, which is not supported"):
         hf.read(path)
     path.write_bytes(struct.pack("<Q", 1 << 60) + b"{}")
     with pytest.raises(UserError, match="not a whole safetensors file"):
         hf.read(path)
 
 
-def test_parts_that_are_missing(bert, tmp_path):
+def test_missing_parts(tmp_path):
     path = epath.Path(tmp_path / "model.safetensors.index.json")
     path.write_text(json.dumps({"weight_map": {"a": "model-1.safetensors"}}))
-    with pytest.raises(UserError, match=r"There is no file .*model-1.safetensors, which model.safetensors.index.json names"):
+    with pytest.raises(UserError, match=r"There is no file .*model-1.safetensors, which model.safetensors.index.json lists"):
         hf.read(path)
     hf.write_safetensors(epath.Path(tmp_path / "model-1.safetensors"), {"b": np.ones(2)})
-    with pytest.raises(UserError, match="names 1 tensors that its files do not hold, a among them"):
+    with pytest.raises(UserError, match="lists 1 tensors that its files do not contain, such as a"):
         hf.read(path)
     hf.write_safetensors(epath.Path(tmp_path / "model-2.safetensors"), {"b": np.ones(2)})
     path.write_text(json.dumps({"weight_map": {"b": "model-1.safetensors", "c": "model-2.safetensors"}}))
-    with pytest.raises(UserError, match="both hold b"):
+    with pytest.raises(UserError, match="both contain b"):
         hf.read(path)
     for wrong in (3, ["a"], "../model.safetensors", ".", path.name):
         path.write_text(json.dumps({"weight_map": {"a": wrong}}))
@@ -486,42 +486,59 @@ def test_parts_that_are_missing(bert, tmp_path):
         hf.read(path)
 
 
-@pytest.mark.parametrize("head", ["classify", "regress", "tag", "choose"])
-def test_what_a_classifier_is(bert, tmp_path, head):
-    """The config says it, or else the user; the original's checkpoints do not."""
-    outputs = 1 if head in ("regress", "choose") else 3
+@pytest.mark.parametrize(
+    "head", ["sequence_classification", "multilabel_classification", "regression", "token_classification", "multiple_choice"]
+)
+def test_the_head_of_a_classifier(bert, tmp_path, head):
+    """It is read from the config, unless the user names it; checkpoints of the original's code do not say it."""
+    outputs = 1 if head in ("regression", "multiple_choice") else 3
     model = dataclasses.replace(bert, params=init_params(bert.config, jax.random.key(0), heads={head: outputs}), labels=())
     for to in ("hf", "google", "flax"):
         bert_jax.save(model, tmp_path / to, to=to)
         assert [*bert_jax.load(tmp_path / to).params] == ["bert", head]
-        path = next((tmp_path / to).glob("*config.json"))
-        path = path if "tokenizer" not in path.name else tmp_path / to / ("bert_config.json" if to == "google" else "config.json")
-        described = json.loads(path.read_text())
-        del described["architectures"]
-        path.write_text(json.dumps(described))
-        assert [*bert_jax.load(tmp_path / to).params] == ["bert", "classify" if outputs == 3 else "regress"]
+        path = tmp_path / to / ("bert_config.json" if to == "google" else "config.json")
+        description = json.loads(path.read_text())
+        del description["architectures"]
+        description.pop("problem_type", None)
+        path.write_text(json.dumps(description))
+        assert [*bert_jax.load(tmp_path / to).params] == ["bert", "sequence_classification" if outputs == 3 else "regression"]
         assert [*bert_jax.load(tmp_path / to, head=head).params] == ["bert", head]
     bert_jax.save(dataclasses.replace(bert, params={"bert": bert.params["bert"]}), tmp_path / "encoder", to="hf")
     with pytest.raises(UserError, match=f"no classifier that could be the {head} head"):
         bert_jax.load(tmp_path / "encoder", head=head)
 
 
+def test_multilabel_classification_is_a_problem_type(bert, tmp_path):
+    """transformers' name is written and read without a warning, together with the labels."""
+    params = init_params(bert.config, jax.random.key(0), heads={"multilabel_classification": 3})
+    bert_jax.save(dataclasses.replace(bert, params=params), tmp_path / "model", to="hf")
+    description = json.loads((tmp_path / "model" / "config.json").read_text())
+    assert description["architectures"] == ["BertForSequenceClassification"]
+    assert description["problem_type"] == "multi_label_classification"
+    assert description["id2label"] == {"0": "a", "1": "b", "2": "c"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loaded = bert_jax.load(tmp_path / "model")
+    assert loaded.labels == ("a", "b", "c")
+    jax.tree.map(np.testing.assert_array_equal, loaded.params, params)
+
+
 def test_weights_without_a_vocabulary(bert, tmp_path):
     bert_jax.save(dataclasses.replace(bert, tokenizer=None), tmp_path / "model", to="hf")
-    found = bert_jax.load(tmp_path / "model")
-    assert found.tokenizer is None
-    assert found.encode({"ids": [[2, 7, 3]]}).hidden.shape == (1, 3, 32)
-    with pytest.raises(UserError, match="came without a vocabulary"):
-        found.encode(["alpha"])
-    bert_jax.save(found, tmp_path / "orbax", to="orbax")
+    loaded = bert_jax.load(tmp_path / "model")
+    assert loaded.tokenizer is None
+    assert loaded.encode({"input_ids": [[2, 7, 3]]}).hidden.shape == (1, 3, 32)
+    with pytest.raises(UserError, match="has no vocabulary"):
+        loaded.encode(["alpha"])
+    bert_jax.save(loaded, tmp_path / "orbax", to="orbax")
     assert bert_jax.load(tmp_path / "orbax").tokenizer is None
 
 
-def test_a_tokenizer_of_another_kind_is_refused_and_a_lone_config_is_none(bert, tmp_path):
+def test_other_tokenizers_are_refused(bert, tmp_path):
     bert_jax.save(bert, tmp_path / "model", to="hf")
     path = tmp_path / "model" / "tokenizer_config.json"
     path.write_text(json.dumps({"tokenizer_class": "BertJapaneseTokenizer"}))
-    with pytest.raises(UserError, match="names a BertJapaneseTokenizer, which splits text in its own way"):
+    with pytest.raises(UserError, match="names the tokenizer BertJapaneseTokenizer, which is not supported"):
         bert_jax.load(tmp_path / "model")
     (tmp_path / "model" / "vocab.txt").unlink()
     assert bert_jax.load(tmp_path / "model").tokenizer is None
@@ -531,13 +548,13 @@ def test_sinusoidal_positions_are_written_as_a_table(bert, tmp_path):
     config = dataclasses.replace(bert.config, position_embedding_type="sinusoidal")
     model = Bert(config, init_params(config, jax.random.key(0)), bert.tokenizer)
     bert_jax.save(model, tmp_path / "model", to="hf")
-    found = bert_jax.load(tmp_path / "model")
-    assert found.config.position_embedding_type == "learned"
+    loaded = bert_jax.load(tmp_path / "model")
+    assert loaded.config.position_embedding_type == "learned"
     texts = ["alpha bravo charlie"]
-    np.testing.assert_allclose(found.encode(texts).hidden, model.encode(texts).hidden, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(loaded.encode(texts).hidden, model.encode(texts).hidden, rtol=1e-6, atol=1e-6)
 
 
-def test_the_report_and_its_verification(bert, tmp_path):
+def test_report_and_verification(bert, tmp_path):
     report = bert_jax.save(bert, tmp_path / "model", to="google", verify=True)
     assert json.loads((tmp_path / "model" / "conversion.json").read_text()) == report
     assert report["largest_differences"] == dict.fromkeys(("hidden", "pooled", *HEADS), 0.0)
@@ -551,7 +568,7 @@ def test_the_report_and_its_verification(bert, tmp_path):
         bert_jax.save(bert, tmp_path / "model", to="google")
 
 
-def test_nothing_is_left_of_a_conversion_that_fails(bert, tmp_path, monkeypatch):
+def test_a_failed_conversion_leaves_nothing(bert, tmp_path, monkeypatch):
     def full(*args):
         raise OSError(28, "No space left on device")
 
@@ -561,17 +578,17 @@ def test_nothing_is_left_of_a_conversion_that_fails(bert, tmp_path, monkeypatch)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_run_leaves_in_every_format(run_config, tmp_path):
-    # Other formats do not say how layers are compiled; the default, then, so that the programs are the same.
+def test_a_run_can_be_saved_in_every_format(run_config, tmp_path):
+    # Other formats do not store how layers are compiled, so the default is used for equal programs.
     run_config = dataclasses.replace(run_config, model=dataclasses.replace(run_config.model, layers="unroll"))
     bert_jax.pretrain(run_config)
     run = bert_jax.load(run_config.run)
     assert run.config == run_config.model
-    guesses = run.fill_mask("alpha [MASK] charlie.")[0]
-    assert len(guesses) == 5
-    assert 0 < sum(guess.probability for guess in guesses) <= 1
+    predictions = run.fill_mask("alpha [MASK] charlie.")[0]
+    assert len(predictions) == 5
+    assert 0 < sum(prediction.probability for prediction in predictions) <= 1
     for to in ("hf", "google", "flax", "orbax"):
         bert_jax.save(run, tmp_path / to, to=to)
-        found = bert_jax.load(tmp_path / to)
-        jax.tree.map(np.testing.assert_array_equal, found.params, run.params)
-        assert found.fill_mask("alpha [MASK] charlie.") == run.fill_mask("alpha [MASK] charlie.")
+        loaded = bert_jax.load(tmp_path / to)
+        jax.tree.map(np.testing.assert_array_equal, loaded.params, run.params)
+        assert loaded.fill_mask("alpha [MASK] charlie.") == run.fill_mask("alpha [MASK] charlie.")

@@ -1,10 +1,11 @@
-"""Text in, batches out: formats, splits, pairs, and that a batch depends on nothing but its number."""
+"""From text to batches: file formats, splits, sentence pairs, packing, and batches that depend only on their index."""
 
 from __future__ import annotations
 
 import dataclasses
 import gzip
 import json
+import shutil
 import subprocess
 import sys
 
@@ -15,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bert_jax.config.run import DataConfig
+from bert_jax.config.data import DataConfig
 from bert_jax.data import corpus as corpora
 from bert_jax.data import packing, pipeline, sentence_pairs
 from bert_jax.data.corpus import Split
@@ -41,7 +42,7 @@ def write(path, kind):
 
 @pytest.mark.parametrize("kind", ["txt", "txt.gz", "jsonl", "parquet"])
 @pytest.mark.parametrize("sentences", ["auto", "lines", "split"])
-def test_every_format_gives_the_same_documents(tmp_path, kind, sentences):
+def test_all_formats_give_the_same_documents(tmp_path, kind, sentences):
     path = write(tmp_path / f"text.{kind}", kind)
     split = sentences == "split" or (sentences == "auto" and kind in ("jsonl", "parquet"))
     assert list(read_documents([path], sentences=sentences)) == (SPLIT if split else DOCUMENTS)
@@ -51,8 +52,8 @@ def test_every_format_gives_the_same_documents(tmp_path, kind, sentences):
 @pytest.mark.parametrize(
     ("name", "content", "sentence"),
     [
-        ("a.txt", b"", "holds no text"),
-        ("a.txt", b"\n \n\n", "holds no text"),
+        ("a.txt", b"", "contains no text"),
+        ("a.txt", b"\n \n\n", "contains no text"),
         ("a.txt", b"fine\nnot \xff fine\n", "line 2: byte 0xff at column 5 is not UTF-8"),
         ("a.jsonl", b'{"text": "x"}\n{"text": \n', "line 2 is not JSON"),
         ("a.jsonl", b'{"body": "x"}\n', "line 1: no text under 'text'; name the field with --field"),
@@ -79,39 +80,39 @@ def test_missing_files_directories_and_columns(tmp_path):
         list(read_documents([tmp_path / "a.parquet"], field="body"))
 
 
-def test_corpus_holds_the_documents(corpus, text, tokenizer):
+def test_a_corpus_contains_the_documents(corpus, text, tokenizer):
     documents = list(read_documents([text]))
-    kept = [document for number, document in enumerate(documents) if number % 10 == 9]
-    learned = [document for number, document in enumerate(documents) if number % 10 != 9]
-    for split, expected in ((corpus.train, learned), (corpus.held_out, kept)):
+    held_out = [document for index, document in enumerate(documents) if index % 10 == 9]
+    train = [document for index, document in enumerate(documents) if index % 10 != 9]
+    for split, expected in ((corpus.train, train), (corpus.held_out, held_out)):
         assert len(split.documents) == len(split.first) - 1 == len(expected)
-        counts = np.zeros(len(tokenizer.pieces), int)
-        for number, document in enumerate(expected):
-            stored = split.documents[number]
-            pieces = tokenizer.encode(document)
-            np.testing.assert_array_equal(stored["pieces"], np.concatenate([part.ids for part in pieces]))
-            np.testing.assert_array_equal(stored["starts"], np.concatenate([part.starts for part in pieces]))
-            np.testing.assert_array_equal(stored["sentences"], [len(part.ids) for part in pieces])
-            np.testing.assert_array_equal(stored["sentences"], split.lengths[split.first[number] : split.first[number + 1]])
-            counts += np.bincount(stored["pieces"], minlength=len(counts))
+        counts = np.zeros(len(tokenizer.tokens), int)
+        for index, document in enumerate(expected):
+            stored = split.documents[index]
+            sentences = tokenizer.encode(document)
+            np.testing.assert_array_equal(stored["tokens"], np.concatenate([sentence.ids for sentence in sentences]))
+            np.testing.assert_array_equal(stored["word_starts"], np.concatenate([sentence.word_starts for sentence in sentences]))
+            np.testing.assert_array_equal(stored["sentence_lengths"], [len(sentence.ids) for sentence in sentences])
+            np.testing.assert_array_equal(stored["sentence_lengths"], split.lengths[split.first[index] : split.first[index + 1]])
+            counts += np.bincount(stored["tokens"], minlength=len(counts))
         np.testing.assert_array_equal(split.counts, counts)
     assert np.exp(corpora.unigram_log_probabilities(corpus.train)).sum() == pytest.approx(1, rel=1e-4)
 
 
-def test_documents_stay_up_to_a_limit_and_are_read_once():
-    asked = []
+def test_documents_are_cached_up_to_a_limit():
+    read_indices = []
 
     class Source:
         def __len__(self):
             return 6
 
-        def __getitems__(self, numbers):
-            asked.extend(numbers)
-            return [{"pieces": np.full(10, number)} for number in numbers]
+        def __getitems__(self, indices):
+            read_indices.extend(indices)
+            return [{"tokens": np.full(10, index)} for index in indices]
 
-    documents = corpora.Documents(Source(), limit=3 * (80 + corpora._EACH))
+    documents = corpora.Documents(Source(), cache_bytes=3 * (80 + corpora._DOCUMENT_OVERHEAD))
     assert len(documents) == 6
-    for wanted, read in (
+    for indices, expected_reads in (
         ([2, 0, 2], [2, 0]),
         ([0, 1], [1]),
         ([3], [3]),
@@ -120,12 +121,12 @@ def test_documents_stay_up_to_a_limit_and_are_read_once():
         ([5, 4, 3, 2, 1, 0], [5, 4, 3]),
         ([2, 1, 0], []),
     ):
-        asked.clear()
-        assert [int(document["pieces"][0]) for document in documents.__getitems__(wanted)] == wanted
-        assert asked == read, wanted
+        read_indices.clear()
+        assert [int(document["tokens"][0]) for document in documents.__getitems__(indices)] == indices
+        assert read_indices == expected_reads, indices
 
 
-def test_corpus_is_a_tfds_data_set_and_needs_no_tensorflow(corpus):
+def test_a_corpus_is_a_tfds_data_set_and_needs_no_tensorflow(corpus):
     program = (
         "import sys, tensorflow_datasets as tfds\n"
         "from bert_jax.data.corpus import open_corpus\n"
@@ -138,7 +139,9 @@ def test_corpus_is_a_tfds_data_set_and_needs_no_tensorflow(corpus):
     assert out.split() == ["72", "72", "array_record"]
 
 
-@pytest.mark.parametrize(("documents", "sentence"), [(1, "holds 1 document;"), (19, "at least 20 are needed. A blank line")])
+@pytest.mark.parametrize(
+    ("documents", "sentence"), [(1, "has 1 document,"), (19, "needs at least 20; separate documents by a blank line")]
+)
 def test_too_few_documents(tmp_path, tokenizer, documents, sentence):
     with pytest.raises(UserError, match=sentence):
         corpora.write_corpus(lambda: [["alpha bravo."]] * documents, tmp_path / "c", tokenizer, held_out=0.1)
@@ -155,27 +158,47 @@ def test_a_failure_leaves_nothing_behind(tmp_path, tokenizer):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_corpus_is_not_written_over(corpus, tokenizer):
+def test_a_corpus_is_not_overwritten(corpus, tokenizer):
     with pytest.raises(UserError, match="exists already"):
         corpora.write_corpus(lambda: [], corpus.path, tokenizer, held_out=0.1)
     with pytest.raises(UserError, match="not a corpus"):
         corpora.open_corpus(corpus.path.parent)
 
 
+@pytest.mark.parametrize(
+    ("version", "sentence"),
+    [
+        ("1.0.0", r"was prepared by an earlier version of bert_jax \(format 1\); prepare it again with `bert-jax prepare`\."),
+        ("3.0.0", r"was prepared by a later version of bert_jax \(format 3\); prepare it again"),
+        (None, r"dataset_info.json has no version; prepare the corpus again"),
+    ],
+)
+def test_a_corpus_of_another_format_is_refused(corpus, tmp_path, version, sentence):
+    shutil.copytree(corpus.path, tmp_path / "corpus")
+    path = tmp_path / "corpus" / "dataset_info.json"
+    info = json.loads(path.read_text())
+    assert info["version"] == "2.0.0"
+    path.write_text(json.dumps({name: value for name, value in (info | {"version": version}).items() if value is not None}))
+    with pytest.raises(UserError, match=sentence):
+        corpora.open_corpus(tmp_path / "corpus")
+    path.write_text(json.dumps(info | {"version": "2.1.0"}))
+    assert corpora.open_corpus(tmp_path / "corpus").digest() == corpus.digest()
+
+
 def synthetic(documents=3000, seed=0, longest=40):
-    """A split of given sentence lengths whose documents are numbered tokens: piece = 1000 * document + place, modulo 2**31."""
+    """A split with random sentence lengths; token id = 1000 * document + position in the document, modulo 2**31."""
     rng = np.random.default_rng(seed)
     sizes = rng.integers(1, 12, documents)
     lengths = rng.integers(1, longest, sizes.sum()).astype(np.int32)
     first = np.concatenate([[0], np.cumsum(sizes)])
 
     class Documents:
-        def __getitems__(self, numbers):
-            out = []
-            for number in numbers:
-                total = lengths[first[number] : first[number + 1]].sum()
-                out.append({"pieces": np.int32(1000 * number + np.arange(total)), "starts": np.arange(total) % 2 == 0})
-            return out
+        def __getitems__(self, indices):
+            stored = []
+            for index in indices:
+                positions = np.arange(lengths[first[index] : first[index + 1]].sum())
+                stored.append({"tokens": np.int32(1000 * index + positions), "word_starts": positions % 2 == 0})
+            return stored
 
     return Split(Documents(), first, lengths, np.ones(10, np.int64))
 
@@ -185,7 +208,7 @@ def sentence_borders(split, document):
     return set(np.concatenate([[0], ends]))
 
 
-def test_pairs_are_what_the_paper_says():
+def test_sentence_pairs_follow_the_paper():
     split, config = synthetic(), DataConfig("none", sequence_length=64)
     plan = sentence_pairs.plan(split, config, seed=3, epoch=0, block=0)
     assert ((plan.length_a + plan.length_b) <= 61).all()
@@ -193,7 +216,7 @@ def test_pairs_are_what_the_paper_says():
     assert (plan.length_b >= 1).all()
     same = plan.document_a == plan.document_b
     np.testing.assert_array_equal(same, plan.random_next == 0)
-    # A true next begins where A ends, unless one of them lost tokens there.
+    # A true next segment starts where A ends, unless tokens were truncated there.
     gap = (plan.start_b - plan.start_a - plan.length_a)[same]
     assert (gap >= 0).all()
     assert (gap == 0).mean() > 0.3
@@ -205,7 +228,7 @@ def test_pairs_are_what_the_paper_says():
 
 
 def test_every_sentence_is_in_exactly_one_example_of_an_epoch():
-    """Sentences of a random B are put back: the A parts and true B parts of a document, in order, are the document."""
+    """Unused sentences before a random B are gathered again: the A and true B segments of a document make up the document."""
     split = synthetic(longest=4)
     plan = sentence_pairs.plan(split, DataConfig("none", sequence_length=512), seed=0, epoch=0, block=0)
     assert ((plan.length_a + plan.length_b) < 509).all()
@@ -222,14 +245,13 @@ def test_every_sentence_is_in_exactly_one_example_of_an_epoch():
         assert place == max(sentence_borders(split, document))
 
 
-def test_share_of_random_next_is_in_the_originals_band():
-    """52-58 %: half, plus the chunks of one sentence, which have no true next."""
+def test_share_of_random_next_sentences():
+    """A half, plus the chunks of one sentence, which have no true next sentence."""
     split = synthetic(longest=30)
     plan = sentence_pairs.plan(split, DataConfig("none", sequence_length=128), seed=0, epoch=0, block=0)
-    chunked = plan.random_next.mean()
-    assert 0.5 < chunked < 0.65
-    none = sentence_pairs.plan(split, DataConfig("none", sequence_length=128, random_next=0.0), seed=0, epoch=0, block=0)
-    assert none.random_next.mean() < 0.2
+    assert 0.5 < plan.random_next.mean() < 0.65
+    without_random = sentence_pairs.plan(split, DataConfig("none", sequence_length=128, random_next=0.0), seed=0, epoch=0, block=0)
+    assert without_random.random_next.mean() < 0.2
 
 
 def test_short_sequences():
@@ -242,8 +264,8 @@ def test_short_sequences():
     assert mean(1.0) < mean(0.1) < mean(0.0)
 
 
-def test_truncation_drops_from_the_longer_part_one_by_one():
-    def by_hand(a, b, room):
+def test_truncation_drops_tokens_of_the_longer_segment_one_by_one():
+    def truncate_one_by_one(a, b, room):
         while a + b > room:
             if a > b:
                 a -= 1
@@ -256,14 +278,14 @@ def test_truncation_drops_from_the_longer_part_one_by_one():
     )
     a, b = (x.ravel() for x in np.meshgrid(np.arange(1, 90), np.arange(1, 90)))
     starts_a, kept_a, starts_b, kept_b = planner._truncate(0 * a, a, 0 * b, b)
-    np.testing.assert_array_equal(np.stack([kept_a, kept_b], 1), [by_hand(x, y, 37) for x, y in zip(a, b, strict=True)])
+    np.testing.assert_array_equal(np.stack([kept_a, kept_b], 1), [truncate_one_by_one(x, y, 37) for x, y in zip(a, b, strict=True)])
     assert (starts_a + kept_a <= a).all()
     assert (starts_b + kept_b <= b).all()
     dropped = (a - kept_a).sum()
     assert abs(starts_a.sum() / dropped - 0.5) < 3 * 0.5 / np.sqrt(dropped)
 
 
-def test_epochs_seeds_and_dupes():
+def test_plans_depend_on_epoch_seed_and_dupe_factor():
     split, config = synthetic(200), DataConfig("none", sequence_length=64)
 
     def plan(config=config, **changes):
@@ -272,20 +294,20 @@ def test_epochs_seeds_and_dupes():
     np.testing.assert_array_equal(plan(), plan())
     for changes in ({"seed": 1}, {"epoch": 1}):
         assert not np.array_equal(plan(), plan(**changes))
-    static = dataclasses.replace(config, dupe_factor=2)
-    np.testing.assert_array_equal(plan(static, epoch=1), plan(static, epoch=5))
+    repeating = dataclasses.replace(config, dupe_factor=2)
+    np.testing.assert_array_equal(plan(repeating, epoch=1), plan(repeating, epoch=5))
     ids = np.concatenate([plan(epoch=epoch)[-1] for epoch in range(5)])
     assert len(np.unique(ids)) == len(ids)
 
 
-def test_single_sentences_have_no_second_part():
+def test_rows_without_pairs_have_no_second_segment():
     split, config = synthetic(200), DataConfig("none", sequence_length=64, pairs=False, batch_size=8)
     plan = sentence_pairs.plan(split, config, seed=0, epoch=0, block=0)
     assert plan.length_a.sum() > 0.8 * split.lengths.sum()
     assert (plan.length_b == 0).all()
-    batch = next(pipeline.train_batches(split, SPECIALS, config, seed=0, rows=np.arange(8)))
-    assert batch["types"].sum() == batch["nsp_weights"].sum() == 0
-    assert ((batch["ids"] == SPECIALS.sep).sum(1) == 1).all()
+    batch = next(pipeline.train_batches(split, SPECIAL_TOKENS, config, seed=0, rows=np.arange(8)))
+    assert batch["token_type_ids"].sum() == batch["nsp_weights"].sum() == 0
+    assert ((batch["input_ids"] == SPECIAL_TOKENS.sep).sum(1) == 1).all()
 
 
 def test_one_document_cannot_make_pairs():
@@ -293,79 +315,80 @@ def test_one_document_cannot_make_pairs():
         sentence_pairs.plan(synthetic(1), DataConfig("none"), seed=0, epoch=0, block=0)
 
 
-def test_a_sentence_longer_than_any_sequence_is_cut():
+def test_a_sentence_longer_than_a_row_is_truncated():
     split = synthetic(50, longest=900)
     plan = sentence_pairs.plan(split, DataConfig("none", sequence_length=32), seed=0, epoch=0, block=0)
     assert (plan.length_a + plan.length_b).max() == 29
 
 
-# Pieces of the synthetic documents are never these.
-SPECIALS = corpora.tokenizers.Specials(pad=-10, unk=-11, cls=-12, sep=-13, mask=-14)
+# Ids that no synthetic document contains.
+SPECIAL_TOKENS = corpora.tokenizers.SpecialTokens(pad=-10, unk=-11, cls=-12, sep=-13, mask=-14)
 
 
-def test_rows_are_laid_out_as_the_contract_says():
+def test_rows_follow_the_batch_contract():
     split, config = synthetic(200), DataConfig("none", sequence_length=48, batch_size=16)
     plan = sentence_pairs.plan(split, config, seed=0, epoch=0, block=0).take(np.arange(16))
-    batch = pipeline.assemble(split, SPECIALS, config, plan.take(np.arange(16)[:, None]))
+    batch = pipeline.assemble(split, SPECIAL_TOKENS, config, plan.take(np.arange(16)[:, None]))
     for row in range(16):
         a = 1000 * plan.document_a[row] + plan.start_a[row] + np.arange(plan.length_a[row])
         b = 1000 * plan.document_b[row] + plan.start_b[row] + np.arange(plan.length_b[row])
-        ids = [SPECIALS.cls, *a, SPECIALS.sep, *b, SPECIALS.sep]
-        length, second = len(ids), len(a) + 2
-        np.testing.assert_array_equal(batch["ids"][row], ids + [SPECIALS.pad] * (48 - length))
-        np.testing.assert_array_equal(batch["segments"][row], [1] * length + [0] * (48 - length))
-        np.testing.assert_array_equal(batch["types"][row], [0] * second + [1] * (length - second) + [0] * (48 - length))
-        np.testing.assert_array_equal(batch["positions"][row, :length], np.arange(length))
-        np.testing.assert_array_equal(batch["offsets"][row], batch["positions"][row])
-        special = np.array([i in (0, second - 1, length - 1) or i >= length for i in range(48)])
-        np.testing.assert_array_equal(batch["words"][row] < 0, special)
+        ids = [SPECIAL_TOKENS.cls, *a, SPECIAL_TOKENS.sep, *b, SPECIAL_TOKENS.sep]
+        length, start_b = len(ids), len(a) + 2
+        np.testing.assert_array_equal(batch["input_ids"][row], ids + [SPECIAL_TOKENS.pad] * (48 - length))
+        np.testing.assert_array_equal(batch["segment_ids"][row], [1] * length + [0] * (48 - length))
+        np.testing.assert_array_equal(batch["token_type_ids"][row], [0] * start_b + [1] * (length - start_b) + [0] * (48 - length))
+        np.testing.assert_array_equal(batch["position_ids"][row, :length], np.arange(length))
+        special = np.array([column in (0, start_b - 1, length - 1) or column >= length for column in range(48)])
+        np.testing.assert_array_equal(batch["word_ids"][row] < 0, special)
         begins = np.concatenate([[True], (np.diff(a) != 1) | (a[1:] - 1000 * plan.document_a[row]) % 2 == 0])
-        np.testing.assert_array_equal(batch["words"][row, 1 : 1 + len(a)], np.cumsum(begins) - 1)
+        np.testing.assert_array_equal(batch["word_ids"][row, 1 : 1 + len(a)], np.cumsum(begins) - 1)
     assert batch["nsp_labels"].tolist() == plan.random_next[:, None].tolist()
     assert {name: values.dtype.name for name, values in batch.items() if values.dtype != np.int32} == {"nsp_weights": "float32"}
 
 
-def test_a_packed_row_is_its_examples_one_after_the_other():
+def test_a_packed_row_is_the_concatenation_of_its_examples():
     split, config = synthetic(200, longest=6), DataConfig("none", sequence_length=96, packing=3)
     plan = sentence_pairs.plan(split, config, seed=0, epoch=0, block=0)
     rows = pipeline.packed_rows(plan, config, seed=0)
     assert set((rows >= 0).sum(1)) == {2, 3}
-    packed = pipeline.assemble(split, SPECIALS, config, plan.take(rows))
-    alone = pipeline.assemble(split, SPECIALS, config, plan.take(np.arange(len(plan.example))[:, None]))
-    lengths = alone["segments"].sum(1)
+    packed = pipeline.assemble(split, SPECIAL_TOKENS, config, plan.take(rows))
+    alone = pipeline.assemble(split, SPECIAL_TOKENS, config, plan.take(np.arange(len(plan.example))[:, None]))
+    lengths = alone["segment_ids"].sum(1)
     for row, examples in enumerate(rows):
         examples = examples[examples >= 0]
         total = lengths[examples].sum()
-        for name in ("ids", "types", "positions", "offsets", "words"):
+        for name in ("input_ids", "token_type_ids", "position_ids", "word_ids"):
             expected = np.concatenate([alone[name][example, : lengths[example]] for example in examples])
             np.testing.assert_array_equal(packed[name][row, :total], expected, err_msg=name)
-        np.testing.assert_array_equal(packed["segments"][row, :total], np.repeat(np.arange(len(examples)) + 1, lengths[examples]))
-        assert (packed["segments"][row, total:] == 0).all()
-        assert (packed["words"][row, total:] == -1).all()
+        np.testing.assert_array_equal(
+            packed["segment_ids"][row, :total], np.repeat(np.arange(len(examples)) + 1, lengths[examples])
+        )
+        assert (packed["segment_ids"][row, total:] == 0).all()
+        assert (packed["word_ids"][row, total:] == -1).all()
         count = len(examples)
-        for name in ("examples", "nsp_labels", "nsp_weights"):
+        for name in ("example_ids", "nsp_labels", "nsp_weights"):
             np.testing.assert_array_equal(packed[name][row, :count], alone[name][examples, 0])
         assert (packed["nsp_weights"][row, count:] == 0).all()
-        np.testing.assert_array_equal(packed["ids"][row, packed["cls_positions"][row, :count]], SPECIALS.cls)
+        np.testing.assert_array_equal(packed["input_ids"][row, packed["cls_positions"][row, :count]], SPECIAL_TOKENS.cls)
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.integers(1, 40), max_size=80), st.integers(1, 6))
-def test_packing_places_every_example_once(lengths, most):
+def test_packing_places_every_example_once(lengths, max_examples):
     lengths = np.array(lengths, int)
-    rows = packing.pack(lengths, 40, most)
+    rows = packing.pack(lengths, 40, max_examples)
     assert sorted(rows[rows >= 0]) == list(range(len(lengths)))
-    assert rows.shape[1] == most
+    assert rows.shape[1] == max_examples
     assert (rows[:, 0] >= 0).all()
-    # No gap before an example.
+    # Unused slots come after the examples.
     assert (np.diff((rows >= 0).astype(int), axis=1) <= 0).all()
     assert (np.where(rows >= 0, lengths[rows], 0).sum(1) <= 40).all()
-    np.testing.assert_array_equal(rows, packing.pack(lengths, 40, most))
+    np.testing.assert_array_equal(rows, packing.pack(lengths, 40, max_examples))
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=80))
-def test_packing_is_as_good_as_best_fit_decreasing_one_by_one(lengths):
+def test_packing_is_as_good_as_best_fit_decreasing_of_single_examples(lengths):
     rooms = []
     for length in sorted(lengths, reverse=True):
         fitting = [room for room in rooms if room >= length]
@@ -377,20 +400,20 @@ def test_packing_is_as_good_as_best_fit_decreasing_one_by_one(lengths):
     assert len(packing.pack(np.array(lengths), 40, len(lengths))) <= len(rooms) + 1
 
 
-def test_packed_rows_of_an_epoch_come_in_another_order():
+def test_packed_rows_are_shuffled():
     split, config = synthetic(100), DataConfig("none", sequence_length=64, batch_size=16)
     plan = sentence_pairs.plan(split, config, seed=0, epoch=0, block=0)
     first, second = (pipeline.packed_rows(plan, config, seed=seed) for seed in (0, 1))
     assert not np.array_equal(first, second)
     assert set(map(tuple, first)) == set(map(tuple, second))
-    batches = pipeline.train_batches(split, SPECIALS, config, seed=1, rows=np.arange(16))
-    assert next(batches)["examples"].shape == (16, 6)
+    batches = pipeline.train_batches(split, SPECIAL_TOKENS, config, seed=1, rows=np.arange(16))
+    assert next(batches)["example_ids"].shape == (16, 6)
 
 
 def test_blocks_are_bounded_by_sentences(monkeypatch):
     split = synthetic(100)
     assert sentence_pairs.blocks(split) == 1
-    monkeypatch.setattr(sentence_pairs, "SENTENCES", split.lengths.size // 3)
+    monkeypatch.setattr(sentence_pairs, "SENTENCES_PER_BLOCK", split.lengths.size // 3)
     assert sentence_pairs.blocks(split) in (3, 4)
 
 
@@ -403,28 +426,28 @@ def assert_equal(first, second):
         np.testing.assert_array_equal(first[name], second[name], err_msg=name)
 
 
-def test_a_resumed_pipeline_gives_the_same_batches_over_epochs_and_blocks(monkeypatch):
-    monkeypatch.setattr(sentence_pairs, "BLOCK", 30)
+def test_a_resumed_pipeline_gives_the_same_batches_across_epochs_and_blocks(monkeypatch):
+    monkeypatch.setattr(sentence_pairs, "DOCUMENTS_PER_BLOCK", 30)
     split, config = synthetic(100), DataConfig("none", sequence_length=64, batch_size=32)
 
     def batches():
-        return pipeline.train_batches(split, SPECIALS, config, seed=1, rows=np.arange(32))
+        return pipeline.train_batches(split, SPECIAL_TOKENS, config, seed=1, rows=np.arange(32))
 
-    unbroken = batches()
+    uninterrupted = batches()
     expected, states = [], []
     for _ in range(40):
-        states.append(unbroken.get_state())
-        expected.append(next(unbroken))
+        states.append(uninterrupted.get_state())
+        expected.append(next(uninterrupted))
     assert states[-1]["epoch"] >= 2
     for start in (0, 1, 7, 25):
         resumed = batches()
         resumed.set_state(json.loads(json.dumps(states[start])))
-        for found, wanted in zip(take(resumed, 5), expected[start:], strict=False):
-            assert_equal(found, wanted)
+        for resumed_batch, expected_batch in zip(take(resumed, 5), expected[start:], strict=False):
+            assert_equal(resumed_batch, expected_batch)
 
 
-def test_blocks_are_of_equal_size_and_cover_every_document(monkeypatch):
-    monkeypatch.setattr(sentence_pairs, "BLOCK", 30)
+def test_blocks_have_equal_sizes_and_cover_every_document(monkeypatch):
+    monkeypatch.setattr(sentence_pairs, "DOCUMENTS_PER_BLOCK", 30)
     split, config = synthetic(61), DataConfig("none", sequence_length=64)
     seen = [
         set(sentence_pairs.plan(split, config, seed=0, epoch=0, block=block).document_a)
@@ -437,33 +460,34 @@ def test_blocks_are_of_equal_size_and_cover_every_document(monkeypatch):
 def test_evaluation_on_a_host_without_rows_in_the_last_batch():
     split, config = synthetic(5), DataConfig("none", sequence_length=64, batch_size=64)
     assert len(sentence_pairs.plan(split, config, seed=0, epoch=0, block=0).example) <= 32
-    (batch,) = pipeline.eval_batches(split, SPECIALS, config, rows=np.arange(32, 64), limit=None)
-    assert batch["ids"].shape == (32, 64)
-    assert batch["segments"].sum() == batch["nsp_weights"].sum() == 0
+    (batch,) = pipeline.eval_batches(split, SPECIAL_TOKENS, config, rows=np.arange(32, 64), limit=None)
+    assert batch["input_ids"].shape == (32, 64)
+    assert batch["segment_ids"].sum() == batch["nsp_weights"].sum() == 0
 
 
 @pytest.mark.parametrize("hosts", [2, 4])
-def test_hosts_together_make_the_batches_of_one(hosts):
+def test_the_rows_of_all_hosts_are_the_batches_of_one_host(hosts):
     split, config = synthetic(100), DataConfig("none", sequence_length=64, batch_size=16)
-    whole = take(pipeline.train_batches(split, SPECIALS, config, seed=1, rows=np.arange(16)), 10)
+    whole = take(pipeline.train_batches(split, SPECIAL_TOKENS, config, seed=1, rows=np.arange(16)), 10)
     parts = [
-        take(pipeline.train_batches(split, SPECIALS, config, seed=1, rows=rows), 10) for rows in np.split(np.arange(16), hosts)
+        take(pipeline.train_batches(split, SPECIAL_TOKENS, config, seed=1, rows=rows), 10)
+        for rows in np.split(np.arange(16), hosts)
     ]
-    for batch, pieces in zip(whole, zip(*parts, strict=True), strict=True):
-        assert_equal(batch, {name: np.concatenate([piece[name] for piece in pieces]) for name in batch})
+    for batch, host_batches in zip(whole, zip(*parts, strict=True), strict=True):
+        assert_equal(batch, {name: np.concatenate([host_batch[name] for host_batch in host_batches]) for name in batch})
 
 
-def test_evaluation_sees_every_example_once_in_equal_shapes(corpus):
+def test_evaluation_has_every_example_once_in_equal_shapes(corpus):
     config = DataConfig(str(corpus.path), sequence_length=32, batch_size=16)
-    specials = corpus.tokenizer.specials
-    batches = list(pipeline.eval_batches(corpus.held_out, specials, config, rows=np.arange(16), limit=None))
-    assert {batch["ids"].shape for batch in batches} == {(16, 32)}
-    ids = np.concatenate([batch["examples"][batch["nsp_weights"] > 0] for batch in batches])
+    special_tokens = corpus.tokenizer.special_tokens
+    batches = list(pipeline.eval_batches(corpus.held_out, special_tokens, config, rows=np.arange(16), limit=None))
+    assert {batch["input_ids"].shape for batch in batches} == {(16, 32)}
+    ids = np.concatenate([batch["example_ids"][batch["nsp_weights"] > 0] for batch in batches])
     plan = sentence_pairs.plan(corpus.held_out, config, seed=0, epoch=0, block=0)
     assert sorted(ids) == sorted(plan.example)
-    assert len(ids) > sum(len(batch["ids"]) for batch in batches)
+    assert len(ids) > sum(len(batch["input_ids"]) for batch in batches)
     last = batches[-1]
     empty = last["nsp_weights"][:, 0] == 0
-    assert (last["segments"][empty] == 0).all()
-    assert (last["words"][empty] == -1).all()
-    assert len(list(pipeline.eval_batches(corpus.held_out, specials, config, rows=np.arange(16), limit=1))) == 1
+    assert (last["segment_ids"][empty] == 0).all()
+    assert (last["word_ids"][empty] == -1).all()
+    assert len(list(pipeline.eval_batches(corpus.held_out, special_tokens, config, rows=np.arange(16), limit=1))) == 1

@@ -1,4 +1,4 @@
-"""The benchmark of a config: its arithmetic, its phases, the command."""
+"""The benchmark of a config: its arithmetic, its profile, the command."""
 
 from __future__ import annotations
 
@@ -10,12 +10,17 @@ import numpy as np
 import pytest
 
 from bert_jax import cli
-from bert_jax.config.run import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
-from bert_jax.evaluation import benchmark
+from bert_jax.config.data import DataConfig
+from bert_jax.config.model import ModelConfig
+from bert_jax.config.optimizer import OptimConfig
+from bert_jax.config.run import Config
+from bert_jax.config.training import TrainConfig
+from bert_jax.evaluation import benchmark, profile
+from bert_jax.evaluation.profile import Event
 from bert_jax.masking.replacement import mask_tokens
 from bert_jax.models.heads import init_params
 from bert_jax.training.losses import pretraining
-from tests.conftest import MODEL, POLICY
+from tests.conftest import MODEL, POLICY, with_policy
 
 CONFIG = Config(
     run="",
@@ -27,33 +32,33 @@ CONFIG = Config(
 
 
 @pytest.mark.parametrize(
-    ("size", "length", "masked", "gflop"),
+    ("size", "length", "predictions", "gflop"),
     # Devlin et al.'s shapes, by the formulas of NVIDIA's and Google's published throughputs: forward, one sequence.
     [("base", 128, 20, 21.74 + 0.60 + 0.96), ("large", 512, 76, 309.24 + 25.77 + 4.91)],
 )
-def test_flop_of_published_sizes(size, length, masked, gflop):
-    phases = benchmark.forward_flop(ModelConfig.size(size), np.array([length]), masked)
+def test_flop_of_published_sizes(size, length, predictions, gflop):
+    phases = benchmark.forward_flop(ModelConfig.size(size), np.array([length]), predictions)
     assert sum(phases.values()) / 1e9 == pytest.approx(gflop, abs=0.02)
 
 
-def test_flop_are_what_the_compiler_counts():
-    """XLA's count of the forward pass has everything; products are nearly all of it in a wide model."""
+def test_flop_agree_with_the_count_of_xla():
+    """XLA counts every operation of the forward pass; in a wide model, nearly all are in matrix products."""
     model = ModelConfig(vocab_size=512, hidden_size=256, num_hidden_layers=2, num_attention_heads=4, intermediate_size=1024)
     data = DataConfig("", sequence_length=64, batch_size=4)
-    policy = dataclasses.replace(POLICY, vocab_size=512)
+    policy = with_policy(POLICY, vocab_size=512)
     batch = jax.jit(mask_tokens, static_argnums=2)(jax.random.key(0), benchmark.random_batch(data, 512), policy, 0)
     params = init_params(model, jax.random.key(0))
     counted = jax.jit(lambda params: pretraining(model, params, batch)).lower(params).compile().cost_analysis()["flops"]
-    # The program's capacity for masked pieces, not only those that are masked.
+    # All prediction slots of the program, used or not.
     expected = benchmark.forward_flop(model, np.full(4, 64), batch["mlm_ids"].size)
     assert counted == pytest.approx(sum(expected.values()), rel=0.05)
 
 
-def test_an_instant_is_shared_by_what_runs():
-    nested = [(0.0, 10.0, "while"), (1.0, 4.0, "a"), (2.0, 3.0, "b"), (10.0, 12.0, "c")]
-    assert benchmark._shares([nested]) == {"while": 7.0, "a": 2.0, "b": 1.0, "c": 2.0}
-    assert benchmark._shares([[(5.0, 5.0, "a"), (5.0, 6.0, "b")]]) == {"b": 1.0}
-    assert benchmark._shares([nested, [(3.0, 5.0, "d"), (20.0, 21.0, "d")]]) == {
+def test_an_instant_is_divided_among_running_operations():
+    nested = [Event(0.0, 10.0, "while"), Event(1.0, 4.0, "a"), Event(2.0, 3.0, "b"), Event(10.0, 12.0, "c")]
+    assert profile.operation_times([nested]) == {"while": 7.0, "a": 2.0, "b": 1.0, "c": 2.0}
+    assert profile.operation_times([[Event(5.0, 5.0, "a"), Event(5.0, 6.0, "b")]]) == {"b": 1.0}
+    assert profile.operation_times([nested, [Event(3.0, 5.0, "d"), Event(20.0, 21.0, "d")]]) == {
         "while": 6.5,
         "a": 1.5,
         "b": 1.0,
@@ -66,22 +71,22 @@ def test_scopes_and_phases_of_a_program():
     program = """HloModule jit_f
 %fused (p: f32[2]) -> f32[2] {
   %p = f32[2] parameter(0)
-  ROOT %dot.1 = f32[2] dot(%p, %p), metadata={op_name="jit(f)/transpose(jvp(Bert))/layers/attention/core/dot"}
+  ROOT %dot.1 = f32[2] dot(%p, %p), metadata={op_name="jit(f)/transpose(jvp(Encoder))/layers/attention/core/dot"}
 }
 ENTRY %main (a: f32[2]) -> f32[2] {
   %fusion.7 = f32[2] fusion(%a), kind=kOutput, calls=%fused
   ROOT %add.2 = f32[2] add(%fusion.7, %a), metadata={op_name="jit(f)/optimizer/layers/norm/add"}
 }
 """
-    scopes = benchmark._scopes(program)
-    assert {name: benchmark._phase(scopes[name]) for name in ("fusion.7", "add.2", "dot.1")} == {
+    scopes = profile.operation_scopes(program)
+    assert {name: profile.phase_of(scopes[name]) for name in ("fusion.7", "add.2", "dot.1")} == {
         "fusion.7": "attention",
         "add.2": "optimizer",
         "dot.1": "attention",
     }
-    assert benchmark._phase("jit(f)/transpose(jvp(mlm))/MaskedWords/dense/dot_general") == "head"
-    assert benchmark._phase("jit(f)/layers/core/dropout/where") == "norms, dropout"
-    assert benchmark._phase("") == benchmark.REST
+    assert profile.phase_of("jit(f)/transpose(jvp(mlm))/MlmTransform/dense/dot_general") == "head"
+    assert profile.phase_of("jit(f)/layers/core/dropout/where") == "norms, dropout"
+    assert profile.phase_of("") == profile.OTHER
 
 
 @pytest.mark.slow
@@ -97,10 +102,10 @@ def test_the_profile_accounts_for_the_whole_step():
     phases = report.phases
     assert {"FFN", "QKV", "projection", "attention", "head", "loss", "optimizer", "masking", "embedding"} <= phases.keys()
     assert min(phases.values()) >= 0
-    # Of one traced step more may be said than of another, but no more than there is.
-    assert 0.3 * min(report.seconds) < sum(phases.values()) - phases[benchmark.IDLE] < 3 * max(report.seconds)
-    named = sum(seconds for name, seconds in phases.items() if name not in (benchmark.REST, benchmark.IDLE))
-    assert named > phases[benchmark.REST]
+    # Traced steps differ from measured ones, but their sums are of the same size.
+    assert 0.3 * min(report.seconds) < sum(phases.values()) - phases[profile.IDLE] < 3 * max(report.seconds)
+    named = sum(seconds for name, seconds in phases.items() if name not in (profile.OTHER, profile.IDLE))
+    assert named > phases[profile.OTHER]
 
 
 def test_the_command(capsys, tmp_path):
@@ -114,9 +119,9 @@ def test_the_command(capsys, tmp_path):
     no_dropout = ["--model.attention-probs-dropout-prob", "0"]
     assert cli.main(arguments) == 2
     assert "attention xla has no dropout" in capsys.readouterr().err
-    assert cli.main([*arguments, *no_dropout, "--mask.weights", "table.tsv"]) == 2
-    assert "a file of weights needs" in capsys.readouterr().err
-    assert cli.main([*arguments, *no_dropout, "--mask.rate", "adaptive(0.3, 0.15, 6, 3)", "--mask.random", "ordinary"]) == 0
+    assert cli.main([*arguments, *no_dropout, "--mask.token-weights", "table.tsv"]) == 2
+    assert "a file of token weights needs" in capsys.readouterr().err
+    assert cli.main([*arguments, *no_dropout, "--mask.rate", "adaptive(0.3, 0.15, 6, 3)", "--mask.random-tokens", "ordinary"]) == 0
     printed = capsys.readouterr().out
     assert "attention xla" in printed
     assert "| FFN |" in printed

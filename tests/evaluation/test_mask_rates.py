@@ -1,4 +1,4 @@
-"""Held-out losses at fixed rates, minimal pairs, sweeps: numbers on one scale, held against their definitions."""
+"""Held-out losses at fixed mask rates, minimal pairs and sweeps, compared with their definitions."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 
 import bert_jax
-from bert_jax.config.run import DataConfig
+from bert_jax.config.data import DataConfig
+from bert_jax.config.masking import MaskPolicy
 from bert_jax.data import pipeline
 from bert_jax.errors import UserError
 from bert_jax.evaluation import mask_rates, minimal_pairs
 from bert_jax.evaluation.minimal_pairs import Columns
 from bert_jax.evaluation.sweeps import Sweep
 from bert_jax.inference.bert import Bert
-from bert_jax.masking.policy import MaskPolicy
 from bert_jax.masking.replacement import mask_tokens
 from bert_jax.training import losses
 from tests import reference
@@ -27,40 +27,40 @@ from tests.conftest import MODEL
 
 @pytest.fixture(scope="module")
 def bert(tokenizer):
-    config = dataclasses.replace(MODEL, vocab_size=len(tokenizer.pieces), initializer_range=0.3)
+    config = dataclasses.replace(MODEL, vocab_size=len(tokenizer.tokens), initializer_range=0.3)
     return Bert(config, bert_jax.models.heads.init_params(config, jax.random.key(0)), tokenizer)
 
 
 def test_scores_are_the_losses_at_each_rate(bert, corpus):
-    found = mask_rates.score_at_rates(bert, corpus.path, rates=(0.15, 0.4), length=32, batch_size=16)
-    data, specials = DataConfig("", sequence_length=32, batch_size=16), corpus.tokenizer.specials
+    result = mask_rates.score_at_rates(bert, corpus.path, rates=(0.15, 0.4), sequence_length=32, batch_size=16)
+    data, special_tokens = DataConfig("", sequence_length=32, batch_size=16), corpus.tokenizer.special_tokens
     for rate in (0.15, 0.4):
-        policy = MaskPolicy(rate=rate, mask_id=specials.mask, vocab_size=len(corpus.tokenizer.pieces))
+        policy = bert_jax.resolve_policy(MaskPolicy(rate=rate), corpus.tokenizer)
         total = []
-        for batch in pipeline.eval_batches(corpus.held_out, specials, data, rows=np.arange(16), limit=None):
+        for batch in pipeline.eval_batches(corpus.held_out, special_tokens, data, rows=np.arange(16), limit=None):
             masked = jax.jit(mask_tokens, static_argnums=2)(jax.random.key(0), batch, policy, 0)
             total.append(jax.jit(losses.pretraining, static_argnums=0)(bert.config, bert.params, masked)["mlm_loss"])
         value, weight = np.sum(np.array(total), axis=0)
-        assert found[f"{rate:g}"] == pytest.approx(value / weight, rel=1e-5)
+        assert result[f"{rate:g}"] == pytest.approx(value / weight, rel=1e-5)
 
 
 def test_parts_are_parts_of_the_whole(bert, corpus):
-    """What is in a class has its loss: pieces by their class have losses of their own, and all others have none of them."""
-    found = mask_rates.score_at_rates(bert, corpus.path, rates=(0.3,), length=32, batch_size=16)
-    assert found.keys() == {"0.3"} | {f"0.3/{name}" for name in (*mask_rates.KINDS, *mask_rates.FREQUENCIES)}
+    """The loss of all predictions lies between those of its parts, and equal losses stay equal."""
+    result = mask_rates.score_at_rates(bert, corpus.path, rates=(0.3,), sequence_length=32, batch_size=16)
+    assert result.keys() == {"0.3"} | {f"0.3/{name}" for name in (*mask_rates.KINDS, *mask_rates.FREQUENCIES)}
     for names in (mask_rates.KINDS, mask_rates.FREQUENCIES):
-        parts = [found[f"0.3/{name}"] for name in names]
-        assert min(parts) < found["0.3"] < max(parts)
+        parts = [result[f"0.3/{name}"] for name in names]
+        assert min(parts) < result["0.3"] < max(parts)
     blind = bert.params | {"mlm": jax.tree.map(np.zeros_like, bert.params["mlm"])}
     constant = mask_rates.score_at_rates(
-        dataclasses.replace(bert, params=blind), corpus.path, rates=(0.3,), length=32, batch_size=16
+        dataclasses.replace(bert, params=blind), corpus.path, rates=(0.3,), sequence_length=32, batch_size=16
     )
     np.testing.assert_allclose([*constant.values()], math.log(bert.config.vocab_size), rtol=1e-5)
 
 
 def test_scores_do_not_depend_on_the_batches(bert, corpus):
     first, second = (
-        mask_rates.score_at_rates(bert, corpus.path, rates=(0.15, 0.8), length=32, batch_size=size) for size in (8, 24)
+        mask_rates.score_at_rates(bert, corpus.path, rates=(0.15, 0.8), sequence_length=32, batch_size=size) for size in (8, 24)
     )
     assert first.keys() == second.keys()
     for name, value in first.items():
@@ -68,15 +68,15 @@ def test_scores_do_not_depend_on_the_batches(bert, corpus):
 
 
 def test_classes_of_frequency():
-    np.testing.assert_array_equal(mask_rates._classes(np.array([50, 30, 0, 10, 5, 5])), [0, 1, 2, 1, 2, 2])
-    # One piece may be more than half of the text.
-    np.testing.assert_array_equal(mask_rates._classes(np.array([5, 95])), [2, 0])
+    np.testing.assert_array_equal(mask_rates._frequency_classes(np.array([50, 30, 0, 10, 5, 5])), [0, 1, 2, 1, 2, 2])
+    # A single token may make up more than half of the text.
+    np.testing.assert_array_equal(mask_rates._frequency_classes(np.array([5, 95])), [2, 0])
 
 
-def test_rates_and_models_that_do_not_fit_are_refused(bert, corpus, tmp_path):
-    for given in ((), (0.0,), (0.15, 1.5)):
-        with pytest.raises(UserError, match="they must lie in"):
-            mask_rates.score_at_rates(bert, corpus.path, rates=given)
+def test_invalid_rates_and_models_are_refused(bert, corpus, tmp_path):
+    for rates in ((), (0.0,), (0.15, 1.5)):
+        with pytest.raises(UserError, match="each must lie in"):
+            mask_rates.score_at_rates(bert, corpus.path, rates=rates)
     with pytest.raises(UserError, match="another vocabulary"):
         mask_rates.score_at_rates(dataclasses.replace(bert, tokenizer=None), corpus.path)
     with pytest.raises(UserError, match="is not a corpus"):
@@ -85,43 +85,46 @@ def test_rates_and_models_that_do_not_fit_are_refused(bert, corpus, tmp_path):
 
 def test_pseudo_log_likelihood_is_that_of_the_reference(bert):
     texts = ["alpha bravo charlie.", ("delta echo", "golf")]
-    found = bert.pseudo_log_likelihood(texts)
-    specials = bert.tokenizer.specials
+    result = bert.pseudo_log_likelihood(texts)
+    special_tokens = bert.tokenizer.special_tokens
     params = jax.tree.map(lambda x: np.asarray(x, np.float64), bert.params)
-    for text, value in zip(texts, found, strict=True):
+    for text, value in zip(texts, result, strict=True):
         parts = [part.ids for part in bert.tokenizer.encode([text] if isinstance(text, str) else [*text])]
-        ids = np.concatenate([[specials.cls], *(np.append(part, specials.sep) for part in parts)])
+        ids = np.concatenate([[special_tokens.cls], *(np.append(part, special_tokens.sep) for part in parts)])
         types = np.repeat(np.arange(len(parts)), [len(part) + 1 + (number == 0) for number, part in enumerate(parts)])
         total = 0.0
-        for place in np.flatnonzero(~np.isin(ids, (specials.cls, specials.sep))):
+        for place in np.flatnonzero(~np.isin(ids, (special_tokens.cls, special_tokens.sep))):
             hidden, _ = reference.encode_one(
-                bert.config, params["bert"], np.where(np.arange(len(ids)) == place, specials.mask, ids), types
+                bert.config, params["bert"], np.where(np.arange(len(ids)) == place, special_tokens.mask, ids), types
             )
             total += np.log(reference.softmax(reference.word_logits(bert.config, params, hidden[[place]]))[0, ids[place]])
         assert value == pytest.approx(total, rel=1e-4)
 
 
 @pytest.fixture
-def short(bert, monkeypatch):
-    """A model that likes short sentences."""
+def prefers_short(bert, monkeypatch):
+    """A model that prefers short sentences."""
     monkeypatch.setattr(Bert, "pseudo_log_likelihood", lambda self, texts: np.array([-len(text) for text in texts], np.float32))
     return bert
 
 
-def test_minimal_pairs(short, tmp_path):
+def test_minimal_pairs(prefers_short, tmp_path):
     path = tmp_path / "pairs.tsv"
     path.write_text("phenomenon\tgood\tbad\nnumber\tA cat is.\tA cat are.\nnumber\tTwo cats are.\tTwo cat.\ncase\tsame\teven\n")
-    assert minimal_pairs.score(short, path) == {"number": 0.5, "case": 0.5, "all": 0.5}
+    assert minimal_pairs.score(prefers_short, path) == {"number": 0.5, "case": 0.5, "all": 0.5}
     path = tmp_path / "blimp.jsonl"
     path.write_text(json.dumps({"sentence_good": "a", "sentence_bad": "ab", "UID": "x"}) + "\n")
-    assert minimal_pairs.score(short, path, columns=Columns("UID", "sentence_good", "sentence_bad")) == {"x": 1.0, "all": 1.0}
+    assert minimal_pairs.score(prefers_short, path, columns=Columns("UID", "sentence_good", "sentence_bad")) == {
+        "x": 1.0,
+        "all": 1.0,
+    }
 
 
-def test_files_without_pairs_are_refused(short, tmp_path):
+def test_files_without_pairs_are_refused(prefers_short, tmp_path):
     path = tmp_path / "pairs.tsv"
     path.write_text("good\nA cat is.\n")
     with pytest.raises(UserError, match=r"pairs.tsv.*bad"):
-        minimal_pairs.score(short, path)
+        minimal_pairs.score(prefers_short, path)
 
 
 def sweep_of(values):
@@ -130,7 +133,7 @@ def sweep_of(values):
 
 def test_tables_of_sweeps():
     table = sweep_of({"a": [1.0, 2.0], "b": [1.5, 2.7]}).table(["0.15"], against="a").splitlines()
-    assert table[0] == "| config | 0.15 | 0.15 less a |"
+    assert table[0] == "| config | 0.15 | 0.15 minus a |"
     assert table[2] == "| a | 1.5000 ± 0.7071 |  |"
     # Differences of .5 and .7.
     assert table[3] == "| b | 2.1000 ± 0.8485 | +0.6000 ± 0.1000 |"
@@ -138,29 +141,29 @@ def test_tables_of_sweeps():
 
 
 @pytest.mark.slow
-def test_a_sweep_is_paired_and_goes_on(run_config, tmp_path, monkeypatch):
+def test_a_sweep_is_paired_and_resumes(run_config, tmp_path, monkeypatch):
     small = dataclasses.replace(run_config, train=dataclasses.replace(run_config.train, steps=4, eval_every=2))
     configs = {
         "low": dataclasses.replace(small, run=str(tmp_path / "low")),
         "high": dataclasses.replace(small, run=str(tmp_path / "high"), mask=MaskPolicy(rate="linear(0.15, 0.4)")),
     }
-    found = bert_jax.sweep(configs, seeds=2, rates=(0.15, 0.8), limit=2)
-    assert {name: [run.rsplit("/")[-1] for run in runs] for name, runs in found.runs.items()} == {
+    result = bert_jax.sweep(configs, seeds=2, rates=(0.15, 0.8), max_batches=2)
+    assert {name: [run.rsplit("/")[-1] for run in runs] for name, runs in result.runs.items()} == {
         "low": ["low-0", "low-1"],
         "high": ["high-0", "high-1"],
     }
-    assert len({*found.values("low", "0.15").tolist(), *found.values("high", "0.15").tolist()}) == 4
-    # Paired: at the first step, where the rates are the same, all is the same.
-    low, high = ([bert_jax.training.logging.read_metrics(run) for run in found.runs[name]] for name in ("low", "high"))
+    assert len({*result.values("low", "0.15").tolist(), *result.values("high", "0.15").tolist()}) == 4
+    # Paired: in the first step, in which the rates are equal, everything is equal.
+    low, high = ([bert_jax.training.logging.read_metrics(run) for run in result.runs[name]] for name in ("low", "high"))
     for one, other in zip(low, high, strict=True):
         assert (one[0]["mlm_loss"], one[0]["nsp_loss"], one[0]["grad_norm"]) == tuple(
             other[0][name] for name in ("mlm_loss", "nsp_loss", "grad_norm")
         )
         assert one[1]["mask_rate"] < other[1]["mask_rate"]
     assert low[0][0]["mlm_loss"] != low[1][0]["mlm_loss"]
-    # Neither trained nor scored again.
+    # Finished runs are neither trained nor scored again.
     monkeypatch.setattr("bert_jax.evaluation.sweeps.score_at_rates", None)
-    assert bert_jax.sweep(configs, seeds=2, rates=(0.15, 0.8), limit=2) == found
-    assert [bert_jax.training.logging.read_metrics(run) for run in found.runs["low"]] == low
+    assert bert_jax.sweep(configs, seeds=2, rates=(0.15, 0.8), max_batches=2) == result
+    assert [bert_jax.training.logging.read_metrics(run) for run in result.runs["low"]] == low
     with pytest.raises(UserError, match="same run directory"):
         bert_jax.sweep({"a": small, "b": small})

@@ -1,6 +1,8 @@
-"""Makes flax/: a parameter file of transformers' former Flax classes, with what they computed.
+"""Write flax/: a parameter file of transformers' former Flax classes, with the outputs that they compute.
 
-Run with transformers 4.57.6, the last that has them, JAX 0.10.2 and Flax 0.12.8 (2026-11-21).
+    python make_flax.py flax
+
+Run with transformers 4.57.6, the last version with these classes, JAX 0.10.2 and Flax 0.12.8 (2026-11-21).
 """
 
 import sys
@@ -21,16 +23,16 @@ config = BertConfig(
 )
 model = FlaxBertForPreTraining(config, seed=5)
 rng = np.random.default_rng(0)
-ids, types = rng.integers(0, 37, (3, 9)), rng.integers(0, 2, (3, 9))
+ids, token_types = rng.integers(0, 37, (3, 9)), rng.integers(0, 2, (3, 9))
 mask = np.arange(9) < np.array([[9], [4], [1]])
-# Biases and norms are made at random too: zeros and ones would hide a mistake.
+# Biases and layer norms are random too; zeros and ones would hide mistakes.
 model.params = jax.tree.map(lambda x: x + rng.normal(0, 0.1, x.shape).astype("f4"), model.params)
-out = model(ids, token_type_ids=types, attention_mask=mask.astype(int), output_hidden_states=True)
+out = model(ids, token_type_ids=token_types, attention_mask=mask.astype(int), output_hidden_states=True)
 model.save_pretrained(sys.argv[1])
 np.savez(
     f"{sys.argv[1]}/outputs.npz",
     ids=ids,
-    types=types,
+    types=token_types,
     segments=mask.astype(int),
     hidden=np.stack(out.hidden_states),
     mlm=out.prediction_logits,

@@ -1,7 +1,9 @@
-"""Makes google/: checkpoints that TensorFlow wrote of Google's own code, with what it computed.
+"""Write google/: checkpoints of Google's own code, written by TensorFlow, with the outputs that the code computes.
 
-Run with TensorFlow 2.21.0 and the original's code as `bert-tensorflow==1.0.4` packs it (2026-11-21). What TensorFlow has
-dropped since (dense layers, contrib's layer norm) is put back below in the least words.
+    python make_google.py google
+
+Run with TensorFlow 2.21.0 and the original's code in `bert-tensorflow==1.0.4` (2026-11-21). Functions that TensorFlow has removed
+since then (dense layers, layer norm in contrib) are implemented below.
 """
 
 import json
@@ -36,17 +38,19 @@ def layer_norm(inputs, begin_norm_axis, begin_params_axis, scope):
 contrib = sys.modules["tensorflow.contrib"] = types.ModuleType("tensorflow.contrib")
 contrib.layers = types.SimpleNamespace(layer_norm=layer_norm)
 
-from bert import modeling, run_pretraining  # noqa: E402 - Google's code imports what is replaced above
+from bert import modeling, run_pretraining  # noqa: E402 - Google's code imports the modules replaced above
 
 
-class Shim:
+class TensorFlow:
+    """The module with `layers.dense`."""
+
     layers = types.SimpleNamespace(dense=dense)
 
     def __getattr__(self, name):
         return getattr(tf, name)
 
 
-modeling.tf = run_pretraining.tf = Shim()
+modeling.tf = run_pretraining.tf = TensorFlow()
 
 CONFIG = {
     "vocab_size": 37,
@@ -63,20 +67,20 @@ CONFIG = {
 }
 out = sys.argv[1]
 rng = np.random.default_rng(0)
-ids, kinds = rng.integers(0, 37, (3, 9), np.int32), rng.integers(0, 3, (3, 9), np.int32)
+ids, token_types = rng.integers(0, 37, (3, 9), np.int32), rng.integers(0, 3, (3, 9), np.int32)
 mask = (np.arange(9) < np.array([[9], [4], [1]])).astype(np.int32)
-places = np.array([[1, 7], [3, 0], [0, 0]], np.int32)
+positions = np.array([[1, 7], [3, 0], [0, 0]], np.int32)
 config = modeling.BertConfig.from_dict(CONFIG)
-model = modeling.BertModel(config, False, tf.constant(ids), tf.constant(mask), tf.constant(kinds))
-_, _, words = run_pretraining.get_masked_lm_output(
-    config, model.get_sequence_output(), model.get_embedding_table(), tf.constant(places), tf.constant(places), tf.ones([3, 2])
+model = modeling.BertModel(config, False, tf.constant(ids), tf.constant(mask), tf.constant(token_types))
+_, _, mlm = run_pretraining.get_masked_lm_output(
+    config, model.get_sequence_output(), model.get_embedding_table(), tf.constant(positions), tf.constant(positions), tf.ones([3, 2])
 )
-_, _, pairs = run_pretraining.get_next_sentence_output(config, model.get_pooled_output(), tf.constant([0, 1, 0]))
+_, _, nsp = run_pretraining.get_next_sentence_output(config, model.get_pooled_output(), tf.constant([0, 1, 0]))
 fetch = {
     "hidden": tf.stack([model.get_embedding_output(), *model.get_all_encoder_layers()]),
     "pooled": model.get_pooled_output(),
-    "mlm": words,
-    "nsp": pairs,
+    "mlm": mlm,
+    "nsp": nsp,
 }
 weights = tf.trainable_variables()
 for variable in weights:
@@ -92,9 +96,9 @@ with tf.Session() as session:
     for variable in tf.global_variables():
         if variable.dtype.base_dtype == tf.float32:
             variable.load(rng.normal(0, 0.3, variable.shape).astype("f4") + variable.op.name.endswith("gamma"), session)
-    found = session.run(fetch)
-    others = [variable for variable in tf.global_variables() if variable not in classifier + span]
-    for name, variables in {"pretraining": others, "classify": encoder + classifier, "span": encoder + span}.items():
+    outputs = session.run(fetch)
+    pretraining = [variable for variable in tf.global_variables() if variable not in classifier + span]
+    for name, variables in {"pretraining": pretraining, "classify": encoder + classifier, "span": encoder + span}.items():
         directory = os.path.join(out, name)
         os.makedirs(directory, exist_ok=True)
         tf.train.Saver(variables).save(
@@ -103,4 +107,4 @@ with tf.Session() as session:
         with open(os.path.join(directory, "bert_config.json"), "w") as file:
             json.dump(CONFIG, file, indent=2)
     values = {variable.op.name.replace("/", "|"): session.run(variable) for variable in classifier + span}
-np.savez(os.path.join(out, "outputs.npz"), ids=ids, types=kinds, segments=mask, places=places, **found, **values)
+np.savez(os.path.join(out, "outputs.npz"), ids=ids, types=token_types, segments=mask, places=positions, **outputs, **values)

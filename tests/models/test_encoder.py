@@ -1,4 +1,4 @@
-"""The encoder and heads against a second implementation, and every way to compile them against each other."""
+"""The encoder and heads against a NumPy implementation, and all ways of compiling them against each other."""
 
 from __future__ import annotations
 
@@ -43,22 +43,22 @@ def wide(tree):
 def test_hidden_states_are_those_of_the_reference(changes):
     config = dataclasses.replace(MODEL, initializer_range=0.3, **changes)
     params = heads.init_params(config, jax.random.key(1))
-    found = encode(config, params, BATCH)
+    encoded = encode(config, params, BATCH)
     for row, (length,) in enumerate(LENGTHS):
         hidden, pooled = reference.encode_one(
-            config, wide(params["bert"]), BATCH["ids"][row, :length], BATCH["types"][row, :length]
+            config, wide(params["bert"]), BATCH["input_ids"][row, :length], BATCH["token_type_ids"][row, :length]
         )
-        np.testing.assert_allclose(found.hidden[row, :length], hidden, rtol=1e-5, atol=1e-5)
-        np.testing.assert_allclose(found.pooled[row, 0], pooled, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(encoded.hidden[row, :length], hidden, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(encoded.pooled[row, 0], pooled, rtol=1e-5, atol=1e-5)
 
 
 def test_losses_are_those_of_the_reference(params):
     batch = jax.device_get(mask_tokens(jax.random.key(0), BATCH, POLICY, 0))
     means = losses.means(pretraining(MODEL, params, batch))
-    words, pairs = reference.losses(MODEL, wide(params), batch)
-    np.testing.assert_allclose(means["mlm_loss"], words, rtol=1e-5)
-    np.testing.assert_allclose(means["nsp_loss"], pairs, rtol=1e-5)
-    np.testing.assert_allclose(means["loss"], words + pairs, rtol=1e-5)
+    mlm_loss, nsp_loss = reference.losses(MODEL, wide(params), batch)
+    np.testing.assert_allclose(means["mlm_loss"], mlm_loss, rtol=1e-5)
+    np.testing.assert_allclose(means["nsp_loss"], nsp_loss, rtol=1e-5)
+    np.testing.assert_allclose(means["loss"], mlm_loss + nsp_loss, rtol=1e-5)
 
 
 def test_gradients_are_those_of_the_reference(params):
@@ -68,11 +68,12 @@ def test_gradients_are_those_of_the_reference(params):
     rng = np.random.default_rng(0)
     point = wide(params)
     for _ in range(3):
-        way = jax.tree.map(lambda x: rng.normal(size=x.shape), point)
+        direction = jax.tree.map(lambda x: rng.normal(size=x.shape), point)
         ahead, behind = (
-            sum(reference.losses(MODEL, jax.tree.map(lambda x, d, s=sign: x + s * 1e-6 * d, point, way), batch)) for sign in (1, -1)
+            sum(reference.losses(MODEL, jax.tree.map(lambda x, d, s=sign: x + s * 1e-6 * d, point, direction), batch))
+            for sign in (1, -1)
         )
-        slope = sum(jax.tree.leaves(jax.tree.map(lambda g, d: (g * d).sum(), gradient, way)))
+        slope = sum(jax.tree.leaves(jax.tree.map(lambda g, d: (g * d).sum(), gradient, direction)))
         np.testing.assert_allclose((ahead - behind) / 2e-6, slope, rtol=1e-4)
 
 
@@ -103,8 +104,8 @@ def test_remat_recomputes_and_unrolling_leaves_no_loop(params):
     )
 
 
-@pytest.mark.parametrize("most", [1, 97 * 4 * 2, 97 * 4 * 3])
-def test_scores_of_a_part_at_a_time_give_the_same_loss_and_gradients(params, monkeypatch, most):
+@pytest.mark.parametrize("limit", [1, 97 * 4 * 2, 97 * 4 * 3])
+def test_logits_in_chunks_give_the_same_loss_and_gradients(params, monkeypatch, limit):
     batch = mask_tokens(jax.random.key(0), BATCH, POLICY, 0)
 
     def loss(params):
@@ -112,7 +113,7 @@ def test_scores_of_a_part_at_a_time_give_the_same_loss_and_gradients(params, mon
         return losses.means(sums)["loss"], sums
 
     whole = jax.value_and_grad(loss, has_aux=True)(params)
-    monkeypatch.setattr(losses, "LOGITS", most)
+    monkeypatch.setattr(losses, "MAX_LOGITS_PER_DEVICE", limit)
     jaxpr = str(jax.make_jaxpr(jax.grad(loss, has_aux=True))(params))
     assert f"f32[4,{batch['mlm_ids'].shape[1]},97]" not in jaxpr
     parts = jax.value_and_grad(loss, has_aux=True)(params)
@@ -121,18 +122,18 @@ def test_scores_of_a_part_at_a_time_give_the_same_loss_and_gradients(params, mon
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), parts[1], whole[1])
 
 
-def test_packed_examples_are_as_each_alone(params):
+def test_packing_changes_neither_loss_nor_gradients(params):
     lengths = [[9, 14, 6], [20, 10], [29]]
     packed = make_batch(lengths, 32)
     alone = {name: [] for name in packed}
     for row, parts in enumerate(lengths):
         for slot in range(len(parts)):
-            place = packed["segments"][row] == slot + 1
-            for name in ("ids", "types", "positions", "segments", "offsets", "words"):
-                values = np.full(32, -1 if name == "words" else 0)
-                values[: place.sum()] = 1 if name == "segments" else packed[name][row, place]
+            place = packed["segment_ids"][row] == slot + 1
+            for name in ("input_ids", "token_type_ids", "position_ids", "segment_ids", "word_ids"):
+                values = np.full(32, -1 if name == "word_ids" else 0)
+                values[: place.sum()] = 1 if name == "segment_ids" else packed[name][row, place]
                 alone[name].append(values)
-            for name in ("examples", "nsp_labels", "nsp_weights"):
+            for name in ("example_ids", "nsp_labels", "nsp_weights"):
                 alone[name].append(packed[name][row, slot : slot + 1])
             alone["cls_positions"].append([0])
     alone = {name: np.array(values, packed[name].dtype) for name, values in alone.items()}
@@ -140,21 +141,21 @@ def test_packed_examples_are_as_each_alone(params):
     def run(params, batch):
         masked = mask_tokens(jax.random.key(0), batch, POLICY, 0)
         sums = pretraining(MODEL, params, masked)
-        return losses.means(sums)["loss"], (encode(MODEL, params, masked), masked["ids"], sums)
+        return losses.means(sums)["loss"], (encode(MODEL, params, masked), masked["input_ids"], sums)
 
     (loss, (encoded, ids, sums)), gradient = jax.value_and_grad(run, has_aux=True)(params, packed)
     (loss_alone, (encoded_alone, ids_alone, sums_alone)), gradient_alone = jax.value_and_grad(run, has_aux=True)(params, alone)
     np.testing.assert_allclose(loss, loss_alone, rtol=1e-6)
     np.testing.assert_array_equal(sums["mlm_loss"][1], sums_alone["mlm_loss"][1])
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-6), gradient, gradient_alone)
-    number = 0
+    example = 0
     for row, parts in enumerate(lengths):
         for slot, length in enumerate(parts):
-            place = packed["segments"][row] == slot + 1
-            np.testing.assert_array_equal(ids[row, place], ids_alone[number, :length])
-            np.testing.assert_allclose(encoded.hidden[row, place], encoded_alone.hidden[number, :length], rtol=1e-5, atol=1e-5)
-            np.testing.assert_allclose(encoded.pooled[row, slot], encoded_alone.pooled[number, 0], rtol=1e-5, atol=1e-5)
-            number += 1
+            place = packed["segment_ids"][row] == slot + 1
+            np.testing.assert_array_equal(ids[row, place], ids_alone[example, :length])
+            np.testing.assert_allclose(encoded.hidden[row, place], encoded_alone.hidden[example, :length], rtol=1e-5, atol=1e-5)
+            np.testing.assert_allclose(encoded.pooled[row, slot], encoded_alone.pooled[example, 0], rtol=1e-5, atol=1e-5)
+            example += 1
 
 
 def test_no_gradient_leaks_from_a_neighbour_in_the_row(params):
@@ -162,29 +163,29 @@ def test_no_gradient_leaks_from_a_neighbour_in_the_row(params):
     table = params["bert"]["embeddings"]["position"]
 
     def second(noise):
-        # Noise on the word table's rows of the other examples: their tokens' embeddings change, the second's must not.
+        # Every token occurs once, so that noise on a row of the word table changes one token of one example.
         changed = {
             **params,
             "bert": {**params["bert"], "embeddings": {**params["bert"]["embeddings"], "position": table}},
         }
-        batch = {**packed, "ids": jnp.asarray(np.arange(32)[None])}
+        batch = {**packed, "input_ids": jnp.asarray(np.arange(32)[None])}
         changed["bert"]["embeddings"]["word"] = params["bert"]["embeddings"]["word"].at[:32].add(noise)
         encoded = encode(MODEL, changed, batch)
         return (encoded.hidden[0, 9:23] ** 3).sum() + (encoded.pooled[0, 1] ** 2).sum()
 
     gradient = np.asarray(jax.grad(second)(jnp.zeros((32, 32))))
-    inside = packed["segments"][0] == 2
+    inside = packed["segment_ids"][0] == 2
     np.testing.assert_array_equal(gradient[~inside], 0)
     assert (np.abs(gradient[inside]).max(-1) > 0).all()
 
 
-def test_bfloat16_is_close_to_float32_and_keeps_float32_where_it_matters(params):
+def test_bfloat16_is_close_to_float32_and_keeps_parameters_and_logits_in_float32(params):
     config = dataclasses.replace(MODEL, dtype="bfloat16", initializer_range=0.02)
     fresh = heads.init_params(config, jax.random.key(0))
     assert {leaf.dtype for leaf in jax.tree.leaves(fresh)} == {jnp.dtype("float32")}
     exact, rounded = (encode(c, fresh, BATCH) for c in (MODEL, config))
     assert rounded.hidden.dtype == jnp.bfloat16
-    real = BATCH["segments"] > 0
+    real = BATCH["segment_ids"] > 0
     np.testing.assert_allclose(np.asarray(rounded.hidden, np.float32)[real], exact.hidden[real], atol=0.1)
     assert heads.mlm_logits(config, fresh, rounded.hidden, jnp.zeros((4, 2), jnp.int32)).dtype == jnp.float32
 
@@ -193,12 +194,12 @@ def test_dropout_reaches_all_four_places(params, monkeypatch):
     calls = []
     original = ops.dropout
 
-    def noted(x, keys, rate):
+    def recorded(x, keys, rate):
         dropped = original(x, keys, rate)
         calls.append((x.shape, keys.shape, rate, dropped is x))
         return dropped
 
-    monkeypatch.setattr(ops, "dropout", noted)
+    monkeypatch.setattr(ops, "dropout", recorded)
     config = dataclasses.replace(MODEL, hidden_dropout_prob=0.2, attention_probs_dropout_prob=0.3)
     encoder.encode(config, params, jax.tree.map(jnp.asarray, BATCH), key=jax.random.key(0))
     hidden, probabilities = ((4, 32, 32), (4,), 0.2, False), ((4, 4, 32, 32), (4, 4), 0.3, False)
@@ -222,7 +223,7 @@ def test_sinusoidal_positions_have_no_parameters():
     params = heads.init_params(config, jax.random.key(0))
     assert "position" not in params["bert"]["embeddings"]
     first = encode(config, params, BATCH).hidden
-    moved = encode(config, params, {**BATCH, "positions": BATCH["positions"][:, ::-1]}).hidden
+    moved = encode(config, params, {**BATCH, "position_ids": BATCH["position_ids"][:, ::-1]}).hidden
     assert jnp.isfinite(first).all()
     assert jnp.abs(first - moved).max() > 1e-3
 
@@ -237,7 +238,7 @@ def test_initial_values_are_a_truncated_normal():
         elif name == "scale":
             np.testing.assert_array_equal(leaf, 1)
         else:
-            # Cut at two standard deviations of the untruncated normal (tf.truncated_normal_initializer).
+            # Truncated at two standard deviations of the untruncated normal (tf.truncated_normal_initializer).
             assert np.abs(leaf).max() <= 0.02 / 0.87962566 * 2 + 1e-6
     table = np.asarray(params["bert"]["embeddings"]["word"])
     assert np.abs(table.mean()) < 3 * 0.02 / np.sqrt(table.size)
@@ -253,7 +254,7 @@ def test_cross_entropy_is_its_definition():
     np.testing.assert_allclose(losses.cross_entropy(jnp.float32(logits), jnp.asarray(labels)), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_no_pairs_no_next_sentence_loss(params):
+def test_without_pairs_there_is_no_nsp_loss(params):
     batch = mask_tokens(jax.random.key(0), {**BATCH, "nsp_weights": 0 * BATCH["nsp_weights"]}, POLICY, 0)
     means = losses.means(pretraining(MODEL, params, batch))
     assert means["nsp_loss"] == means["nsp_accuracy"] == 0

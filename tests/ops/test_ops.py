@@ -184,14 +184,14 @@ def test_projections_and_their_gradients_are_products(equation, left, right, dty
     ):
         assert value.dtype == dtype
         np.testing.assert_allclose(np.asarray(value, np.float64), wanted, rtol=tolerance, atol=tolerance)
-    assert ops.project(equation, x, kernel, wide=True).dtype == jnp.float32
+    assert ops.project(equation, x, kernel, float32_result=True).dtype == jnp.float32
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_spread_is_a_broadcast_whose_gradient_is_a_sum(dtype):
     rng = np.random.default_rng(0)
     vector, like = jnp.asarray(rng.normal(size=(3, 5)), dtype), jnp.zeros((4, 6, 3, 5), dtype)
-    found, back = jax.vjp(lambda v: ops.spread(v, like), vector)
+    found, back = jax.vjp(lambda v: ops.broadcast_bias(v, like), vector)
     np.testing.assert_array_equal(found, jnp.broadcast_to(vector, like.shape))
     cotangent = jnp.asarray(rng.normal(size=like.shape), dtype)
     expected = np.asarray(cotangent, np.float64).sum((0, 1))

@@ -96,9 +96,9 @@ def test_files_that_are_none_are_refused(tmp_path):
         conll.read(tmp_path)
     with pytest.raises(UserError, match="is not a whole gzip file"):
         conll.read(save(tmp_path, gzip.compress(FILE.encode() * 100)[:-20], "a.gz"))
-    with pytest.raises(UserError, match="line 1 has 2 columns, the first of which is the word; column 2 is no tag"):
+    with pytest.raises(UserError, match="line 1 has 2 columns, the first of which is the word; column 2 is not a tag"):
         conll.read(save(tmp_path, "a O\n"), column=2)
-    with pytest.raises(UserError, match="column -2 is no tag"):
+    with pytest.raises(UserError, match="column -2 is not a tag"):
         conll.read(save(tmp_path, "a O\n"), column=-2)
 
 
@@ -126,15 +126,18 @@ def test_the_scheme_of_entities_is_found(tags, scheme):
 @pytest.mark.parametrize(
     ("tags", "sentence"),
     [
-        ("B-X I-X O / B-X O I-X O B-X", r"a.conll, line 13: I-X begins an entity, which a B does elsewhere in the file \(IOB2\)"),
-        ("B-X O B-X I-Y I-Y", r"line 4: I-Y begins an entity, which a B does .*; repair the file, or .* --scheme loose"),
-        ("I-X O I-X / O B-X", r"line 12: B-X begins an entity, which an I does elsewhere in the file \(IOB1\)"),
-        ("I-X B-Y I-X", r"line 2: B-Y begins an entity, which an I does"),
-        ("B-X / I-X", r"line 11: I-X begins an entity, which a B does"),
-        ("O S-X", "line 2: 'S-X' is no tag of an entity; convert the file to O, B-TYPE and I-TYPE"),
-        ("O B", "line 2: 'B' is no tag of an entity"),
-        ("O B-", "line 2: 'B-' is no tag of an entity"),
-        ("NNP", "line 1: 'NNP' is no tag of an entity"),
+        ("B-X I-X O / B-X O I-X O B-X", r"a.conll, line 13: I-X begins an entity, but elsewhere in the file B begins one \(IOB2\)"),
+        (
+            "B-X O B-X I-Y I-Y",
+            r"line 4: I-Y begins an entity, but elsewhere in the file B begins one .*; repair the file, or .* --scheme loose",
+        ),
+        ("I-X O I-X / O B-X", r"line 12: B-X begins an entity, but elsewhere in the file I begins one \(IOB1\)"),
+        ("I-X B-Y I-X", r"line 2: B-Y begins an entity, but elsewhere in the file I begins one"),
+        ("B-X / I-X", r"line 11: I-X begins an entity, but elsewhere in the file B begins one"),
+        ("O S-X", "line 2: 'S-X' is not a tag of an entity; convert the file to O, B-TYPE and I-TYPE"),
+        ("O B", "line 2: 'B' is not a tag of an entity"),
+        ("O B-", "line 2: 'B-' is not a tag of an entity"),
+        ("NNP", "line 1: 'NNP' is not a tag of an entity"),
     ],
 )
 def test_mixed_and_other_tags_are_refused(tags, sentence):

@@ -9,8 +9,8 @@ import pytest
 import tensorflow_datasets as tfds
 from etils import epath
 
-from bert_jax.errors import Doubt, UserError
-from bert_jax.tasks import glue, metrics, tables
+from bert_jax.errors import BertWarning, UserError
+from bert_jax.tasks import glue, metrics, record_labels, tables
 
 
 def table(*rows):
@@ -124,7 +124,7 @@ def data(tmp_path_factory):
 
 def read(task, data, split):
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Doubt)
+        warnings.simplefilter("ignore", BertWarning)
         return glue.read(task, data, split)
 
 
@@ -140,9 +140,9 @@ def test_training_records(data, task):
     assert read(task, path.parent, "train") == [first, *others]
     if spec.labels:
         assert {record.label for record in [first, *others]} == set(spec.labels)
-        assert {*tables.class_ids([first, *others], spec.labels).tolist()} == set(range(len(spec.labels)))
+        assert {*record_labels.class_ids([first, *others], spec.labels).tolist()} == set(range(len(spec.labels)))
     else:
-        np.testing.assert_array_equal(tables.scores([first, *others]), np.array([5, 3.8], np.float32))
+        np.testing.assert_array_equal(record_labels.scores([first, *others]), np.array([5, 3.8], np.float32))
 
 
 @pytest.mark.parametrize(("task", "split"), SPLITS)
@@ -168,7 +168,7 @@ def test_the_diagnostics_with_and_without_labels(data):
 def test_tasks_are_whole(data):
     assert [*glue.TASKS] == ["cola", "sst2", "mrpc", "qqp", "stsb", "mnli", "qnli", "rte", "wnli", "ax"]
     for task, spec in glue.TASKS.items():
-        assert spec.headline in spec.metrics
+        assert spec.main_score in spec.metrics
         assert {*spec.metrics} <= {*metrics.METRICS}
         assert len(spec.aliases) in (0, len(spec.labels))
         assert ("f1" in spec.metrics) == (spec.positive is not None)
@@ -178,13 +178,13 @@ def test_tasks_are_whole(data):
     # What the server wants, in the order of its page.
     wanted = ["CoLA", "SST-2", "MRPC", "QQP", "STS-B", "MNLI-m", "MNLI-mm", "QNLI", "RTE", "WNLI", "AX"]
     assert [name for spec in glue.TASKS.values() for name in spec.submissions.values()] == [f"{name}.tsv" for name in wanted]
-    assert {task: spec.headline for task, spec in glue.TASKS.items() if spec.headline != "accuracy"} == {
+    assert {task: spec.main_score for task, spec in glue.TASKS.items() if spec.main_score != "accuracy"} == {
         "cola": "matthews", "mrpc": "f1", "qqp": "f1", "stsb": "spearman", "ax": "matthews",
     }  # fmt: skip
 
 
 def test_broken_lines_of_qqp_are_counted_once(data):
-    with pytest.warns(Doubt, match=r"train.tsv has 2 broken lines, the first is line 3; they are left out") as said:
+    with pytest.warns(BertWarning, match=r"train.tsv has 2 broken lines, the first is line 3; they are left out") as said:
         records = glue.read("qqp", data, "train")
     assert len(said) == 1
     assert [record.id for record in records] == ["133273", "360472"]
@@ -351,7 +351,7 @@ def test_what_tfds_cannot_give_is_one_sentence(monkeypatch, tmp_path):
     monkeypatch.setattr(tfds.core.constants, "DATA_DIR", str(tmp_path))
     for name in ("glue/nothing", "no_such_data_set", "what is this"):
         with pytest.raises(
-            UserError, match=rf"^tfds:{name} cannot be had from TFDS \([^\n]*\); GLUE's own files can be given as a dir"
+            UserError, match=rf"^tfds:{name} cannot be read from TFDS \([^\n]*\); give the directory of GLUE's own files"
         ):
             glue.read("cola", f"tfds:{name}", "train")
     with pytest.raises(UserError, match="There is no data set of TFDS at /no/where"):
@@ -361,7 +361,10 @@ def test_what_tfds_cannot_give_is_one_sentence(monkeypatch, tmp_path):
         raise ConnectionError("HTTPSConnectionPool(host='dl.fbaipublicfiles.com', port=443): Max retries exceeded.\nmore")
 
     monkeypatch.setattr(tfds.download.DownloadManager, "download_and_extract", fail)
-    with pytest.raises(UserError, match=r"^tfds:glue/cola cannot be had from TFDS \(HTTPS.* Max retries exceeded\); GLUE's own"):
+    with pytest.raises(
+        UserError,
+        match=r"^tfds:glue/cola cannot be read from TFDS \(HTTPS.* Max retries exceeded\); give the directory of GLUE's own",
+    ):
         glue.read("cola", "tfds:glue/cola", "train")
 
 

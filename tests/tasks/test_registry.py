@@ -1,4 +1,4 @@
-"""Every kind of task, from its files to its scores: what is learned, on any mesh, packed or not."""
+"""Every kind of task, from its files to its scores: training, evaluation and prediction, on any mesh, packed or not."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import json
 import os
 import random
 import signal
+from typing import get_args
 
 import jax
 import numpy as np
@@ -19,28 +20,32 @@ from matplotlib.figure import Figure
 
 import bert_jax
 from bert_jax import sharding
-from bert_jax.config.finetuning import FinetuneConfig, Reading
-from bert_jax.config.run import MeshConfig
-from bert_jax.inference import predictor
+from bert_jax.config.finetuning import FinetuneConfig, ModelOverrides, TaskDataConfig, TaskName
+from bert_jax.config.mesh import MeshConfig
+from bert_jax.config.optimizer import OptimConfig
+from bert_jax.errors import UserError
 from bert_jax.inference.bert import Bert
-from bert_jax.inference.predictor import Asker
+from bert_jax.inference.predictor import Predictor
 from bert_jax.models.heads import init_params
 from bert_jax.tasks import registry
-from bert_jax.training.finetuning import FLOOR, finetune
+from bert_jax.tasks.task import Task
+from bert_jax.training import scoring
+from bert_jax.training.finetuning import CONSTANT, finetune
 from bert_jax.training.logging import read_metrics
 from tests.conftest import MODEL
 from tests.training.test_pretraining import interrupt_at
 
 WORDS = ("alpha", "bravo", "charlie", "delta", "echo", "foxtrot", "hotel", "india", "juliett", "kilo", "lima")
 KEY = "golf"
-"""The word that the made-up tasks are about; no other text holds it."""
-READING = Reading(length=24, packing=False, stride=8, query=4)
-# What a clock says in a line of metrics.jsonl.
+"""The word that decides the labels of the made-up tasks; other texts do not contain it."""
+TASK_DATA = TaskDataConfig(sequence_length=24, packing=1, doc_stride=8, max_query_length=4)
+READING = TASK_DATA
+# Metrics that measure time.
 CLOCKS = ("seconds", "tokens_per_second")
 
 
 def made_up(rng, *, key=None, low=3, high=9):
-    """Words of a text; ``key`` is how often the key is among them, a coin's throw where nothing is said."""
+    """Words of a text; ``key`` is the number of keys among them, by default 0 or 1 at random."""
     words = rng.choices(WORDS, k=rng.randint(low, high))
     for place in rng.sample(range(len(words)), rng.randrange(2) if key is None else key):
         words[place] = KEY
@@ -68,6 +73,18 @@ def write_regress(directory, sizes, rng):
         write_table(directory / f"{split}.tsv", ("label", "text"), rows)
 
 
+def write_multilabel(directory, sizes, rng):
+    """A text has the labels "golf" and "india" if it contains these words; many texts have none or both."""
+    for split, count in sizes.items():
+        with open(directory / f"{split}.csv", "w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(("label", "text"))
+            for _ in range(count):
+                words = made_up(rng, key=int(rng.randrange(3) == 0))
+                labels = [label for label in (KEY, "india") if label in words]
+                writer.writerow((", ".join(labels), " ".join(words)))
+
+
 def write_pairs(directory, sizes, rng):
     for split, count in sizes.items():
         with open(directory / f"{split}.csv", "w", newline="") as file:
@@ -80,7 +97,7 @@ def write_pairs(directory, sizes, rng):
 
 
 def write_tags(directory, sizes, rng, tag):
-    """Documents of up to thirty words, which do not fit into one window."""
+    """Documents of up to thirty words, which do not fit into a window."""
     for split, count in sizes.items():
         lines = []
         for _ in range(count):
@@ -91,7 +108,7 @@ def write_tags(directory, sizes, rng, tag):
 
 
 def write_squad(directory, sizes, rng, *, version="1.1"):
-    """Where is the key? Of version 2.0, nowhere in a third of the contexts; some of these are longer than a window."""
+    """The answer is the key; in version 2.0 a third of the contexts lack it. Some contexts are longer than a window."""
     for split, count in sizes.items():
         paragraphs = []
         for number in range(count):
@@ -108,7 +125,7 @@ def write_squad(directory, sizes, rng, *, version="1.1"):
 
 
 def write_swag(directory, sizes, rng):
-    """The right one of three endings holds the key."""
+    """The right one of three endings contains the key."""
     for split, count in sizes.items():
         with open(directory / f"{'val' if split == 'dev' else split}.csv", "w", newline="") as file:
             writer = csv.writer(file)
@@ -132,7 +149,7 @@ def write_cola(directory, sizes, rng):
 
 
 def inferred(rng, count):
-    """Premise, hypothesis and label: the key in both is an entailment, in the premise alone a contradiction."""
+    """Premise, hypothesis and label: the key in both is an entailment, in the premise only a contradiction."""
     rows = []
     for _ in range(count):
         kind = rng.randrange(3)
@@ -168,9 +185,10 @@ def part_of_speech(word):
     return "DET" if word < "e" else "NOUN" if word < "i" else "VERB"
 
 
-# How the data of a task are written; some names are those of two kinds of data for one task.
+# Writers of data; "pairs" are data for the task classify.
 WRITERS = {
     "classify": write_classify,
+    "multilabel": write_multilabel,
     "pairs": write_pairs,
     "regress": write_regress,
     "ner": lambda directory, sizes, rng: write_tags(directory, sizes, rng, entity),
@@ -194,17 +212,24 @@ def write_data(directory, kind, *, seed=0, **sizes):
 
 def save_model(path, tokenizer, *, heads=None, labels=(), seed=0, to="orbax", pooler=True, **changes):
     """A tiny model of random parameters, large enough that every part matters."""
-    shape = {"vocab_size": len(tokenizer.pieces), "num_hidden_layers": 2, "initializer_range": 0.2}
+    shape = {"vocab_size": len(tokenizer.tokens), "num_hidden_layers": 2, "initializer_range": 0.2}
     config = dataclasses.replace(MODEL, **(shape | changes))
     params = jax.jit(lambda: init_params(config, jax.random.key(seed), heads=heads or {}, pooler=pooler))()
     bert_jax.save(Bert(config, params, tokenizer, labels), path, to=to)
     return str(path)
 
 
+MODEL_FIELDS = {field.name for field in dataclasses.fields(ModelOverrides)}
+OPTIM_FIELDS = {field.name for field in dataclasses.fields(OptimConfig)} - {"name"} | {"optimizer"}
+
+
 def config_of(task, init, data, run, **changes):
-    """A run that takes a second or two, without dropout, and whose last model is scored."""
+    """A run that takes a second or two, without dropout, which ends with an evaluation.
+
+    Fields of ``model`` and ``optim`` are given by their own names, ``optim.name`` as ``optimizer``.
+    """
     usual = {
-        "reading": READING,
+        "task_data": TASK_DATA,
         "batch_size": 16,
         "epochs": 4.0,
         "learning_rates": (3e-3,),
@@ -213,20 +238,24 @@ def config_of(task, init, data, run, **changes):
         "layers": "scan",
         "eval_every": 2.0,
     }
-    return FinetuneConfig(str(run), task, str(init), str(data), **(usual | changes))
+    values = usual | changes
+    model = ModelOverrides(**{name: values.pop(name) for name in MODEL_FIELDS & values.keys()})
+    optim = {name: values.pop(name) for name in OPTIM_FIELDS & values.keys()}
+    optim = OptimConfig(**{"name" if name == "optimizer" else name: value for name, value in optim.items()})
+    return FinetuneConfig(str(run), task, str(init), str(data), **({"model": model, "optim": optim} | values))
 
 
 def one_device(patch):
-    """Meshes of a single device, and no pictures; batches for scores are so small that there are several."""
+    """Meshes of a single device, no figures, and small batches, so that each evaluation needs several."""
     make = sharding.make_mesh
-    patch.setattr(sharding, "make_mesh", lambda config, devices=None: make(config, devices or jax.devices()[:1]))
-    patch.setattr(predictor, "_TOKENS", {"cpu": 512})
+    patch.setattr(sharding, "make_mesh", lambda devices=None, **sizes: make(devices=devices or jax.devices()[:1], **sizes))
+    patch.setattr(scoring, "_TOKENS", {"cpu": 512})
     patch.setattr(Figure, "savefig", lambda figure, path, **how: path.write_bytes(b"\x89PNG"))
 
 
 @contextlib.contextmanager
 def quickly_compiled():
-    """Programs whose speed does not matter."""
+    """Compile quickly; the speed of the programs does not matter."""
     before = jax.config.values["jax_disable_most_optimizations"]
     jax.config.update("jax_disable_most_optimizations", True)
     yield
@@ -235,7 +264,7 @@ def quickly_compiled():
 
 @contextlib.contextmanager
 def quickly():
-    """As fast as can be, on one device."""
+    """As fast as possible, on one device."""
     with quickly_compiled(), pytest.MonkeyPatch.context() as patch:
         one_device(patch)
         yield patch
@@ -248,16 +277,16 @@ def quick():
 
 
 def log_every_step(monkeypatch):
-    usual = FinetuneConfig.train
+    original = FinetuneConfig.train_config
 
     def changed(config, *sizes):
-        return dataclasses.replace(usual(config, *sizes), log_every=1)
+        return dataclasses.replace(original(config, *sizes), log_every=1)
 
-    monkeypatch.setattr(FinetuneConfig, "train", changed)
+    monkeypatch.setattr(FinetuneConfig, "train_config", changed)
 
 
 def lines_of(run, split="dev"):
-    """Lines of a run's metrics without what a clock says."""
+    """Lines of a run's metrics without measured times."""
     lines = [line for line in read_metrics(run) if line["split"] == split]
     return [{name: value for name, value in line.items() if name not in CLOCKS} for line in lines]
 
@@ -267,9 +296,22 @@ def init(tmp_path_factory, tokenizer):
     return save_model(tmp_path_factory.mktemp("init") / "model", tokenizer)
 
 
-# Least main scores of what is learned in 48 steps; a constant answer is far below them.
+def test_tasks_are_registered_by_their_names():
+    assert [*registry.TASKS] == [task.name for task in registry.TASKS.values()]
+    assert {*registry.TASKS} == {*get_args(TaskName)}
+    for name, task in registry.TASKS.items():
+        assert registry.get(name) is task
+        assert isinstance(task, Task)
+        assert task.perfect == (100.0 if task.head == "question_answering" else 1.0)
+        assert task.dev_splits[0] == "dev"
+    with pytest.raises(UserError, match="There is no task 'news'; choose one of classify, regress, multilabel, ner"):
+        registry.get("news")
+
+
+# Least main scores after 48 steps; that of a constant answer is far below.
 LEARNED = {
-    "classify": 0.9, "regress": 0.8, "ner": 0.9, "pos": 0.9, "squad": 80.0, "squad2": 80.0, "swag": 0.9, "cola": 0.8, "mnli": 0.7,
+    "classify": 0.9, "multilabel": 0.9, "regress": 0.8, "ner": 0.9, "pos": 0.9, "squad": 80.0, "squad2": 80.0, "swag": 0.9,
+    "cola": 0.8, "mnli": 0.7,
 }  # fmt: skip
 
 
@@ -289,7 +331,7 @@ def trained(tmp_path_factory, init):
 
 
 # One of each head, in `make test`.
-HEADS = ("classify", "regress", "ner", "squad2", "swag")
+HEADS = ("classify", "regress", "multilabel", "ner", "squad2", "swag")
 
 
 @pytest.mark.parametrize(
@@ -297,22 +339,22 @@ HEADS = ("classify", "regress", "ner", "squad2", "swag")
 )
 def test_every_kind_is_learned_scored_and_kept(kind, trained, quick):
     config, result = trained(kind)
-    lines, main = lines_of(config.run), registry.main_score(config.task)
+    lines, main = lines_of(config.run), registry.get(config.task).main_score
     assert (lines[-1]["step"], result.signal) == (result.step, None)
     assert {name: value for name, value in lines[-1].items() if name not in ("step", "split")} == result.held_out
     if kind in LEARNED:
-        assert lines[-1][main] >= LEARNED[kind] > lines[-1][FLOOR] + 0.3
-    # What is kept is the first of the best, and is scored as it was in the run.
+        assert lines[-1][main] >= LEARNED[kind] > lines[-1][CONSTANT] + 0.3
+    # The kept model is the first of the best, and has the same scores as in the run.
     best = max(lines, key=lambda line: line[main])
-    found = Asker.load(config.run, threshold=0.0).evaluate(config.data)
+    found = Predictor.load(config.run, threshold=0.0).evaluate(config.data)
     flat = found.pop("dev") | {f"{split}/{name}": value for split, scores in found.items() for name, value in scores.items()}
-    assert flat | {FLOOR: best[FLOOR], "step": best["step"], "split": "dev"} == best
+    assert flat | {CONSTANT: best[CONSTANT], "step": best["step"], "split": "dev"} == best
     assert set(found) == ({"dev_mismatched"} if kind == "mnli" else set())
 
 
 def test_the_constant_answer_of_squad2_is_none(trained):
-    """13 of 37 questions have none: so much has a model that answers nothing."""
-    assert lines_of(trained("squad2")[0].run)[-1][FLOOR] == pytest.approx(100 * 13 / 37)
+    """13 of 37 questions have no answer, so that is the score of a model that answers none."""
+    assert lines_of(trained("squad2")[0].run)[-1][CONSTANT] == pytest.approx(100 * 13 / 37)
 
 
 # As on one device, to 1e-5: dropout belongs to the rows' first examples, and sums are divided once.
@@ -322,12 +364,12 @@ WAYS = {
     "pmap": {"parallel": "pmap"},
     "accumulate": {"accumulate": 2},
 }
-ALIKE = {"packing": True, "stride": 8, "query": 4, "length": 24}
+ALIKE = {"sequence_length": 24}
 
 
 @pytest.fixture(scope="module")
 def alike(tmp_path_factory):
-    """Texts of one length, three to a row: what shares a row does not depend on how many rows there are."""
+    """Texts of one length, three to a row: which texts share a row does not depend on the number of rows."""
     directory = tmp_path_factory.mktemp("alike") / "data"
     directory.mkdir()
     rng = random.Random(1)
@@ -337,7 +379,7 @@ def alike(tmp_path_factory):
 
 
 def trained_alike(init, data, run, **changes):
-    usual = {"reading": Reading(**ALIKE), "epochs": 1.0, "eval_every": 0.6, "dropout": 0.3, "learning_rates": (1e-3,)}
+    usual = {"task_data": TaskDataConfig(**ALIKE), "epochs": 1.0, "eval_every": 0.6, "dropout": 0.3, "learning_rates": (1e-3,)}
     with quickly_compiled(), pytest.MonkeyPatch.context() as patch:
         log_every_step(patch)
         if "devices" not in changes:
@@ -385,10 +427,10 @@ def test_packing_changes_no_loss_and_no_score(init, tmp_path, quick, monkeypatch
     """Without dropout, whose mask is the row's."""
     log_every_step(monkeypatch)
     data, found = write_data(tmp_path / "data", "classify"), []
-    for packing in (False, True):
+    for packing in (1, 32):
         run = tmp_path / str(packing)
-        reading = dataclasses.replace(READING, packing=packing, length=48)
-        finetune(config_of("classify", init, data, run, reading=reading, epochs=1.0, learning_rates=(1e-3,)))
+        task_data = dataclasses.replace(TASK_DATA, packing=packing, sequence_length=48)
+        finetune(config_of("classify", init, data, run, task_data=task_data, epochs=1.0, learning_rates=(1e-3,)))
         found.append((lines_of(run, "train"), lines_of(run)))
     assert found[1][0][0]["fill"] > 1.5 * found[0][0][0]["fill"]
     close(found[1][0], found[0][0])
@@ -396,9 +438,9 @@ def test_packing_changes_no_loss_and_no_score(init, tmp_path, quick, monkeypatch
 
 
 def right_of(model, rows):
-    """How many (text, label) a classifier is right about, computed without anything of the tasks'."""
-    pooled = model.encode([text for text, _ in rows]).pooled
-    logits = np.asarray(pooled @ model.params["classify"]["kernel"] + model.params["classify"]["bias"])
+    """Number of (text, label) for which a classifier is right, computed without the code of the tasks."""
+    pooled, head = model.encode([text for text, _ in rows]).pooled, model.params["sequence_classification"]
+    logits = np.asarray(pooled @ head["kernel"] + head["bias"])
     return sum(model.labels[number] == label for number, (_, label) in zip(logits.argmax(-1).tolist(), rows, strict=True))
 
 
@@ -406,14 +448,15 @@ def test_every_example_counts_once_on_every_mesh(tokenizer, tmp_path, monkeypatc
     """53 examples, which no number of devices divides."""
     data = write_data(tmp_path / "data", "classify", dev=53)
     with quickly():
-        path = save_model(tmp_path / "model", tokenizer, heads={"classify": 2}, labels=("no", "yes"), seed=3, initializer_range=0.5)
+        head = {"sequence_classification": 2}
+        path = save_model(tmp_path / "model", tokenizer, heads=head, labels=("no", "yes"), seed=3, initializer_range=0.5)
         model = bert_jax.load(path)
-        asker = Asker.load(path, task="classify", reading=READING)
+        predictor = Predictor.load(path, task="classify", task_data=TASK_DATA)
     rows = [line.split("\t")[::-1] for line in (tmp_path / "data" / "dev.tsv").read_text().splitlines()[1:]]
     right = right_of(model, rows)
     assert 10 < right < 43
-    monkeypatch.setattr(predictor, "_TOKENS", {"cpu": 64})
-    for mesh, packing in ((MeshConfig(), True), (MeshConfig(2, 2, 2), False)):
-        one = dataclasses.replace(asker, reading=dataclasses.replace(READING, packing=packing))
+    monkeypatch.setattr(scoring, "_TOKENS", {"cpu": 64})
+    for mesh, packing in ((MeshConfig(), 32), (MeshConfig(2, 2, 2), 1)):
+        changed = dataclasses.replace(predictor, task_data=dataclasses.replace(TASK_DATA, packing=packing))
         with quickly_compiled():
-            assert one.evaluate(data, mesh=mesh)["dev"]["accuracy"] == right / 53
+            assert changed.evaluate(data, mesh=mesh)["dev"]["accuracy"] == right / 53

@@ -12,15 +12,34 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bert_jax import tokenizers
-from bert_jax.errors import Doubt, Failure, UserError
+from bert_jax.errors import BertWarning, RunError, UserError
 from bert_jax.tasks import squad, squad_answers
-from bert_jax.tasks.example import Part
-from bert_jax.tokenizers.protocol import SPECIALS
+from bert_jax.tasks.example import EncodedText
+from bert_jax.tokenizers.protocol import SPECIAL_TOKENS
 from tests.tokenizers.test_tokenizers import basic_words, wordpieces
 
-PIECES = [*SPECIALS, "a", "b", "ab", "##a", "##b", "##ab", "##c", ",", "(", ")", "-", "one", "two", "three", "four", "five", "é"]
-WORDPIECE = tokenizers.from_files({"vocab.txt": "".join(f"{piece}\n" for piece in PIECES).encode()})
-INDEX = {piece: number for number, piece in enumerate(PIECES)}
+PIECES = [
+    *SPECIAL_TOKENS,
+    "a",
+    "b",
+    "ab",
+    "##a",
+    "##b",
+    "##ab",
+    "##c",
+    ",",
+    "(",
+    ")",
+    "-",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "é",
+]
+WORDPIECE = tokenizers.from_files({"vocab.txt": "".join(f"{token}\n" for token in PIECES).encode()})
+INDEX = {token: number for number, token in enumerate(PIECES)}
 
 
 def document(*entries, context="One two three, (two-four) five.", version="1.1"):
@@ -73,13 +92,16 @@ def test_both_versions_are_read(tmp_path):
         (document(entry(question="")), r"question 'q1': 'question' is ''; it must be text, not empty"),
         (document(entry(question=...)), r"question 'q1' has no 'question'"),
         (document(entry(question="\ud800")), r"question 'q1': 'question' holds half a surrogate pair"),
-        (document(entry(), entry()), r"question 'q1': the id stands twice"),
+        (document(entry(), entry()), r"question 'q1': the id occurs twice"),
         (document(entry(answers=[{"text": "two"}])), r"question 'q1', answers\[0\] has no 'answer_start'"),
-        (document(entry(start=-1)), r"answers\[0\]: answer_start is -1; it must be the number of a character"),
+        (document(entry(start=-1)), r"answers\[0\]: answer_start is -1; it must be the index of a character"),
         (document(entry(start="4")), r"answer_start is '4'"),
         (document(entry(text=" ", start=3)), r"answers\[0\]: 'text' is ' '; it must be text, not empty"),
-        (document(entry(text="Two")), r"question 'q1': the answer 'Two' should be at character 4, but there stands 'two'; mend it"),
-        (document(entry(start=90)), r"should be at character 90, but there the context has ended \(it has 31 characters\)"),
+        (
+            document(entry(text="Two")),
+            r"question 'q1': the answer 'Two' should be at character 4, but the context has 'two' there; repair it",
+        ),
+        (document(entry(start=90)), r"should be at character 90, but the context ends before \(it has 31 characters\)"),
         (document(entry(is_impossible=True)), r"question 'q1': is_impossible is true, but there is the answer .*'two'"),
         (document(entry(is_impossible="no")), r"question 'q1': is_impossible is 'no'; it must be true or false"),
         (document(entry(answers=[])), r"question 'q1': no answers; training needs one"),
@@ -105,16 +127,18 @@ def test_missing_files_and_broken_archives(tmp_path):
 
 def test_misplaced_answers_are_passed_over_where_that_is_asked(tmp_path):
     path = save(tmp_path / "a.json", document(entry("q1", start=5), entry("q2"), entry("q3", "one", 0)))
-    with pytest.warns(Doubt, match=r"^2 of the questions of .*a.json were left out because .* question 'q1': .* stands 'wo '\.$"):
+    with pytest.warns(
+        BertWarning, match=r"^2 of the questions of .*a.json were left out because .* question 'q1': .* has 'wo ' there\.$"
+    ):
         assert [found.id for found in squad.read(path, training=True, skip_misplaced=True)] == ["q2"]
-    with pytest.warns(Doubt, match="2 of the questions .* were kept although"):
+    with pytest.warns(BertWarning, match="2 of the questions .* were kept although"):
         assert len(squad.read(path, training=False, skip_misplaced=True)) == 3
-    with pytest.raises(UserError, match="holds no questions whose answers are"):
+    with pytest.raises(UserError, match="holds no questions with answers at their places"):
         squad.read(save(path, document(entry(start=5))), training=True, skip_misplaced=True)
 
 
 def pieces_of(text):
-    return [piece for word in basic_words(text, True) for piece in wordpieces(word, set(PIECES))]
+    return [token for word in basic_words(text, True) for token in wordpieces(word, set(PIECES))]
 
 
 def original_words(context):
@@ -130,8 +154,8 @@ def original_words(context):
     return words, number
 
 
-def original_answer(words, number, pieces, word_of, answer):
-    """First and last piece, whether ``_improve_answer_span`` found them, and in how many places it might have."""
+def original_answer(words, number, tokens, word_of, answer):
+    """First and last token, whether ``_improve_answer_span`` found them, and in how many places it might have."""
     first_word, last_word = number[answer.start], number[answer.start + len(answer.text) - 1]
     inside = [place for place, word in enumerate(word_of) if first_word <= word <= last_word]
     low, high = inside[0], inside[-1]
@@ -140,7 +164,7 @@ def original_answer(words, number, pieces, word_of, answer):
         (start, end)
         for start in range(low, high + 1)
         for end in range(high, start - 1, -1)
-        if " ".join(pieces[start : end + 1]) == wanted
+        if " ".join(tokens[start : end + 1]) == wanted
     ]
     return matches[0] if matches else (low, high), len(matches)
 
@@ -184,45 +208,47 @@ def test_features_are_the_originals(words, data, query, length, stride):
     made = squad.features(
         WORDPIECE,
         [question("one two"), question(context, *answer, asked=asked)],
-        length=length,
-        stride=stride,
-        query=query,
+        sequence_length=length,
+        doc_stride=stride,
+        max_query_length=query,
         training=True,
     )
     made = [feature for feature in made if feature.question == 1]
 
     doc_words, number = original_words(context)
     word_of = [place for place, word in enumerate(doc_words) for _ in pieces_of(word)]
-    pieces = [piece for word in doc_words for piece in pieces_of(word)]
+    tokens = [token for word in doc_words for token in pieces_of(word)]
     head = ["[CLS]", *pieces_of(asked)[:query], "[SEP]"]
-    windows = original_windows(len(pieces), length - len(head) - 1, stride)
-    (first, last), matches = original_answer(doc_words, number, pieces, word_of, answer)
+    windows = original_windows(len(tokens), length - len(head) - 1, stride)
+    (first, last), matches = original_answer(doc_words, number, tokens, word_of, answer)
     whole = all(letter.isspace() or letter in ",-()" for letter in (context[start - 1 : start], context[end : end + 1]) if letter)
     if not whole or matches != 1:
-        # Where the annotation cuts a word, or the original finds it twice or not at all, its pieces lie in the original's words.
+        # Where the annotation cuts a word, or the original finds it twice or not at all, its tokens lie in the original's words.
         spans = WORDPIECE.align([context])[0].spans
         held = [place for place, (low, high) in enumerate(spans.tolist()) if low < end and high > start]
         assert matches or first <= held[0] <= held[-1] <= last
         first, last = held[0], held[-1]
     assert len(made) == len(windows)
     for current, (feature, (low, size)) in enumerate(zip(made, windows, strict=True)):
-        expected = [*head, *pieces[low : low + size], "[SEP]"]
-        assert [PIECES[piece] for piece in feature.part.ids] == expected
-        assert feature.part.first == feature.offset == len(head)
+        expected = [*head, *tokens[low : low + size], "[SEP]"]
+        assert [PIECES[token] for token in feature.text.ids] == expected
+        assert feature.text.first_length == feature.offset == len(head)
         flags = [original_is_max_context(windows, current, place) for place in range(low, low + size)]
         np.testing.assert_array_equal(feature.max_context, flags)
         inside = low <= first and last <= low + size - 1
         places = [first - low + len(head), last - low + len(head)] if inside else [0, 0]
         np.testing.assert_array_equal(feature.answer, places)
-        assert feature.part.ids.dtype == feature.spans.dtype == feature.answer.dtype == np.int32
+        assert feature.text.ids.dtype == feature.spans.dtype == feature.answer.dtype == np.int32
         assert feature.spans.shape == (size, 2)
 
 
-@pytest.mark.parametrize("pieces", [300, 330, 370, 395, 520, 700])
-def test_longer_windows_have_more_context(pieces):
+@pytest.mark.parametrize("tokens", [300, 330, 370, 395, 520, 700])
+def test_longer_windows_have_more_context(tokens):
     """A hundredth of a window's length decides where the last one is much shorter."""
-    made = squad.features(WORDPIECE, [question("a " * pieces)], length=264, stride=190, query=4, training=False)
-    windows = original_windows(pieces, 260, 190)
+    made = squad.features(
+        WORDPIECE, [question("a " * tokens)], sequence_length=264, doc_stride=190, max_query_length=4, training=False
+    )
+    windows = original_windows(tokens, 260, 190)
     assert windows[-1][1] <= 210
     for current, (row, (low, size)) in enumerate(zip(made, windows, strict=True)):
         flags = [original_is_max_context(windows, current, place) for place in range(low, low + size)]
@@ -238,29 +264,37 @@ def test_answers_inside_of_words():
         ("two five", 0, "two f"),
     ]
     rows = squad.features(
-        WORDPIECE, [question(text, answer, start) for text, start, answer in found], length=20, query=4, training=True
+        WORDPIECE,
+        [question(text, answer, start) for text, start, answer in found],
+        sequence_length=20,
+        max_query_length=4,
+        training=True,
     )
     sliced = []
     for (text, _, _), row in zip(found, rows, strict=True):
         first, last = row.answer - row.offset
         sliced.append(text[row.spans[first, 0] : row.spans[last, 1]])
-    # A piece that the annotation cuts is taken whole; of two equal ones the right one.
+    # A token that the annotation cuts is taken whole; of two equal ones the right one.
     assert sliced == ["two", "two", "two", "ab", "two five"]
     assert rows[1].answer.tolist() == [rows[1].offset + 2] * 2
 
 
 def test_features_without_places():
     impossible = question("one two")
-    (trained,) = squad.features(WORDPIECE, [impossible], length=20, query=4, training=True)
-    (asked,) = squad.features(WORDPIECE, [impossible], length=20, query=4, training=False)
+    (trained,) = squad.features(WORDPIECE, [impossible], sequence_length=20, max_query_length=4, training=True)
+    (asked,) = squad.features(WORDPIECE, [impossible], sequence_length=20, max_query_length=4, training=False)
     assert trained.answer.tolist() == [0, 0]
     assert asked.answer is None
-    assert asked.part.ids.tolist() == [INDEX[piece] for piece in ("[CLS]", "one", "[SEP]", "one", "two", "[SEP]")]
+    assert asked.text.ids.tolist() == [INDEX[token] for token in ("[CLS]", "one", "[SEP]", "one", "two", "[SEP]")]
     for questions, options, sentence in (
-        ([impossible], {"length": 67}, r"length is 67; it must be greater than query \+ 3, which is 67"),
-        ([impossible], {"stride": 0}, "stride is 0"),
-        ([question("\u200b", "\u200b")], {}, "question 'q': the tokenizer finds nothing in its context"),
-        ([question("one \u200b", "\u200b", 4)], {}, r"the tokenizer finds nothing in its answer '\\u200b'"),
+        (
+            [impossible],
+            {"sequence_length": 67},
+            r"sequence_length is 67; it must be greater than max_query_length \+ 3, which is 67",
+        ),
+        ([impossible], {"doc_stride": 0}, "doc_stride is 0"),
+        ([question("\u200b", "\u200b")], {}, "question 'q': the context has no tokens"),
+        ([question("one \u200b", "\u200b", 4)], {}, r"the answer '\\u200b' has no tokens"),
         ([impossible._replace(impossible=False)], {}, "question 'q': no answers; training needs one"),
     ):
         with pytest.raises(UserError, match=sentence):
@@ -272,9 +306,9 @@ CONTEXT = "One two three, (two-four) five."
 
 def test_known_logits_give_known_files(tmp_path):
     questions = [question(CONTEXT, name="q1"), question(CONTEXT, name="q2")]
-    made = squad.features(WORDPIECE, questions, length=30, query=4, training=False)
+    made = squad.features(WORDPIECE, questions, sequence_length=30, max_query_length=4, training=False)
     # [CLS] one [SEP] | one two three , ( two - four ) five . | [SEP]
-    assert [row.part.ids.size for row in made] == [15, 15]
+    assert [row.text.ids.size for row in made] == [15, 15]
     starts, ends = np.zeros((2, 15), np.float32), np.zeros((2, 15), np.float32)
     starts[0, [8, 4, 0]], ends[0, [10, 8, 4]] = [4, 3, 1], [4, 2, 1]
     starts[1, [0, 12]], ends[1, [0, 12]] = [5, 1], [2, 2.5]
@@ -347,10 +381,10 @@ def test_answers_are_the_originals(seed, negative, n_best, longest, ties):
         )
         for n in range(3)
     ]
-    made = squad.features(WORDPIECE, questions, length=14, stride=5, query=2, training=False)
-    logits = [rng.normal(0, 2, (2, len(row.part.ids))).astype(np.float32) for row in made]
+    made = squad.features(WORDPIECE, questions, sequence_length=14, doc_stride=5, max_query_length=2, training=False)
+    logits = [rng.normal(0, 2, (2, len(row.text.ids))).astype(np.float32) for row in made]
     starts, ends = zip(*(row.round() if ties else row for row in logits), strict=True)
-    options = {"n_best": n_best, "longest": longest, "threshold": 0.5, "negative": negative}
+    options = {"n_best": n_best, "max_answer_length": longest, "threshold": 0.5, "negative": negative}
     found = squad_answers.answer(questions, made, starts, ends, **options)
     assert [*found.predictions] == [*found.nbest] == ["q0", "q1", "q2"]
     slices = []
@@ -374,7 +408,7 @@ def test_answers_are_the_originals(seed, negative, n_best, longest, ties):
 
 def test_nothing_to_answer():
     asked = question("one two")
-    (row,) = squad.features(WORDPIECE, [asked], length=20, query=4, training=False)
+    (row,) = squad.features(WORDPIECE, [asked], sequence_length=20, max_query_length=4, training=False)
     starts, ends = np.zeros(6, np.float32), np.zeros(6, np.float32)
     starts[0], ends[0] = 3, 1
     assert squad_answers.answer([asked], [row], [starts], [ends], n_best=1, negative=False).nbest == {
@@ -385,29 +419,29 @@ def test_nothing_to_answer():
 
 
 def test_spaces_are_no_answers():
-    """A piece of SentencePiece may be the space alone: nothing to answer with, and not a part of an answer at its ends."""
-    pieces = squad.Feature(
-        0, Part(np.arange(6, dtype=np.int32), 3), 3, np.array([[0, 2], [3, 3]], np.int32), np.ones(2, bool), None
+    """A token of SentencePiece may be the space alone: nothing to answer with, and not a part of an answer at its ends."""
+    tokens = squad.Feature(
+        0, EncodedText(np.arange(6, dtype=np.int32), 3), 3, np.array([[0, 2], [3, 3]], np.int32), np.ones(2, bool), None
     )
     asked = question("ab 漢")
     logits = np.array([0, 0, 0, 1, 3, 0], np.float32)
-    found = squad_answers.answer([asked], [pieces], [logits], [logits], negative=False)
+    found = squad_answers.answer([asked], [tokens], [logits], [logits], negative=False)
     assert [(entry["text"], entry["end_logit"]) for entry in found.nbest["q"]] == [("ab", 3.0)]
 
 
 def test_logits_that_do_not_fit():
     questions = [question("one two", name="q1"), question("two", name="q2")]
-    made = squad.features(WORDPIECE, questions, length=20, query=4, training=False)
-    logits = [np.zeros(len(row.part.ids), np.float32) for row in made]
+    made = squad.features(WORDPIECE, questions, sequence_length=20, max_query_length=4, training=False)
+    logits = [np.zeros(len(row.text.ids), np.float32) for row in made]
     for arguments, kind, sentence in (
         ((questions, made, logits[:1], logits), UserError, "logits for 1 starts and 2 ends, but 2 features"),
-        ((questions[:1], made, logits, logits), UserError, "features are of 2 questions that do not follow .* as the 1 given"),
+        ((questions[:1], made, logits, logits), UserError, "features of 2 questions do not match the 1 questions"),
         ((questions, made[::-1], logits, logits), UserError, "give all features of consecutive questions, in order"),
         ((questions, made, logits[::-1], logits), UserError, r"f.json, question 'q1': logits of shapes \(5,\) and \(6,\)"),
-        ((questions, made, [logits[0] * np.nan, logits[1]], logits), Failure, "question 'q1': the model's logits are not finite"),
+        ((questions, made, [logits[0] * np.nan, logits[1]], logits), RunError, "question 'q1': the model's logits are not finite"),
     ):
         with pytest.raises(kind, match=sentence):
             squad_answers.answer(*arguments, negative=True)
-    with pytest.raises(UserError, match="longest 0; both must be greater than 0"):
-        squad_answers.answer(questions, made, logits, logits, longest=0, negative=True)
+    with pytest.raises(UserError, match="max_answer_length 0; both must be greater than 0"):
+        squad_answers.answer(questions, made, logits, logits, max_answer_length=0, negative=True)
     assert squad_answers.answer([], [], [], [], negative=True) == ({}, {}, {})

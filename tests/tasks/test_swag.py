@@ -1,4 +1,4 @@
-"""SWAG's files become questions, or are refused by file and line; a question becomes a part for each ending."""
+"""SWAG's files become questions, or are refused by file and line; predictions are written as CSV."""
 
 from __future__ import annotations
 
@@ -83,41 +83,6 @@ def test_files_that_are_none_are_refused(tmp_path):
         swag.read(tmp_path / "val.csv")
     with pytest.raises(UserError, match="is a directory"):
         swag.read(tmp_path)
-
-
-def test_a_question_becomes_a_part_for_each_ending(tmp_path, tokenizer):
-    questions = swag.read(save(tmp_path, f"{HEADER}\n{ROWS}"))
-    questions[2] = questions[2]._replace(label=None)
-    made = swag.examples(tokenizer, questions)
-    assert [example.label if example.label is None else example.label.tolist() for example in made] == [2, 0, None]
-    assert made[0].label.dtype == np.int32
-    assert made[0].label.shape == ()
-    cls, sep = tokenizer.specials.cls, tokenizer.specials.sep
-    for question, example in zip(questions, made, strict=True):
-        assert len(example.parts) == 4
-        for ending, part in zip(question.endings, example.parts, strict=True):
-            first, second, third = (row.ids.tolist() for row in tokenizer.encode([question.context, question.start, ending]))
-            assert part.ids.tolist() == [cls, *first, sep, *second, *third, sep]
-            assert part.first == len(first) + 2
-            assert part.ids.dtype == np.int32
-
-
-def test_the_longer_text_loses_its_end(tokenizer):
-    question = swag.Question("alpha " * 9, "bravo", ("charlie", "delta " * 20), 0, "0", "val.csv, line 2")
-    ((short, long),) = (example.parts for example in swag.examples(tokenizer, [question], length=15))
-    alpha, bravo, charlie, delta = (row.ids.tolist() for row in tokenizer.encode(["alpha", "bravo", "charlie", "delta"]))
-    assert [len(alpha), len(bravo), len(charlie), len(delta)] == [1, 1, 1, 1]
-    cls, sep = tokenizer.specials.cls, tokenizer.specials.sep
-    assert short.ids.tolist() == [cls, *alpha * 9, sep, *bravo, *charlie, sep]
-    assert long.ids.tolist() == [cls, *alpha * 6, sep, *bravo, *delta * 5, sep]
-    assert (short.first, long.first) == (11, 8)
-
-
-def test_questions_have_as_many_endings(tokenizer):
-    questions = [swag.Question("a", "b", ("c",) * count, 0, str(count), f"val.csv, line {count}") for count in (2, 3)]
-    with pytest.raises(UserError, match=r"val\.csv, line 3 has 3 endings, val\.csv, line 2 has 2"):
-        swag.examples(tokenizer, questions)
-    assert swag.examples(tokenizer, []) == []
 
 
 def test_predictions_are_written_as_csv(tmp_path):

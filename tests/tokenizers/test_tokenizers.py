@@ -1,4 +1,4 @@
-"""Tokenizers against the original's algorithm written a second time, and against damaged vocabularies."""
+"""Tokenizers against a second implementation of the original's algorithm, and damaged vocabularies."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tokenizers import Tokenizer as Engine
 
 from bert_jax import tokenizers
 from bert_jax.errors import UserError
-from bert_jax.tokenizers.protocol import SPECIALS
+from bert_jax.tokenizers.protocol import SPECIAL_TOKENS
 
 CHINESE = [
     (0x4E00, 0x9FFF),
@@ -43,7 +43,7 @@ TORTURE = [
 
 
 def basic_words(text, lowercase):
-    """BasicTokenizer of the original's tokenization.py, from its description."""
+    """BasicTokenizer of the original's tokenization.py, implemented from its description."""
     out = []
     for char in text:
         code, kind = ord(char), unicodedata.category(char)
@@ -78,20 +78,20 @@ def basic_words(text, lowercase):
 
 
 def wordpieces(word, vocab):
-    """WordpieceTokenizer of the original: greedy, longest match first, 200 letters at most."""
+    """WordpieceTokenizer of the original: greedy, longest match first, at most 200 characters."""
     if len(word) > 200:
         return ["[UNK]"]
-    pieces, start = [], 0
+    tokens, start = [], 0
     while start < len(word):
         for end in range(len(word), start, -1):
-            piece = ("##" if start else "") + word[start:end]
-            if piece in vocab:
-                pieces.append(piece)
+            token = ("##" if start else "") + word[start:end]
+            if token in vocab:
+                tokens.append(token)
                 start = end
                 break
         else:
             return ["[UNK]"]
-    return pieces
+    return tokens
 
 
 def vocabulary(texts, lowercase, size=400):
@@ -99,42 +99,42 @@ def vocabulary(texts, lowercase, size=400):
 
 
 @pytest.mark.parametrize("lowercase", [True, False])
-def test_wordpiece_is_the_originals(lowercase):
+def test_wordpiece_equals_the_original(lowercase):
     tokenizer = vocabulary([*TORTURE, "hello world brulee it is a text of words"], lowercase)
-    vocab = set(tokenizer.pieces)
-    for text, pieces in zip(TORTURE, tokenizer.encode(TORTURE), strict=True):
-        expected = [piece for word in basic_words(text, lowercase) for piece in wordpieces(word, vocab)]
-        assert [tokenizer.pieces[number] for number in pieces.ids] == expected, text
-        np.testing.assert_array_equal(pieces.starts, [not piece.startswith("##") for piece in expected])
+    vocab = set(tokenizer.tokens)
+    for text, tokens in zip(TORTURE, tokenizer.encode(TORTURE), strict=True):
+        expected = [token for word in basic_words(text, lowercase) for token in wordpieces(word, vocab)]
+        assert [tokenizer.tokens[token_id] for token_id in tokens.ids] == expected, text
+        np.testing.assert_array_equal(tokens.word_starts, [not token.startswith("##") for token in expected])
 
 
-# The library's tables are of an older Unicode than Python's: letters that an old one knows are classified alike.
-LETTERS = st.characters(codec="utf-8", exclude_categories=("Cs", "Cn", "Co"), max_codepoint=0x2FFF).filter(
-    lambda letter: unicodedata.ucd_3_2_0.category(letter) == unicodedata.category(letter)
+# The library's tables are of an older Unicode version than Python's; only characters whose category has not changed are drawn.
+CHARACTERS = st.characters(codec="utf-8", exclude_categories=("Cs", "Cn", "Co"), max_codepoint=0x2FFF).filter(
+    lambda character: unicodedata.ucd_3_2_0.category(character) == unicodedata.category(character)
 )
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.text(LETTERS, max_size=40))
-def test_wordpiece_is_the_originals_on_any_text(text):
+@given(st.text(CHARACTERS, max_size=40))
+def test_wordpiece_equals_the_original_on_any_text(text):
     tokenizer = FUZZED
-    expected = [piece for word in basic_words(text, True) for piece in wordpieces(word, set(tokenizer.pieces))]
-    assert [tokenizer.pieces[number] for number in tokenizer.encode([text])[0].ids] == expected
+    expected = [token for word in basic_words(text, True) for token in wordpieces(word, set(tokenizer.tokens))]
+    assert [tokenizer.tokens[token_id] for token_id in tokenizer.encode([text])[0].ids] == expected
 
 
 FUZZED = vocabulary([*TORTURE, "the quick brown fox jumps over the lazy dog"], True)
 
 
 def check_alignment(tokenizer, text):
-    (aligned,), (pieces,) = tokenizer.align([text]), tokenizer.encode([text])
-    np.testing.assert_array_equal(aligned.ids, pieces.ids)
-    np.testing.assert_array_equal(aligned.starts, pieces.starts)
-    assert aligned.spans.shape == (len(pieces.ids), 2)
+    (aligned,), (tokens,) = tokenizer.align([text]), tokenizer.encode([text])
+    np.testing.assert_array_equal(aligned.ids, tokens.ids)
+    np.testing.assert_array_equal(aligned.word_starts, tokens.word_starts)
+    assert aligned.spans.shape == (len(tokens.ids), 2)
     assert {aligned.ids.dtype, aligned.spans.dtype} == {np.dtype(np.int32)}
     assert (np.diff(aligned.spans, axis=0) >= 0).all()
     assert ((aligned.spans >= 0) & (aligned.spans <= len(text))).all()
     assert (aligned.spans[:, 0] <= aligned.spans[:, 1]).all()
-    return [text[first:last] for first, last in aligned.spans.tolist()], [tokenizer.pieces[number] for number in aligned.ids]
+    return [text[start:end] for start, end in aligned.spans.tolist()], [tokenizer.tokens[token_id] for token_id in aligned.ids]
 
 
 @functools.cache
@@ -145,16 +145,16 @@ def sentencepiece(kind, lowercase):
 
 @settings(max_examples=150, deadline=None)
 @given(st.text(st.characters(max_codepoint=127), max_size=40))
-def test_spans_of_plain_text_are_its_pieces(text):
-    slices, pieces = check_alignment(FUZZED, text)
-    for piece, part in zip(pieces, slices, strict=True):
-        kept = "".join(letter for letter in part.lower() if letter.isprintable())
-        assert piece in ("[UNK]", kept, f"##{kept}")
+def test_spans_of_ascii_text_are_its_tokens(text):
+    slices, tokens = check_alignment(FUZZED, text)
+    for token, part in zip(tokens, slices, strict=True):
+        kept = "".join(character for character in part.lower() if character.isprintable())
+        assert token in ("[UNK]", kept, f"##{kept}")
     for kind in ("unigram", "bpe"):
-        slices, pieces = check_alignment(sentencepiece(kind, True), text)
+        slices, tokens = check_alignment(sentencepiece(kind, True), text)
         if text.isprintable():
-            for piece, part in zip(pieces, slices, strict=True):
-                assert (piece == "[UNK]" and part) or part.lower() == piece.removeprefix("▁")
+            for token, part in zip(tokens, slices, strict=True):
+                assert (token == "[UNK]" and part) or part.lower() == token.removeprefix("▁")
 
 
 @settings(max_examples=300, deadline=None)
@@ -172,41 +172,42 @@ def test_spans_of_any_text(text):
     "noise", ["é", "e\u0301", "😀", "漢字", "\x07", "\x00", "\u200b", "\u00a0", "\u3000 ", "İ", "가", "½ﬁ", "\ufffd"]
 )
 @pytest.mark.parametrize("kind", ["wordpiece", "unigram", "bpe"])
-def test_what_stands_before_a_word_does_not_shift_it(kind, noise):
+def test_characters_before_a_word_do_not_shift_its_span(kind, noise):
     tokenizer = FUZZED if kind == "wordpiece" else sentencepiece(kind, True)
     text = f"{noise}Fox{noise} {noise} fox jumps{noise}"
     (aligned,) = tokenizer.align([text])
-    place = text.index("fox")
-    held = [n for n, (first, last) in enumerate(aligned.spans.tolist()) if first < place + 3 and last > place]
-    assert "".join(tokenizer.pieces[aligned.ids[n]] for n in held).replace("##", "").replace("▁", "") == "fox"
-    assert (aligned.spans[held[0], 0], aligned.spans[held[-1], 1]) == (place, place + 3)
+    word_start, word_end = text.index("fox"), text.index("fox") + 3
+    inside = [n for n, (start, end) in enumerate(aligned.spans.tolist()) if start < word_end and end > word_start]
+    assert "".join(tokenizer.tokens[aligned.ids[n]] for n in inside).replace("##", "").replace("▁", "") == "fox"
+    assert (aligned.spans[inside[0], 0], aligned.spans[inside[-1], 1]) == (word_start, word_end)
 
 
-def test_a_letter_and_its_accents_are_one():
-    own = tokenizers.from_files({"vocab.txt": "".join(f"{p}\n" for p in [*SPECIALS, "caf", "##e", "fox", "ᄀ", "##ᅡ"]).encode()})
+def test_spans_include_accents_and_share_composed_characters():
+    vocab = [*SPECIAL_TOKENS, "caf", "##e", "fox", "ᄀ", "##ᅡ"]
+    own = tokenizers.from_files({"vocab.txt": "".join(f"{token}\n" for token in vocab).encode()})
     text = "Cafe\u0301\u0301, cafe\u0301fox 가"
-    slices, pieces = check_alignment(own, text)
+    slices, tokens = check_alignment(own, text)
     assert slices == ["Caf", "e\u0301\u0301", ",", "cafe\u0301fox", "가", "가"]
-    assert pieces == ["caf", "##e", "[UNK]", "[UNK]", "ᄀ", "##ᅡ"]
-    # Where accents are kept they are pieces of their own.
-    vocab = "".join(f"{piece}\n" for piece in [*SPECIALS, "a", "##\u0301"]).encode()
-    kept = tokenizers.from_files({"vocab.txt": vocab, "tokenizer_config.json": b'{"strip_accents": false}'})
-    assert check_alignment(kept, "a\u0301") == (["a", "\u0301"], ["a", "##\u0301"])
-    slices, pieces = check_alignment(sentencepiece("unigram", True), "a½ ﬁ")
-    assert pieces == ["▁", "a", "[UNK]", "2", "▁", "f", "i"]
+    assert tokens == ["caf", "##e", "[UNK]", "[UNK]", "ᄀ", "##ᅡ"]
+    # Accents that are not stripped are tokens of their own.
+    vocab = "".join(f"{token}\n" for token in [*SPECIAL_TOKENS, "a", "##\u0301"]).encode()
+    with_accents = tokenizers.from_files({"vocab.txt": vocab, "tokenizer_config.json": b'{"strip_accents": false}'})
+    assert check_alignment(with_accents, "a\u0301") == (["a", "\u0301"], ["a", "##\u0301"])
+    slices, tokens = check_alignment(sentencepiece("unigram", True), "a½ ﬁ")
+    assert tokens == ["▁", "a", "[UNK]", "2", "▁", "f", "i"]
     assert slices == ["", "a", "½", "½", "", "ﬁ", "ﬁ"]
-    # One letter that is four words.
-    slices, pieces = check_alignment(sentencepiece("unigram", True), "\ufdfa")
-    assert (pieces.count("▁"), {*slices[1:]}) == (4, {"\ufdfa"})
+    # One character that becomes four words.
+    slices, tokens = check_alignment(sentencepiece("unigram", True), "\ufdfa")
+    assert (tokens.count("▁"), {*slices[1:]}) == (4, {"\ufdfa"})
     assert own.align([]) == sentencepiece("bpe", True).align([]) == []
 
 
-def test_wordpiece_training_is_the_same_each_time():
+def test_wordpiece_training_is_deterministic():
     texts = [f"word{number} stays where it is, {number % 7} times" for number in range(300)]
     assert len({tokenizers.digest(vocabulary(texts, True, 150)) for _ in range(4)}) == 1
 
 
-def test_wordpiece_too_small_for_the_letters():
+def test_wordpiece_vocabulary_too_small_for_the_characters():
     with pytest.raises(UserError, match="letters"):
         vocabulary(TORTURE, True, size=20)
 
@@ -215,31 +216,31 @@ def test_wordpiece_too_small_for_the_letters():
 def test_sentencepiece_round_trip(kind, text):
     lines = [line for line in text.read_text().splitlines() if line]
     tokenizer = tokenizers.train(lambda: lines, kind=kind, size=36)
-    assert len(tokenizer.pieces) == 36
-    assert tuple(tokenizer.pieces[:5]) == SPECIALS
-    for line, pieces in zip(lines[:20], tokenizer.encode(lines[:20]), strict=True):
-        assert tokenizer.decode(pieces.ids.tolist()) == line.lower()
-        assert pieces.starts.sum() == len(line.split())
+    assert len(tokenizer.tokens) == 36
+    assert tuple(tokenizer.tokens[:5]) == SPECIAL_TOKENS
+    for line, tokens in zip(lines[:20], tokenizer.encode(lines[:20]), strict=True):
+        assert tokenizer.decode(tokens.ids.tolist()) == line.lower()
+        assert tokens.word_starts.sum() == len(line.split())
 
 
 @pytest.mark.parametrize("kind", ["wordpiece", "unigram", "bpe"])
-def test_saved_and_loaded_is_the_same(kind, text, tmp_path):
+def test_save_and_load(kind, text, tmp_path):
     lines = [line for line in text.read_text().splitlines() if line]
     tokenizer = tokenizers.train(lambda: lines, kind=kind, size=60 if kind == "wordpiece" else 36)
     tokenizers.save(tokenizer, tmp_path / "vocab")
-    again = tokenizers.load(tmp_path / "vocab")
-    assert tokenizers.digest(again) == tokenizers.digest(tokenizer)
-    assert again.specials == tokenizer.specials
-    np.testing.assert_array_equal(again.encode(lines[:1])[0].ids, tokenizer.encode(lines[:1])[0].ids)
+    loaded = tokenizers.load(tmp_path / "vocab")
+    assert tokenizers.digest(loaded) == tokenizers.digest(tokenizer)
+    assert loaded.special_tokens == tokenizer.special_tokens
+    np.testing.assert_array_equal(loaded.encode(lines[:1])[0].ids, tokenizer.encode(lines[:1])[0].ids)
 
 
 def test_sentencepiece_text_too_small():
-    with pytest.raises(UserError, match="cannot learn 5000 pieces"):
+    with pytest.raises(UserError, match="cannot learn 5000 tokens"):
         tokenizers.train(lambda: ["one line"], kind="unigram", size=5000)
 
 
 @pytest.mark.parametrize("kind", ["wordpiece", "unigram", "bpe"])
-def test_what_is_wrong_with_a_text_is_said_as_it_is(kind):
+def test_an_error_in_the_text_is_raised_unchanged(kind):
     def texts():
         yield from ["some text to learn from"] * 50
         raise UserError("a.txt, line 51: not UTF-8.")
@@ -248,9 +249,9 @@ def test_what_is_wrong_with_a_text_is_said_as_it_is(kind):
         tokenizers.train(texts, kind=kind, size=60)
 
 
-def test_mask_in_a_text_is_text():
+def test_mask_in_a_text_is_ordinary_text():
     tokenizer = vocabulary(TORTURE, True)
-    assert tokenizer.specials.mask not in tokenizer.encode(["[MASK]"])[0].ids
+    assert tokenizer.special_tokens.mask not in tokenizer.encode(["[MASK]"])[0].ids
 
 
 @pytest.mark.parametrize(
@@ -267,10 +268,10 @@ def test_bad_vocabularies(tmp_path, content, sentence):
         tokenizers.load(tmp_path)
 
 
-def test_missing_and_foreign_directories(tmp_path):
+def test_directories_without_a_vocabulary(tmp_path):
     with pytest.raises(UserError, match="no directory"):
         tokenizers.load(tmp_path / "none")
-    with pytest.raises(UserError, match=r"holds no vocab.txt, tokenizer.json or spiece.model"):
+    with pytest.raises(UserError, match=r"contains no vocab.txt, tokenizer.json or spiece.model"):
         tokenizers.load(tmp_path)
     (tmp_path / "spiece.model").write_bytes(b"not a model")
     with pytest.raises(UserError, match="not a SentencePiece model"):
@@ -278,7 +279,7 @@ def test_missing_and_foreign_directories(tmp_path):
 
 
 def tokenizer_json(tokenizer, **changes):
-    """The file that other libraries keep, with padding and truncation baked in."""
+    """The file of the tokenizers library, with padding and truncation enabled."""
     stored = json.loads(tokenizer._engine.to_str())
     stored["truncation"] = {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0}
     stored["padding"] = {
@@ -293,23 +294,23 @@ def tokenizer_json(tokenizer, **changes):
 
 @pytest.mark.parametrize("lowercase", [True, False])
 @pytest.mark.parametrize("accents", [None, True, False])
-def test_tokenizer_json_gives_the_ids_of_its_own_library(tmp_path, lowercase, accents):
+def test_tokenizer_json_gives_the_ids_of_the_library(tmp_path, lowercase, accents):
     own = vocabulary([*TORTURE, "hello world brulee it is a text of words"], lowercase)
     content = tokenizer_json(own, normalizer__strip_accents=accents, model__max_input_chars_per_word=100)
     (tmp_path / "tokenizer.json").write_bytes(content)
-    found = tokenizers.load(tmp_path)
-    assert found.pieces == own.pieces
+    loaded = tokenizers.load(tmp_path)
+    assert loaded.tokens == own.tokens
     library = Engine.from_str(content.decode())
     library.no_padding()
     library.no_truncation()
     texts = [*TORTURE, "a" * 99 + " " + "b" * 101]
-    for text, pieces in zip(texts, found.encode(texts), strict=True):
-        assert pieces.ids.tolist() == library.encode(text, add_special_tokens=False).ids, text
-    # What is kept of it is enough to make it again.
-    assert tokenizers.from_files(found.files).encode(texts)[0].ids.tolist() == found.encode(texts)[0].ids.tolist()
+    for text, tokens in zip(texts, loaded.encode(texts), strict=True):
+        assert tokens.ids.tolist() == library.encode(text, add_special_tokens=False).ids, text
+    # Its files are sufficient to make it again.
+    assert tokenizers.from_files(loaded.files).encode(texts)[0].ids.tolist() == loaded.encode(texts)[0].ids.tolist()
 
 
-def test_the_config_beside_tokenizer_json_goes_before(tmp_path):
+def test_the_config_beside_tokenizer_json_takes_precedence(tmp_path):
     own = vocabulary(TORTURE, True)
     (tmp_path / "tokenizer.json").write_bytes(tokenizer_json(own))
     (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": false}')
@@ -327,7 +328,7 @@ def test_the_config_beside_tokenizer_json_goes_before(tmp_path):
         ({"model__max_input_chars_per_word": -1}, "max_input_chars_per_word is -1"),
         ({"normalizer": None}, "does not describe a WordPiece tokenizer"),
         ({"model__vocab": {"[PAD]": 0, "a": 2}}, "another tokenizer"),
-        ({"added_tokens": [{"content": "<x>", "id": 500}]}, "adds pieces outside of its vocabulary, '<x>' among them"),
+        ({"added_tokens": [{"content": "<x>", "id": 500}]}, "adds tokens outside of its vocabulary, such as '<x>'"),
     ],
 )
 def test_other_tokenizers_are_refused(tmp_path, changes, sentence):
@@ -340,21 +341,21 @@ def test_two_vocabularies_that_differ(tmp_path):
     own = vocabulary(TORTURE, True)
     (tmp_path / "tokenizer.json").write_bytes(tokenizer_json(own))
     tokenizers.save(own, tmp_path)
-    assert tokenizers.load(tmp_path).pieces == own.pieces
-    pieces = own.files["vocab.txt"].decode().split("\n")
-    pieces[7], pieces[8] = pieces[8], pieces[7]
-    (tmp_path / "vocab.txt").write_text("\n".join(pieces))
-    with pytest.raises(UserError, match=r"hold different pieces from number 7 on"):
+    assert tokenizers.load(tmp_path).tokens == own.tokens
+    tokens = own.files["vocab.txt"].decode().split("\n")
+    tokens[7], tokens[8] = tokens[8], tokens[7]
+    (tmp_path / "vocab.txt").write_text("\n".join(tokens))
+    with pytest.raises(UserError, match=r"have different tokens from id 7 on"):
         tokenizers.load(tmp_path)
 
 
-def test_case_is_read_off_the_vocabulary_where_nothing_is_said():
+def test_case_is_inferred_from_the_vocabulary():
     cased, uncased = vocabulary(["Paris Berlin Rome is a City"] * 5, False, 60), vocabulary(["paris berlin rome"] * 5, True, 60)
     for own, lowercase in ((cased, False), (uncased, True)):
-        found = tokenizers.from_files({"vocab.txt": own.files["vocab.txt"]})
-        assert found.lowercase is lowercase
-        assert found.doubts() == []
-    (doubt,) = tokenizers.from_files(cased.files | {"tokenizer_config.json": b'{"do_lower_case": true}'}).doubts()
-    assert "seems to be cased" in doubt
-    (doubt,) = tokenizers.from_files(uncased.files | {"tokenizer_config.json": b'{"do_lower_case": false}'}).doubts()
-    assert "seems to be uncased" in doubt
+        inferred = tokenizers.from_files({"vocab.txt": own.files["vocab.txt"]})
+        assert inferred.lowercase is lowercase
+        assert inferred.warnings() == []
+    (warning,) = tokenizers.from_files(cased.files | {"tokenizer_config.json": b'{"do_lower_case": true}'}).warnings()
+    assert "seems to be cased" in warning
+    (warning,) = tokenizers.from_files(uncased.files | {"tokenizer_config.json": b'{"do_lower_case": false}'}).warnings()
+    assert "seems to be uncased" in warning

@@ -13,15 +13,23 @@ import numpy as np
 import pytest
 
 from bert_jax import sharding
-from bert_jax.config.run import MeshConfig
+from bert_jax.config.mesh import MeshConfig
 from bert_jax.models import heads
-from bert_jax.tasks.layout import Layout
+from bert_jax.tasks import registry
+from bert_jax.tasks.layout import RowLayout
 from bert_jax.training import launchers, losses
 from tests import reference
 from tests.conftest import MODEL
-from tests.tasks.test_layout import make_examples
+from tests.tasks.test_layout import LABELS, make_examples
 
-CLASSES = {"classify": 5, "regress": 1, "tag": 4, "span": 2, "choose": 1}
+CLASSES = {
+    "sequence_classification": 5,
+    "regression": 1,
+    "multilabel_classification": 4,
+    "token_classification": 4,
+    "question_answering": 2,
+    "multiple_choice": 1,
+}
 CONFIG = dataclasses.replace(MODEL, vocab_size=400, num_hidden_layers=2, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
 CONFIGS = {
     "plain": CONFIG,
@@ -29,9 +37,11 @@ CONFIGS = {
     "causal": dataclasses.replace(CONFIG, causal=True),
     "causal lstm": dataclasses.replace(CONFIG, causal=True, lstm_layers=1, states="sum_all"),
 }
-SEED, WIDTH, ROWS = 6, 32, 16
+SEED, LENGTH, ROWS = 6, 32, 16
 EXAMPLES = {
-    head: make_examples(head, 6 if head == "choose" else 11, seed=SEED, most=20 if head == "choose" else 13, first=5)
+    head: make_examples(
+        head, 6 if head == "multiple_choice" else 11, seed=SEED, most=20 if head == "multiple_choice" else 13, first=5
+    )
     for head in CLASSES
 }
 
@@ -44,8 +54,8 @@ def params_of(config):
     return jax.tree.map(lambda leaf: jnp.float32(rng.normal(size=leaf.shape) * 0.3), shapes)
 
 
-def layout_of(head, *, packing=True):
-    return Layout(head, WIDTH, 3 if head == "choose" else 1, packing, 0, 1)
+def layout_of(head, *, packing=32):
+    return RowLayout(head, LABELS[head], LENGTH, 3 if head == "multiple_choice" else 1, packing)
 
 
 @functools.cache
@@ -65,18 +75,18 @@ def alone():
     """Each example in a row of its own, without a second slot."""
     found = {}
     for head, examples in EXAMPLES.items():
-        layout = layout_of(head, packing=False)
+        layout = layout_of(head, packing=1)
         found[head] = layout.lay(examples, range(len(examples)), layout.assign(examples), len(examples))[0]
     return found
 
 
 @contextlib.contextmanager
 def encoded_once():
-    """Heads that look at the same array of pieces share its states, or compiling would take most of the time."""
+    """Heads that look at the same array of tokens share its states, or compiling would take most of the time."""
     readout, known = losses.readout, {}
 
     def shared(config, params, batch, **options):
-        where = id(batch["ids"])
+        where = id(batch["input_ids"])
         if where not in known:
             known[where] = readout(config, params, batch, **options)
         return known[where]
@@ -91,7 +101,7 @@ ANSWERS = ("labels", "weights")
 def joined(batches):
     """Batches of all heads as two: what the heads look at, and the answers of each head."""
     found = []
-    for group in (tuple(head for head in CLASSES if head != "choose"), ("choose",)):
+    for group in (tuple(head for head in CLASSES if head != "multiple_choice"), ("multiple_choice",)):
         base, *others = ({name: value for name, value in batches[head].items() if name not in ANSWERS} for head in group)
         for other in others:
             jax.tree.map(np.testing.assert_array_equal, base, other)
@@ -147,22 +157,26 @@ def expected_sums(head, examples, logits):
     """(loss, weight) and (right, weight) of logits [N, ...] of single examples, by the definition."""
     loss = weight = right = 0.0
     for number, example in enumerate(examples):
-        mine, label, size = logits[number], example.label, len(example.parts[0].ids)
-        if head == "regress":
+        mine, label, size = logits[number], example.label, len(example.texts[0].ids)
+        if head == "regression":
             loss, weight = loss + (mine[0, 0] - label) ** 2, weight + 1
-        elif head == "tag":
+        elif head == "multilabel_classification":
+            probability = 1 / (1 + np.exp(-mine[0].astype(np.float64)))
+            loss -= (label * np.log(probability) + (1 - label) * np.log(1 - probability)).mean()
+            right, weight = right + ((probability >= 0.5) == (label == 1)).mean(), weight + 1
+        elif head == "token_classification":
             for place in np.flatnonzero(label >= 0):
                 loss, weight = loss + surprise(mine[place], label[place]), weight + 1
                 right += mine[place].argmax() == label[place]
-        elif head == "span":
+        elif head == "question_answering":
             for end in range(2):
                 loss, weight = loss + surprise(mine[:size, end], label[end]) / 2, weight + 0.5
                 right += (mine[:size, end].argmax() == label[end]) / 2
         else:
-            scores = mine[:3, 0] if head == "choose" else mine[0]
+            scores = mine[:3, 0] if head == "multiple_choice" else mine[0]
             loss, weight, right = loss + surprise(scores, label), weight + 1, right + (scores.argmax() == label)
     sums = {"task_loss": (loss, weight)}
-    return sums if head == "regress" else sums | {"accuracy": (right, weight)}
+    return sums if head == "regression" else sums | {"accuracy": (right, weight)}
 
 
 @pytest.fixture(scope="module")
@@ -176,9 +190,11 @@ def test_logits_are_those_of_the_reference(single, head):
     params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params_of(CONFIG))
     for number, example in enumerate(EXAMPLES[head]):
         rows = []
-        for part in example.parts:
-            hidden, pooled = reference.encode_one(CONFIG, params["bert"], part.ids, (np.arange(len(part.ids)) >= part.first) * 1)
-            rows += [hidden] if head in heads.ON_TOKENS else [pooled[None]]
+        for text in example.texts:
+            hidden, pooled = reference.encode_one(
+                CONFIG, params["bert"], text.ids, (np.arange(len(text.ids)) >= text.first_length) * 1
+            )
+            rows += [hidden] if head in heads.TOKEN_HEADS else [pooled[None]]
         expected = np.concatenate(rows) @ params[head]["kernel"] + params[head]["bias"]
         np.testing.assert_allclose(single[head][number, : len(expected)], expected, rtol=1e-4, atol=1e-5)
 
@@ -193,6 +209,24 @@ def test_losses_are_their_definitions(single, head):
         np.testing.assert_allclose(sums[head][name], (value, weight), rtol=1e-5, err_msg=name)
         np.testing.assert_allclose(means[head][name], value / weight, rtol=1e-5, err_msg=name)
     np.testing.assert_array_equal(means[head]["loss"], means[head]["task_loss"])
+
+
+def test_the_multilabel_loss_is_torchs():
+    """``BCEWithLogitsLoss`` divides by examples and labels; a weight of 0 excludes an example."""
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(0)
+    logits, labels = rng.normal(size=(3, 4, 5)).astype(np.float32) * 9, rng.integers(0, 2, (3, 4, 5)).astype(np.float32)
+    for weights in (np.ones((3, 4), np.float32), rng.integers(0, 2, (3, 4)).astype(np.float32)):
+        batch = {"labels": labels, "weights": weights}
+        sums = losses.TASK_LOSSES["multilabel_classification"](jnp.array(logits), jax.tree.map(jnp.array, batch))
+        known = weights > 0
+        expected = torch.nn.BCEWithLogitsLoss()(torch.tensor(logits[known]), torch.tensor(labels[known]))
+        np.testing.assert_allclose(losses.means(sums, ("task_loss",))["loss"], expected.numpy(), rtol=1e-6)
+        np.testing.assert_array_equal(sums["task_loss"][1], weights.sum())
+
+
+def test_every_head_of_a_task_has_a_loss():
+    assert {task.head for task in registry.TASKS.values()} == {*losses.TASK_LOSSES} == {*CLASSES}
 
 
 def test_some_answers_are_right_and_some_wrong(single):
@@ -211,13 +245,17 @@ def test_packed_examples_have_the_losses_and_gradients_of_single_ones(name):
     # Every parameter takes part, but those that add the same number to all that a softmax is over.
     for path, leaf in jax.tree_util.tree_leaves_with_path(packed):
         names = [key.key for key in path]
-        assert np.abs(leaf).max() > 0 or names[-2:] in (["key", "bias"], ["choose", "bias"], ["span", "bias"]), names
+        assert np.abs(leaf).max() > 0 or names[-2:] in (
+            ["key", "bias"],
+            ["multiple_choice", "bias"],
+            ["question_answering", "bias"],
+        ), names
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("mine", [0, 3, 5])
 def test_nothing_passes_between_examples_of_a_row(name, mine):
-    """No two examples share a piece: of the word table, the loss of one moves the rows of its own pieces only."""
+    """No two examples share a token: of the word table, the loss of one moves the rows of its own tokens only."""
     config, given = CONFIGS[name], {}
     for head, batch in batches(packed=True).items():
         layout, examples = layout_of(head), EXAMPLES[head]
@@ -226,14 +264,14 @@ def test_nothing_passes_between_examples_of_a_row(name, mine):
         row = [number for number, place in places.items() if place.row == places[mine].row]
         assert len(row) > 1, "the example shares no row"
         assert 0 < given[head]["weights"].sum() < batch["weights"].sum()
-    own = {head: np.concatenate([part.ids for part in examples[mine].parts]) for head, examples in EXAMPLES.items()}
+    own = {head: np.concatenate([text.ids for text in examples[mine].texts]) for head, examples in EXAMPLES.items()}
     for head in CLASSES:
         # The same program for each: the others weigh nothing.
         silent = {other: batch | {"weights": batch["weights"] * (other == head)} for other, batch in given.items()}
         table = np.abs(gradient(params_of(config), config, silent)[1]["bert"]["embeddings"]["word"]).max(1)
         inside = np.isin(np.arange(config.vocab_size), own[head])
         np.testing.assert_array_equal(table[~inside], 0, err_msg=head)
-        if head in ("tag", "span") and config.causal and not config.lstm_layers:
+        if head in ("token_classification", "question_answering") and config.causal and not config.lstm_layers:
             assert table[inside].max() > 0
         else:
             assert (table[inside] > 0).all(), head
@@ -260,9 +298,16 @@ MESHES = {
 
 def on_mesh(config, mesh):
     """The launcher of a mesh, parameters and a packed batch on it."""
-    launcher = launchers.on_mesh(config, sharding.make_mesh(MESHES[mesh]))
+    launcher = launchers.MeshLauncher(config, sharding.make_mesh(**dataclasses.asdict(MESHES[mesh])))
     params = jax.device_put(params_of(config), launcher.shardings(jax.eval_shape(lambda: params_of(config))))
-    return launcher, params, [launcher.place(part) for part in joined(batches(packed=True))]
+    return (
+        launcher,
+        params,
+        [
+            (launcher.place(base), {head: launcher.place(answers) for head, answers in by_head.items()})
+            for base, by_head in joined(batches(packed=True))
+        ],
+    )
 
 
 @pytest.mark.parametrize("mesh", MESHES)
@@ -295,27 +340,29 @@ SHOWN = {head: {"kernel": jnp.eye(32), "bias": jnp.zeros(32)} for head in CLASSE
 
 
 @functools.partial(jit, static_argnums=(0, 4))
-def states(config, params, key, batch, frozen=False):
+def states(config, params, key, batch, freeze_encoder=False):
     with encoded_once():
-        return {head: losses.task_logits(config, params, batch, head=head, key=key, frozen=frozen) for head in CLASSES}
+        return {
+            head: losses.task_logits(config, params, batch, head=head, key=key, freeze_encoder=freeze_encoder) for head in CLASSES
+        }
 
 
 @pytest.mark.parametrize(
-    ("hidden", "classifier", "frozen", "expected"),
+    ("hidden", "classifier", "freeze_encoder", "expected"),
     [(0.25, None, False, 0.25), (0.25, 0.0, False, 0.0), (0.0, 0.5, False, 0.5), (0.25, None, True, 0.25)],
 )
-def test_dropout_falls_on_what_every_head_but_span_stands_on(hidden, classifier, frozen, expected):
+def test_dropout_falls_on_what_every_head_but_span_stands_on(hidden, classifier, freeze_encoder, expected):
     config = dataclasses.replace(CONFIG, hidden_dropout_prob=hidden, classifier_dropout=classifier)
-    params, batch = params_of(CONFIG) | SHOWN, batches(packed=False)["classify"]
-    real = batch["segments"] > 0
-    found = jax.device_get(states(config, params, jax.random.key(3), batch, frozen))
+    params, batch = params_of(CONFIG) | SHOWN, batches(packed=False)["sequence_classification"]
+    real = batch["segment_ids"] > 0
+    found = jax.device_get(states(config, params, jax.random.key(3), batch, freeze_encoder))
     whole = jax.device_get(states(CONFIG, params, None, batch))
     for head, values in found.items():
-        mine, plain = (values[real], whole[head][real]) if head in heads.ON_TOKENS else (values, whole[head])
-        dropped, rate = mine == 0, 0.0 if head == "span" else expected
+        mine, plain = (values[real], whole[head][real]) if head in heads.TOKEN_HEADS else (values, whole[head])
+        dropped, rate = mine == 0, 0.0 if head == "question_answering" else expected
         assert not (plain == 0).any()
         assert abs(dropped.mean() - rate) <= 4 * np.sqrt(rate * (1 - rate) / dropped.size), head
-        if frozen or hidden == 0:
+        if freeze_encoder or hidden == 0:
             # What is not dropped is that much larger, and the encoder has no dropout of its own.
             np.testing.assert_allclose(mine[~dropped], plain[~dropped] / (1 - rate), rtol=1e-5, err_msg=head)
         else:
@@ -324,15 +371,15 @@ def test_dropout_falls_on_what_every_head_but_span_stands_on(hidden, classifier,
 
 def test_dropout_differs_between_keys_and_follows_the_rows_first_example():
     config = dataclasses.replace(CONFIG, classifier_dropout=0.5)
-    params, batch = params_of(CONFIG) | SHOWN, batches(packed=False)["classify"]
-    count = len(EXAMPLES["classify"])
+    params, batch = params_of(CONFIG) | SHOWN, batches(packed=False)["sequence_classification"]
+    count = len(EXAMPLES["sequence_classification"])
     order = np.append(np.arange(count)[::-1], np.arange(count, ROWS))
     moved = {name: value[order] for name, value in batch.items()}
     first, second = (jax.device_get(states(config, params, jax.random.key(key), batch)) for key in (0, 1))
     other = jax.device_get(states(config, params, jax.random.key(0), moved))
-    for head in ("classify", "tag"):
+    for head in ("sequence_classification", "token_classification"):
         assert ((first[head] == 0) != (second[head] == 0)).mean() > 0.3
-        real = slice(None) if head == "classify" else batch["segments"] > 0
+        real = slice(None) if head == "sequence_classification" else batch["segment_ids"] > 0
         np.testing.assert_allclose(other[head][np.argsort(order)][real], first[head][real], rtol=1e-5, atol=1e-6)
         # Rows are not dropped alike.
         assert ((first[head][0] == 0) != (first[head][1] == 0)).mean() > 0.3

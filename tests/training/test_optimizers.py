@@ -13,7 +13,7 @@ import numpy as np
 import optax
 import pytest
 
-from bert_jax.config.run import OptimConfig
+from bert_jax.config.optimizer import OptimConfig
 from bert_jax.models import heads
 from bert_jax.training import optimizers, step
 from tests.conftest import MODEL
@@ -60,12 +60,12 @@ def named(tree):
 
 
 def is_decayed(name):
-    # The original's regular expression is LayerNorm|layer_norm|bias; ours call a layer norm "norm".
+    # The original's regular expression is LayerNorm|layer_norm|bias; a layer norm is called "norm" here.
     return "norm/" not in name and not name.endswith("bias")
 
 
 def reference(config, params, grads):
-    """Parameters after the given gradients, by the papers' formulas."""
+    """Parameters after these gradients, by the papers' formulas."""
     p = named(params)
     m, v = ({name: np.zeros_like(x) for name, x in p.items()} for _ in range(2))
     rate = optimizers.schedule(config, STEPS)
@@ -108,19 +108,19 @@ def test_updates_are_the_papers(name, clip_norm):
 
 def test_what_is_decayed():
     params, _ = params_and_grads()
-    found = named(optimizers.decayed(params))
-    assert {name: bool(value) for name, value in found.items()} == {name: is_decayed(name) for name in found}
-    assert found["bert/embeddings/word"]
-    assert found["bert/pooler/kernel"]
-    assert not found["mlm/bias"]
+    result = named(optimizers.decayed(params))
+    assert {name: bool(value) for name, value in result.items()} == {name: is_decayed(name) for name in result}
+    assert result["bert/embeddings/word"]
+    assert result["bert/pooler/kernel"]
+    assert not result["mlm/bias"]
 
 
 def test_trust_ratio_is_one_for_a_zero_parameter_or_update():
     transform = optimizers.scale_by_layer_trust_ratio()
     update = {"a": {"kernel": jnp.ones(3)}, "b": {"kernel": jnp.zeros(3)}}
     param = {"a": {"kernel": jnp.zeros(3)}, "b": {"kernel": jnp.ones(3)}}
-    found, _ = transform.update(update, transform.init(param), param)
-    jax.tree.map(np.testing.assert_array_equal, found, update)
+    result, _ = transform.update(update, transform.init(param), param)
+    jax.tree.map(np.testing.assert_array_equal, result, update)
 
 
 def test_first_update_without_correction_is_3_16_times_larger():
@@ -150,10 +150,10 @@ def test_muon_brings_matrices_near_orthogonal_ones_and_leaves_the_rest_to_adam()
         for layer in range(MODEL.num_hidden_layers):
             rows = int(np.prod(muon[name].shape[1:inputs]))
             left, sizes, right = np.linalg.svd(gradient[name][layer].reshape(rows, -1), full_matrices=False)
-            found = left.T @ muon[name][layer].reshape(rows, -1) @ right.T / (0.2 * np.sqrt(max(rows, right.shape[1])))
+            result = left.T @ muon[name][layer].reshape(rows, -1) @ right.T / (0.2 * np.sqrt(max(rows, right.shape[1])))
             # Same directions as the gradient's; five iterations bring singular values to about 0.7 to 1.2 (Jordan et al. 2024).
-            np.testing.assert_allclose(found, np.diag(np.diag(found)), atol=2e-5)
-            large = np.diag(found)[sizes > 0.02 * sizes[0]]
+            np.testing.assert_allclose(result, np.diag(np.diag(result)), atol=2e-5)
+            large = np.diag(result)[sizes > 0.02 * sizes[0]]
             assert large.min() > 0.65, name
             assert large.max() < 1.25, name
 
@@ -268,15 +268,15 @@ def test_updates_are_smaller_further_down():
     params = shapes_of_a_tasks_model()
     ones = jax.tree.map(lambda leaf: jnp.ones(leaf.shape), params)
     transform = optimizers.scale_by_depth(0.5)
-    found, _ = transform.update(ones, transform.init(params), params)
-    for name, value in named(found).items():
+    result, _ = transform.update(ones, transform.init(params), params)
+    for name, value in named(result).items():
         factors = 0.5 ** depth(name)
         np.testing.assert_allclose(value, np.broadcast_to(np.reshape(factors, (-1,) + (1,) * (value.ndim - 1)), value.shape))
     # Three layers: the last halves, the first is an eighth, the embeddings a sixteenth; what stands on them is whole.
-    found = named(found)
-    assert found["bert/layers/ffn/inner/kernel"][:, 0, 0].tolist() == [0.125, 0.25, 0.5]
-    assert {value.max() for name, value in found.items() if "embeddings" in name} == {0.0625}
-    whole = {name.split("/")[0] if "bert" not in name else name for name, value in found.items() if value.min() == 1}
+    result = named(result)
+    assert result["bert/layers/ffn/inner/kernel"][:, 0, 0].tolist() == [0.125, 0.25, 0.5]
+    assert {value.max() for name, value in result.items() if "embeddings" in name} == {0.0625}
+    whole = {name.split("/")[0] if "bert" not in name else name for name, value in result.items() if value.min() == 1}
     assert whole == {"bert/pooler/kernel", "bert/pooler/bias", "readout", "classify"}
 
 
@@ -315,20 +315,20 @@ def test_an_optimizer_can_be_made_with_and_without_warmup(name, warmup):
 def test_a_scaled_rate_is_another_peak(name):
     config = OptimConfig(name=name, peak_lr=PEAK, warmup_steps=1, weight_decay=0.1)
     expected, _ = program(dataclasses.replace(config, peak_lr=0.4 * PEAK))(1.0)
-    found, _ = program(config)(0.4)
+    result, _ = program(config)(0.4)
     other, _ = program(config)(1.0)
-    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7), found, expected)
-    assert max(jax.tree.leaves(jax.tree.map(lambda a, b: np.abs(a - b).max(), found, other))) > 1e-3
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7), result, expected)
+    assert max(jax.tree.leaves(jax.tree.map(lambda a, b: np.abs(a - b).max(), result, other))) > 1e-3
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_runs_with_rates_of_their_own_share_a_program(name):
     config = OptimConfig(name=name, peak_lr=PEAK, warmup_steps=1, weight_decay=0.1)
     scales = np.array([1.0, 0.25, 3.0], np.float32)
-    together, _ = jit(jax.vmap(program(config).__wrapped__))(scales)
-    for number, scale in enumerate(scales):
-        mine, (alone, _) = jax.tree.map(lambda leaf, at=number: leaf[at], together), program(config)(scale)
-        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), mine, alone)
+    results, _ = jit(jax.vmap(program(config).__wrapped__))(scales)
+    for index, scale in enumerate(scales):
+        result, (alone, _) = jax.tree.map(lambda leaf, at=index: leaf[at], results), program(config)(scale)
+        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), result, alone)
 
 
 def is_trained(name):
@@ -339,22 +339,22 @@ def is_trained(name):
 def test_a_frozen_encoder_stays_and_has_no_moments(name):
     config = OptimConfig(name=name, peak_lr=PEAK, warmup_steps=1, clip_norm=0.01)
     start = named(small()[0])
-    found, state = program(config, optimizers.frozen)(1.0)
-    for leaf, value in named(found).items():
+    result, state = program(config, optimizers.freeze_encoder)(1.0)
+    for leaf, value in named(result).items():
         assert np.array_equal(value, start[leaf]) == (not is_trained(leaf)), leaf
-    # Of each trained parameter moments, and nothing of the others.
+    # Moments of each trained parameter, and of no other.
     groups = ("trained", "muon", "adam")
     kept = {
         "/".join(key.key for key in path if isinstance(key, jax.tree_util.DictKey) and key.key not in groups)
         for path, _ in jax.tree_util.tree_leaves_with_path(state)
     }
-    # What has no name is of no parameter: counts, rates.
+    # Leaves without a name belong to no parameter: counts, rates.
     assert kept - {""} == {leaf for leaf in start if is_trained(leaf)}
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_is_trained_moves_as_if_it_were_all(name):
-    """And its gradients are clipped by their own norm."""
+def test_trained_parameters_move_as_if_there_were_no_others(name):
+    """Their gradients are clipped by their own norm."""
     config = OptimConfig(name=name, peak_lr=PEAK, warmup_steps=1, clip_norm=0.01)
     params, grads = small()
 
@@ -366,8 +366,8 @@ def test_what_is_trained_moves_as_if_it_were_all(name):
     for grad in grads:
         updates, state = update(trained(grad), state, moved)
         moved = optax.apply_updates(moved, updates)
-    found, _ = program(config, optimizers.frozen)(1.0)
-    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), trained(found), jax.device_get(moved))
+    result, _ = program(config, optimizers.freeze_encoder)(1.0)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), trained(result), jax.device_get(moved))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -375,7 +375,7 @@ def test_the_step_trains_on_a_frozen_encoder(name):
     """Also where gradients are taken at another point than the parameters."""
     config = OptimConfig(name=name, peak_lr=PEAK, warmup_steps=1)
     params, _ = small()
-    optimizer = optimizers.frozen(optimizers.make_optimizer(config, STEPS))
+    optimizer = optimizers.freeze_encoder(optimizers.make_optimizer(config, STEPS))
 
     def sums(params, batch, *, key):
         squares = sum((leaf**2).sum() for leaf in jax.tree.leaves(params))

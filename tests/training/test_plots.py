@@ -1,4 +1,4 @@
-"""Pictures show what was measured: lines, titles and labels, read back from the figure."""
+"""Figures: their lines, titles and labels, read back from Matplotlib."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ def lines_of(axes):
     return [(np.asarray(line.get_xdata(), float), np.asarray(line.get_ydata(), float)) for line in axes.get_lines()]
 
 
-def finetuning(members=0, steps=range(10, 40, 10)):
-    """Metrics of a fine-tuning run as the loop writes them."""
+def finetuning(runs=0, steps=range(10, 40, 10)):
+    """Metrics of a fine-tuning run, as the trainer writes them."""
     lines = []
     for step in range(1, 31):
         lines.append({"step": step, "split": "train", "loss": 3.0 / step, "accuracy": 0.5, "learning_rate": 1e-5})
         if step in steps:
-            each = {f"{logging.MEMBER}{number}": 0.1 * number + step / 100 for number in range(members)}
-            best = {"best_member": members - 1} if members else {}
-            lines.append({"step": step, "split": "dev", "f1": 0.5 + step / 100, "exact": 0.1, "constant": 0.3} | best | each)
+            run_scores = {f"{logging.RUN_PREFIX}{index}": 0.1 * index + step / 100 for index in range(runs)}
+            best = {"best_run": runs - 1} if runs else {}
+            lines.append({"step": step, "split": "dev", "f1": 0.5 + step / 100, "exact": 0.1, "constant": 0.3} | best | run_scores)
     return lines
 
 
@@ -47,14 +47,14 @@ def test_task_curves_are_the_loss_and_the_score(tmp_path):
 
 
 def test_task_curves_show_each_run_of_several(tmp_path):
-    write(tmp_path / "run", finetuning(members=3))
+    write(tmp_path / "run", finetuning(runs=3))
     _, scores = plots.task_curves(tmp_path / "run", "f1").axes
-    *members, best = scores.get_lines()
-    assert len(members) == 3
-    for number, line in enumerate(members):
+    *runs, best = scores.get_lines()
+    assert len(runs) == 3
+    for index, line in enumerate(runs):
         np.testing.assert_array_equal(line.get_xdata(), [10, 20, 30])
-        np.testing.assert_allclose(line.get_ydata(), 0.1 * number + np.array([0.1, 0.2, 0.3]))
-        # Pale, behind the one that is said.
+        np.testing.assert_allclose(line.get_ydata(), 0.1 * index + np.array([0.1, 0.2, 0.3]))
+        # Gray, behind the best one.
         assert to_rgba(line.get_color()) == to_rgba("0.7")
     np.testing.assert_allclose(best.get_ydata(), [0.6, 0.7, 0.8])
     assert to_rgba(best.get_color()) == to_rgba("C0")
@@ -71,16 +71,16 @@ def test_training_losses_are_averaged_over_a_fiftieth_of_the_run(tmp_path):
 
 @pytest.mark.parametrize("kept", ["none", "train"])
 def test_a_run_without_scores_or_without_steps_is_drawn(tmp_path, kept):
-    """One that was stopped early."""
+    """As when it was stopped early."""
     write(tmp_path / "run", [line for line in finetuning() if line["split"] == kept])
     loss, scores = plots.task_curves(tmp_path / "run", "f1").axes
     assert (len(loss.get_lines()), len(scores.get_lines())) == (kept == "train", 0)
     assert scores.get_title() == "f1, development"
 
 
-def test_spreads_show_every_score_the_medians_and_the_constant(tmp_path):
+def test_seed_scores_show_every_score_the_medians_and_the_constant(tmp_path):
     scores = [[0.5, 0.9, 0.7], [0.8], [0.6, 0.6, 0.6, 0.6]]
-    figure = plots.spreads(["a", "b", "c"], scores, "accuracy", 0.4)
+    figure = plots.seed_scores(["a", "b", "c"], scores, "accuracy", 0.4)
     (axes,) = figure.axes
     constant, *columns = axes.get_lines()
     np.testing.assert_array_equal(constant.get_ydata(), [0.4, 0.4])
@@ -88,13 +88,13 @@ def test_spreads_show_every_score_the_medians_and_the_constant(tmp_path):
     (label,) = axes.texts
     assert (label.get_text(), label.xy[1]) == ("constant answer", 0.4)
     assert len(columns) == 3
-    for place, (line, values) in enumerate(zip(columns, scores, strict=True)):
+    for index, (line, values) in enumerate(zip(columns, scores, strict=True)):
         np.testing.assert_array_equal(line.get_ydata(), values)
         across = line.get_xdata()
-        # Points of a column stand apart, and nearer to their own number than to another.
+        # Points of a column are apart, and closer to their own column than to another.
         assert len({*across.tolist()}) == len(values)
-        assert np.abs(across - place).max() < 0.3
-        np.testing.assert_allclose(np.mean(across), place)
+        assert np.abs(across - index).max() < 0.3
+        np.testing.assert_allclose(np.mean(across), index)
     medians = [segment for collection in axes.collections for segment in collection.get_segments()]
     np.testing.assert_allclose([segment[:, 1] for segment in medians], [[0.7, 0.7], [0.8, 0.8], [0.6, 0.6]])
     np.testing.assert_allclose([segment[:, 0].mean() for segment in medians], [0, 1, 2])
@@ -104,17 +104,17 @@ def test_spreads_show_every_score_the_medians_and_the_constant(tmp_path):
     assert axes.get_title() == "each seed, and the median"
 
 
-def test_many_settings_make_a_wider_picture():
-    narrow, wide = (plots.spreads([str(n) for n in range(count)], [[0.5]] * count, "f1", 0.1) for count in (1, 18))
+def test_many_settings_make_a_wider_figure():
+    narrow, wide = (plots.seed_scores([str(n) for n in range(count)], [[0.5]] * count, "f1", 0.1) for count in (1, 18))
     assert narrow.get_figwidth() == 4
     assert wide.get_figwidth() == pytest.approx(21.6)
 
 
-def test_pictures_are_written(tmp_path):
-    write(tmp_path / "run", finetuning(members=2))
+def test_figures_are_written(tmp_path):
+    write(tmp_path / "run", finetuning(runs=2))
     for name, figure in {
         plots.CURVES: plots.task_curves(tmp_path / "run", "f1"),
-        plots.STABILITY: plots.spreads(["5e-05\nbatch 32\n3 epochs"], [[0.5, 0.7]], "f1", 0.4),
+        plots.STABILITY: plots.seed_scores(["5e-05\nbatch 32\n3 epochs"], [[0.5, 0.7]], "f1", 0.4),
     }.items():
         figure.savefig(tmp_path / name, dpi=50, format="png")
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
@@ -128,16 +128,16 @@ def test_pretraining_curves_are_the_three_measures(tmp_path):
         if step % 2 == 0:
             lines.append({"step": step, "split": "held_out", "unigram_loss": 3.5, "nsp_majority": 0.55} | values)
     write(tmp_path / "run", lines)
-    loss, words, pairs = plots.curves(tmp_path / "run").axes
-    for axes, name, floor in ((loss, "mlm_loss", 3.5), (words, "mlm_accuracy", None), (pairs, "nsp_accuracy", 0.55)):
+    loss, mlm_accuracy, nsp_accuracy = plots.curves(tmp_path / "run").axes
+    for axes, name, floor in ((loss, "mlm_loss", 3.5), (mlm_accuracy, "mlm_accuracy", None), (nsp_accuracy, "nsp_accuracy", 0.55)):
         train, held_out, *rest = lines_of(axes)
         for (x, y), split in ((train, "train"), (held_out, "held_out")):
-            mine = [line for line in lines if line["split"] == split]
-            np.testing.assert_array_equal(x, [line["step"] for line in mine])
-            np.testing.assert_allclose(y, [line[name] for line in mine])
+            expected = [line for line in lines if line["split"] == split]
+            np.testing.assert_array_equal(x, [line["step"] for line in expected])
+            np.testing.assert_allclose(y, [line[name] for line in expected])
         assert [line[1].tolist() for line in rest] == ([[floor, floor]] if floor else [])
     assert [text.get_text() for text in loss.get_legend().get_texts()] == ["training", "held out"]
-    assert [text.get_text() for axes in (loss, pairs) for text in axes.texts] == ["unigram model", "majority class"]
+    assert [text.get_text() for axes in (loss, nsp_accuracy) for text in axes.texts] == ["unigram model", "majority class"]
 
 
 def test_runs_are_compared_by_their_means(tmp_path):
@@ -164,23 +164,23 @@ def test_runs_are_compared_by_their_means(tmp_path):
     assert (narrow.min(), narrow.max()) == (1.0, 3.0)
 
 
-PIECES = ["[PAD]", "[CLS]", "[SEP]", "[MASK]", "alpha", "bra", "##vo", "charlie"]
+TOKENS = ["[PAD]", "[CLS]", "[SEP]", "[MASK]", "alpha", "bra", "##vo", "charlie"]
 
 
 def test_masks_are_shown_on_the_text():
-    before = {"ids": np.array([[1, 4, 5, 6, 7, 2, 0]]), "segments": np.array([[1, 1, 1, 1, 1, 1, 0]])}
+    before = {"input_ids": np.array([[1, 4, 5, 6, 7, 2, 0]]), "segment_ids": np.array([[1, 1, 1, 1, 1, 1, 0]])}
     after = {
-        "ids": np.array([[1, 3, 5, 4, 3, 2, 0]]),
+        "input_ids": np.array([[1, 3, 5, 4, 3, 2, 0]]),
         "mlm_positions": np.array([[1, 2, 3]]),
         "mlm_weights": np.array([[1.0, 1.0, 1.0]]),
         "mlm_kinds": np.array([[0, 2, 1]]),
     }
-    axes = plots.masks(PIECES, before, after, columns=14).axes[0]
+    axes = plots.masks(TOKENS, before, after, columns=14).axes[0]
     lines = {}
     for text in axes.texts:
         lines.setdefault(text.get_position()[1], []).append((text.get_position()[0], text.get_text()))
     shown = ["".join(letter for _, letter in sorted(letters)) for _, letters in sorted(lines.items())]
-    # A word is not broken, however long what stands for its pieces is.
+    # A word is not broken, whatever the length of its replacement.
     assert shown == ["[CLS]alpha", "bravo → alpha", "charlie[SEP]"]
     kinds = {to_rgba(color): kind for kind, color in plots.COLORS.items() if color}
     marked = [

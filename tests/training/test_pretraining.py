@@ -17,10 +17,14 @@ import pytest
 from etils import epath
 
 import bert_jax
-from bert_jax.config.run import Config, DataConfig, MeshConfig, OptimConfig, TrainConfig
+from bert_jax.config.data import DataConfig
+from bert_jax.config.mesh import MeshConfig
+from bert_jax.config.optimizer import OptimConfig
+from bert_jax.config.run import Config
+from bert_jax.config.training import TrainConfig
 from bert_jax.data import pipeline
-from bert_jax.errors import Failure, UserError
-from bert_jax.masking.policy import MaskPolicy
+from bert_jax.errors import RunError, UserError
+from bert_jax.config.masking import MaskPolicy
 from bert_jax.training import launchers, step, trainer
 from bert_jax.training.logging import read_metrics
 from bert_jax.training.pretraining import pretrain
@@ -83,14 +87,14 @@ def test_a_run_reports_evaluates_saves_and_draws(run_config):
     assert np.mean([line["fill"] for line in lines if line["split"] == "train"]) > 0.8
     assert train_line["learning_rate"] == 0
     assert abs(train_line["mask_rate"] - 0.15) < 0.02
-    assert (train_line["mask_cut"], train_line["predict_rate"]) == (0, train_line["mask_rate"])
+    assert (train_line["dropped_predictions"], train_line["prediction_rate"]) == (0, train_line["mask_rate"])
     np.testing.assert_allclose(train_line["loss"], train_line["mlm_loss"] + train_line["nsp_loss"], rtol=1e-6)
-    # An untrained model knows nothing: the loss is near that of a uniform guess over all pieces.
+    # An untrained model knows nothing: the loss is near that of a uniform guess over all tokens.
     assert abs(train_line["mlm_loss"] - np.log(run_config.model.vocab_size)) < 0.3
     run = epath.Path(run_config.run)
     assert (run / "curves.png").read_bytes()[:4] == b"\x89PNG"
     assert list((run / "tensorboard").iterdir())
-    assert Config.from_json((run / "config.json").read_text()).mask.mask_id == 4
+    assert Config.from_json((run / "config.json").read_text()).mask == MaskPolicy()
     assert result.held_out["nsp_majority"] >= 0.5
 
 
@@ -106,7 +110,7 @@ RARITY = np.linspace(1, 2, 128)
             5,
             "schedule_free",
             MaskPolicy(
-                rate=lambda step: 0.4 - step / 40, predict=0.1, weights=lambda batch: jax.numpy.asarray(RARITY)[batch["ids"]]
+                rate=lambda step: 0.4 - step / 40, prediction_rate=0.1, token_weights=lambda batch: jax.numpy.asarray(RARITY)[batch["input_ids"]]
             ),
         ),
     ],
@@ -133,10 +137,10 @@ def test_interrupted_and_resumed_equals_unbroken_bit_for_bit(run_config, tmp_pat
 @pytest.mark.parametrize(
     ("way", "mask"),
     [
-        ({"mesh": MeshConfig(2, 2, 2)}, MaskPolicy(rate="adaptive(0.4, 0.1, 5, 3)", select="t5", weights="pairs.tsv")),
+        ({"mesh": MeshConfig(2, 2, 2)}, MaskPolicy(rate="adaptive(0.4, 0.1, 5, 3)", select="t5", token_weights="pairs.tsv")),
         pytest.param(
             {"parallel": "pmap"},
-            MaskPolicy(rate="adaptive(0.4, 0.1, 5, 3)", select="ngram", predict=0.1),
+            MaskPolicy(rate="adaptive(0.4, 0.1, 5, 3)", select="ngram", prediction_rate=0.1),
             marks=pytest.mark.slow,
         ),
     ],
@@ -219,7 +223,7 @@ def test_another_corpus_is_refused(run_config, tmp_path, tokenizer):
     other = tmp_path / "other-corpus"
     bert_jax.data.corpus.write_corpus(lambda: [["alpha bravo charlie.", "delta echo."]] * 40, other, tokenizer, held_out=0.1)
     changed = dataclasses.replace(run_config, data=dataclasses.replace(run_config.data, corpus=str(other)))
-    with pytest.raises(UserError, match="begun on other data"):
+    with pytest.raises(UserError, match="started with other data"):
         pretrain(changed)
 
 
@@ -247,22 +251,21 @@ def test_a_vocabulary_larger_than_the_models_is_refused(run_config):
         ({"rate": "linear(0.15, 1.2)"}, r"mask.rate is 1.06875 at step 7; it must lie in \[0, 1\]"),
         ({"rate": lambda step: jax.numpy.where(step > 4, jax.numpy.nan, 0.15)}, "mask.rate is nan at step 5"),
         ({"rate": "linear(0.4, 0.1)", "max_predictions": 9}, "13 predictions of 32 tokens, but mask.max_predictions is 9"),
-        ({"weights": "{here}/none.tsv"}, "There is no file .*none.tsv of weights"),
+        ({"token_weights": "{here}/none.tsv"}, "There is no file .*none.tsv of token weights"),
         (
-            {"weights": "{here}/words.tsv"},
-            "words.tsv, line 2: 'alpha 3' is not a piece of the vocabulary .or two., a tab",
+            {"token_weights": "{here}/words.tsv"},
+            "words.tsv, line 2: 'alpha 3' is not a token of the vocabulary .or two., a tab",
         ),
-        ({"weights": "{here}/zero.tsv"}, "zero.tsv gives no piece a weight above 0"),
-        ({"weights": lambda batch: batch["ids"][0]}, r"<lambda> gives weights \[32\] for a batch of \[8, 32\]"),
-        ({"weights": lambda batch: RARITY[batch["ids"]]}, "<lambda> cannot be compiled"),
-        ({"mask_id": 7}, "mask.mask_id is 7, but the tokenizer says 4"),
+        ({"token_weights": "{here}/zero.tsv"}, "zero.tsv gives no token a weight above 0"),
+        ({"token_weights": lambda batch: batch["input_ids"][0]}, r"<lambda> returns weights \[32\] for a batch of \[8, 32\]"),
+        ({"token_weights": lambda batch: RARITY[batch["input_ids"]]}, "<lambda> cannot be compiled"),
     ],
 )
 def test_policies_that_cannot_be_are_refused_before_a_run(run_config, tmp_path, mask, sentence):
     (tmp_path / "words.tsv").write_text("alpha\t1\nalpha 3\n")
     (tmp_path / "zero.tsv").write_text("alpha\t0\n")
-    if isinstance(mask.get("weights"), str):
-        mask = {"weights": mask["weights"].format(here=tmp_path)}
+    if isinstance(mask.get("token_weights"), str):
+        mask = {"token_weights": mask["token_weights"].format(here=tmp_path)}
     with pytest.raises(UserError, match=sentence):
         pretrain(dataclasses.replace(run_config, mask=MaskPolicy(**mask)))
     assert not epath.Path(run_config.run).exists()
@@ -271,8 +274,8 @@ def test_policies_that_cannot_be_are_refused_before_a_run(run_config, tmp_path, 
 @pytest.mark.parametrize(
     ("select", "sentences", "why"),
     [
-        ("word", ["a b c d.", "e f g a b."], "every piece begins a word"),
-        ("span", ["abcdefg" * 9, "gfedcba" * 8], "as in text that does not show where words end; use --mask.select token or t5"),
+        ("word", ["a b c d.", "e f g a b."], "every token begins a word"),
+        ("span", ["abcdefg" * 9, "gfedcba" * 8], "as in text without word boundaries; use --mask.select token or t5"),
     ],
 )
 def test_policies_that_need_borders_of_words_are_refused_without_them(run_config, tmp_path, select, sentences, why):
@@ -287,11 +290,11 @@ def test_a_policys_functions_may_not_change_in_a_run(run_config, monkeypatch):
     def config(**functions):
         return dataclasses.replace(run_config, mask=MaskPolicy(**functions))
 
-    monkeypatch.setattr("bert_jax.training.pretraining.fit", lambda work: trainer.Result(0, None, None))
-    first = {"rate": lambda step, loss: 0.3 - step / 80, "weights": lambda batch: batch["ids"] + 1}
+    monkeypatch.setattr("bert_jax.training.pretraining.fit", lambda job: trainer.Result(0, None, None))
+    first = {"rate": lambda step, loss: 0.3 - step / 80, "token_weights": lambda batch: batch["input_ids"] + 1}
     pretrain(config(**first))
     pretrain(config(**first))
-    for name, other in {"rate": lambda step, loss: 0.3 - step / 81, "weights": lambda batch: batch["ids"] + 2}.items():
+    for name, other in {"rate": lambda step, loss: 0.3 - step / 81, "token_weights": lambda batch: batch["input_ids"] + 2}.items():
         with pytest.raises(UserError, match=rf"mask\.{name}: "):
             pretrain(config(**first | {name: other}))
 
@@ -301,11 +304,11 @@ def test_ids_past_the_vocabulary_are_refused(run_config, monkeypatch):
 
     def damaged(*args):
         batch = original(*args)
-        batch["ids"][0, 3] = 10_000
+        batch["input_ids"][0, 3] = 10_000
         return batch
 
     monkeypatch.setattr(pipeline, "assemble", damaged)
-    with pytest.raises(UserError, match=r"holds id 10000; model.vocab_size is"):
+    with pytest.raises(UserError, match=r"contains token id 10000; model.vocab_size is"):
         pretrain(run_config)
 
 
@@ -332,7 +335,7 @@ def test_a_non_finite_loss_stops_the_run_and_leaves_the_last_good_checkpoint(run
 
     with monkeypatch.context() as patch:
         patch.setattr(step, "make_train_step", poisoned)
-        with pytest.raises(Failure, match=r"loss is nan at step 6; the run stops. Step 4 is the last good checkpoint"):
+        with pytest.raises(RunError, match=r"loss is nan at step 6; the run stops. Step 4 is the last good checkpoint"):
             pretrain(run_config)
     state, _ = final_state(run_config)
     assert int(state.step) == 4
@@ -422,27 +425,56 @@ def test_killed_many_times(run_config, tmp_path):
         assert_bit_equal(again, unbroken)
 
 
-@pytest.mark.slow
-def test_two_processes_train_as_one(run_config, tmp_path):
-    """Two hosts with two devices each make the batches, and reach the losses, of one process with four."""
-    alone = elsewhere(run_config, tmp_path, name="alone")
-    finish(in_process(alone, devices=4))
-    program = """
+TWO_PROCESSES = """
 import sys, jax
 jax.config.update("jax_num_cpu_devices", 2)
 jax.distributed.initialize("127.0.0.1:{port}", 2, int(sys.argv[1]))
 import bert_jax
 bert_jax.pretrain(bert_jax.Config.from_json({config!r}))
 """
-    port = 20_000 + random.randrange(20_000)
-    source = program.format(port=port, config=run_config.to_json())
-    both = [subprocess.Popen([sys.executable, "-c", source, str(number)], stderr=subprocess.PIPE, text=True) for number in range(2)]
-    said = [process.communicate(timeout=300)[1] for process in both]
-    assert [process.returncode for process in both] == [0, 0], said
-    for found, expected in zip(read_metrics(run_config.run), read_metrics(alone.run), strict=True):
+
+
+def in_two_processes(config):
+    """Run in two processes with two devices each."""
+    source = TWO_PROCESSES.format(port=20_000 + random.randrange(20_000), config=config.to_json())
+    processes = [
+        subprocess.Popen([sys.executable, "-c", source, str(index)], stderr=subprocess.PIPE, text=True) for index in range(2)
+    ]
+    output = [process.communicate(timeout=300)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["mesh", "pmap"])
+def test_two_processes_train_as_one(run_config, tmp_path, parallel):
+    """Two hosts with two devices each make the batches, and reach the losses, of one process with four, also after a resume."""
+    alone = elsewhere(run_config, tmp_path, name="alone")
+    finish(in_process(alone, devices=4))
+    config = dataclasses.replace(run_config, parallel=parallel)
+    half = dataclasses.replace(config.train, steps=4)
+    first = dataclasses.replace(config, run=str(tmp_path / "first"), train=half)
+    in_two_processes(first)
+    in_two_processes(config)
+    for lines, whole in ((read_metrics(first.run), False), (read_metrics(config.run), True)):
+        expected_lines = [line for line in read_metrics(alone.run) if whole or line["step"] <= 4]
+        for line, expected in zip(lines, expected_lines, strict=True):
+            for name in ("step", "mlm_loss", "nsp_loss", "grad_norm") if whole else ("step",):
+                if name in expected:
+                    np.testing.assert_allclose(line[name], expected[name], rtol=2e-4, err_msg=name)
+
+
+@pytest.mark.slow
+def test_a_pmapped_run_of_two_processes_is_resumed_by_one(run_config, tmp_path):
+    alone = elsewhere(run_config, tmp_path, name="alone")
+    finish(in_process(alone, devices=4))
+    in_two_processes(dataclasses.replace(run_config, parallel="pmap"))
+    checkpoints = epath.Path(run_config.run) / "checkpoints"
+    (checkpoints / "8").rmtree()
+    finish(in_process(run_config, devices=1))
+    for line, expected in zip(read_metrics(run_config.run), read_metrics(alone.run), strict=True):
         for name in ("step", "mlm_loss", "nsp_loss", "grad_norm"):
             if name in expected:
-                np.testing.assert_allclose(found[name], expected[name], rtol=2e-4, err_msg=name)
+                np.testing.assert_allclose(line[name], expected[name], rtol=2e-4, err_msg=name)
 
 
 def test_metrics_of_a_killed_process_may_end_in_half_a_line(tmp_path):
@@ -451,7 +483,7 @@ def test_metrics_of_a_killed_process_may_end_in_half_a_line(tmp_path):
 
 
 def test_accepts_other_optimizers_word_masks_and_other_attention(run_config, tmp_path, text, capsys):
-    # Words of several pieces.
+    # Words of several tokens.
     few = bert_jax.tokenizers.train(lambda: text.read_text().splitlines(), kind="wordpiece", size=60)
     bert_jax.data.corpus.write_corpus(lambda: bert_jax.data.readers.read_documents([text]), tmp_path / "few", few, held_out=0.1)
     run_config = dataclasses.replace(run_config, data=dataclasses.replace(run_config.data, corpus=str(tmp_path / "few")))

@@ -13,24 +13,28 @@ import pytest
 from jax.sharding import AbstractMesh, AxisType
 
 from bert_jax import sharding
-from bert_jax.config.run import Config, DataConfig, MeshConfig, ModelConfig, OptimConfig, TrainConfig
+from bert_jax.config.data import DataConfig
+from bert_jax.config.mesh import MeshConfig
+from bert_jax.config.model import ModelConfig
+from bert_jax.config.optimizer import OptimConfig
+from bert_jax.config.run import Config
+from bert_jax.config.training import TrainConfig
 from bert_jax.errors import UserError
 from bert_jax.masking.replacement import mask_tokens
 from bert_jax.models import heads
 from bert_jax.training import launchers, losses, optimizers, step
-from tests.conftest import MODEL, POLICY, make_batch
+from tests.conftest import MODEL, POLICY, make_batch, with_policy
 
-# 96 pieces divide over 4 devices, 97 do not: both layouts of the vocabulary are run.
+# 96 tokens divide over 4 devices, 97 do not: both layouts of the vocabulary are run.
 MODEL = dataclasses.replace(MODEL, vocab_size=96)
-POLICY = dataclasses.replace(POLICY, vocab_size=96)
+POLICY = with_policy(POLICY, vocab_size=96)
 LENGTHS = [[12, 9], [30], [5], [17, 8], [32], [20], [7, 7, 7], [25]] * 2
 BATCH = make_batch(LENGTHS, 32)
-BATCH["ids"] = np.minimum(BATCH["ids"], 95)
+BATCH["input_ids"] = np.minimum(BATCH["input_ids"], 95)
 CONFIG = Config(
     run="none",
     data=DataConfig("none", sequence_length=32, batch_size=16),
     model=MODEL,
-    mask=POLICY,
     optim=OptimConfig(name="lamb", peak_lr=1e-2, warmup_steps=0),
     train=TrainConfig(steps=10),
 )
@@ -47,11 +51,15 @@ WAYS = {
 SOME = [pytest.param(way, marks=pytest.mark.slow if way in ("tensor 4", "fsdp 2 x tensor 4") else ()) for way in WAYS]
 
 
+def objective(config, policy=POLICY):
+    policy = with_policy(policy, vocab_size=config.model.vocab_size)
+    return step.pretraining(config.model, policy, accumulate=config.optim.accumulate)
+
+
 def run(config, steps=3, batch=BATCH):
     """Metrics of each step and the last state, on the host."""
     if config.mesh == MeshConfig(1, 1, 1):
-        mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
-        launcher = launchers.on_mesh(config.model, mesh)
+        launcher = launchers.MeshLauncher(config.model, sharding.make_mesh(devices=jax.devices()[:1]))
     else:
         launcher = launchers.launch(config)
     optimizer = optimizers.make_optimizer(config.optim, config.train.steps)
@@ -62,8 +70,8 @@ def run(config, steps=3, batch=BATCH):
     state = jax.jit(init, out_shardings=launcher.shardings(jax.eval_shape(init)))()
     metrics = []
     with launcher.context():
-        made = step.make_train_step(step.pretraining(config), optimizer, axis_name=launcher.axis_name)
-        train_step = launcher.compile(made, donate=True)
+        made = step.make_train_step(objective(config), optimizer, axis_name=launcher.axis_name)
+        train_step = launcher.compile_step(made)
         for _ in range(steps):
             state, values = train_step(state, launcher.place(batch))
             metrics.append(values)
@@ -123,15 +131,15 @@ def test_every_launcher_gives_the_same_gradients(gradient, way):
     start, expected = gradient
     sgd = optax.sgd(1.0)
     launcher = (
-        launchers.on_mesh(config.model, sharding.make_mesh(config.mesh, jax.devices()[:1]))
+        launchers.MeshLauncher(config.model, sharding.make_mesh(devices=jax.devices()[:1]))
         if way == "one device"
         else launchers.launch(config)
     )
     fresh = start._replace(opt_state=sgd.init(start.params))
     state = jax.device_put(fresh, launcher.shardings(jax.eval_shape(lambda: fresh)))
     with launcher.context():
-        made = step.make_train_step(step.pretraining(config), sgd, axis_name=launcher.axis_name)
-        after, _ = launcher.compile(made)(state, launcher.place(BATCH))
+        made = step.make_train_step(objective(config), sgd, axis_name=launcher.axis_name)
+        after, _ = launcher.compile_step(made)(state, launcher.place(BATCH))
     found = jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), start.params, jax.device_get(after.params))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), found, expected)
 
@@ -177,14 +185,13 @@ def test_fsdp_and_tensor_axes_divide_parameters_and_moments():
 
 @pytest.mark.slow
 def test_a_vocabulary_that_does_not_divide_stays_whole():
-    model, policy = dataclasses.replace(MODEL, vocab_size=97), dataclasses.replace(POLICY, vocab_size=97)
-    odd = dataclasses.replace(CONFIG, model=model, mask=policy)
+    odd = dataclasses.replace(CONFIG, model=dataclasses.replace(MODEL, vocab_size=97))
     (expected, _), (found, _) = (run(dataclasses.replace(odd, **WAYS[way])) for way in ("one device", "tensor 4"))
     np.testing.assert_allclose(found[-1]["loss"], expected[-1]["loss"], rtol=2e-6)
 
 
 def test_every_parameter_has_one_row_in_the_layout_table():
-    every = dict.fromkeys(("mlm", *heads.ON_POOLED, *heads.ON_TOKENS), 2)
+    every = dict.fromkeys(("mlm", *heads.POOLED_HEADS, *heads.TOKEN_HEADS), 2)
     model = dataclasses.replace(MODEL, lstm_layers=1, states="sum_all")
     shapes = jax.eval_shape(lambda: heads.init_params(model, jax.random.key(0), heads=every))
     used = set()
@@ -192,8 +199,8 @@ def test_every_parameter_has_one_row_in_the_layout_table():
         names = tuple(key.key for key in path)
         key = sharding.parameter_key(names)
         used.add(key)
-        assert leaf.ndim == len(sharding.PARAMETERS[key]) + ("layers" in names), names
-    assert used == set(sharding.PARAMETERS)
+        assert leaf.ndim == len(sharding.PARAM_AXES[key]) + ("layers" in names), names
+    assert used == set(sharding.PARAM_AXES)
 
 
 @pytest.mark.parametrize("shape", [(512, 1, 1), (16, 16, 2), (8, 8, 8)])
@@ -203,7 +210,6 @@ def test_bert_large_type_checks_on_512_devices_without_one(shape):
     config = dataclasses.replace(
         CONFIG,
         model=ModelConfig.size("large", layers="scan", remat="full", dtype="bfloat16"),
-        mask=dataclasses.replace(POLICY, vocab_size=30522),
     )
     optimizer = optimizers.make_optimizer(config.optim, 10)
     shapes = jax.eval_shape(lambda: step.init_state(config, optimizer))
@@ -214,7 +220,7 @@ def test_bert_large_type_checks_on_512_devices_without_one(shape):
     state = jax.tree.map(typed, shapes, sharding.state_shardings(shapes, mesh))
     batch = {name: typed(np.broadcast_to(x[:1], (512, *x.shape[1:])), sharding.batch_sharding(mesh)) for name, x in BATCH.items()}
     with jax.sharding.use_abstract_mesh(mesh):
-        after, metrics = jax.eval_shape(step.make_train_step(step.pretraining(config), optimizer), state, batch)
+        after, metrics = jax.eval_shape(step.make_train_step(objective(config), optimizer), state, batch)
     jax.tree.map(lambda a, b: np.testing.assert_equal(a.sharding.spec, b.sharding.spec), after.params, state.params)
     assert metrics["loss"].shape == ()
 
@@ -238,8 +244,8 @@ def test_what_does_not_divide_is_refused(changes, sentence):
 
 
 def test_evaluation_masks_do_not_depend_on_the_step_or_the_parameters(params):
-    config = dataclasses.replace(CONFIG, model=dataclasses.replace(MODEL, vocab_size=97))
-    eval_step = jax.jit(step.make_eval_step(config, np.full(97, -np.log(97.0), np.float32)))
+    model, policy = dataclasses.replace(MODEL, vocab_size=97), with_policy(POLICY, vocab_size=97).held_out()
+    eval_step = jax.jit(step.make_eval_step(model, policy, np.full(97, -np.log(97.0), np.float32)))
     first, second = eval_step(params, BATCH), eval_step(jax.tree.map(lambda x: 0.5 * x, params), BATCH)
     np.testing.assert_array_equal(first["unigram_loss"], second["unigram_loss"])
     np.testing.assert_allclose(first["unigram_loss"][0] / first["unigram_loss"][1], np.log(97.0), rtol=1e-6)
@@ -249,7 +255,7 @@ def test_evaluation_masks_do_not_depend_on_the_step_or_the_parameters(params):
 
 def test_the_step_is_one_program_for_all_steps():
     optimizer = optimizers.make_optimizer(CONFIG.optim, 10)
-    compiled = jax.jit(step.make_train_step(step.pretraining(CONFIG), optimizer))
+    compiled = jax.jit(step.make_train_step(objective(CONFIG), optimizer))
     state = step.init_state(CONFIG, optimizer)
     for _ in range(3):
         state, _ = compiled(state, BATCH)
@@ -265,7 +271,7 @@ def test_the_step_is_lowered_for_devices_that_are_not_here(platform, attention, 
     config = dataclasses.replace(CONFIG, model=model)
     optimizer = optimizers.make_optimizer(config.optim, 10)
     state = jax.eval_shape(lambda: step.init_state(config, optimizer))
-    made = jax.jit(step.make_train_step(step.pretraining(config), optimizer))
+    made = jax.jit(step.make_train_step(objective(config), optimizer))
     program = jax.export.export(made, platforms=[platform])(state, BATCH).mlir_module()
     assert ("custom_call @" in program) == (call is not None)
     assert call is None or f"custom_call @{call}(" in program

@@ -13,32 +13,31 @@ from bert_jax.convert import REPORT, Format, Head
 
 @dataclasses.dataclass(frozen=True)
 class Convert:
-    """Bring a model into another format; nothing in a file is executed, neither TensorFlow nor PyTorch is needed.
+    """Convert a model to another format. No code from the files is executed; TensorFlow and PyTorch are not needed.
 
-    Read are runs of ours, Hugging Face directories (model.safetensors, pytorch_model.bin, in parts or whole),
-    TensorFlow checkpoints of the original (bert_model.ckpt.*, also fine-tuned or with optimizer state) and old Flax
-    files (flax_model.msgpack), each with its config and vocabulary beside it. Every tensor must find its place.
+    The source can be a run of bert-jax, a Hugging Face directory (model.safetensors or pytorch_model.bin, also in parts), a
+    TensorFlow checkpoint of the original (bert_model.ckpt.*, also fine-tuned or with optimizer state) or a file of transformers'
+    former Flax classes (flax_model.msgpack), with its config and vocabulary beside it. Every tensor must have a place in the model.
 
     Example: bert-jax convert uncased_L-12_H-768_A-12 bert-base --to hf --verify
     """
 
-    source: Annotated[str, tyro.conf.Positional]
+    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
     """Directory with one model, or the file of its weights."""
-    target: Annotated[str, tyro.conf.Positional]
-    """Directory to make."""
+    target: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TARGET")]
+    """Directory to create."""
     to: Format
-    """hf: safetensors and config.json; google: TensorFlow checkpoint and bert_config.json; flax: msgpack; orbax: a
-    checkpoint of ours."""
+    """hf (safetensors), google (TensorFlow checkpoint), flax (msgpack) or orbax (a checkpoint of bert-jax)."""
     partial: bool = False
-    """Leave out tensors that do not match and leave at their initial values parameters that are not given; both are
-    named."""
+    """Leave out tensors that do not match, and keep the initial values of parameters without a tensor; a warning names both."""
     head: Head | None = None
-    """What a classifier is, where the config does not say it: classify, regress, tag or choose."""
+    """Head that the source's "classifier" is, if its config does not say it."""
     verify: bool = False
-    """Read the target again and compare every output of both on probe texts; written into the report."""
+    """Read the target and compare every output of both models on probe texts; the differences are added to the report."""
 
 
 def main(arguments: list[str]) -> int:
+    """Run the command and return its exit status."""
     options = tyro.cli(Convert, prog="bert-jax convert", args=arguments)
     bert = bert_jax.load(options.source, partial=options.partial, head=options.head)
     report = bert_jax.save(bert, options.target, to=options.to, verify=options.verify)

@@ -6,6 +6,7 @@ import dataclasses
 import json
 from typing import Annotated
 
+import numpy as np
 import tyro
 
 import bert_jax
@@ -14,53 +15,64 @@ from bert_jax.data.windows import Long
 from bert_jax.io import atomic
 from bert_jax.training.logging import progress_bar
 
+_DECIMALS = 6
+
 
 @dataclasses.dataclass(frozen=True)
 class Features:
-    """Write the states of every piece of each text, in the format of the original's extract_features.py.
+    """Write the hidden states of every token of each text, in the format of the original's extract_features.py.
 
-    Each line is an object with linex_index, the number of the text, and features: for each piece its token and its
-    layers, each with index and values, rounded to six places.
+    Each line is an object with linex_index, the index of the text, and features: an object for each token with token and layers,
+    of which each has index and values, rounded to six decimals. With --long stride each token is taken from the window in which it
+    has more context. The options of the original are --long truncate --sequence-length 128.
 
     Example: bert-jax features bert-base-uncased sentences.txt --out features.jsonl --layers -1 -2
     """
 
-    model: Annotated[str, tyro.conf.Positional]
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """Run directory, or a model of any format that `bert-jax convert` reads."""
-    text: Annotated[str, tyro.conf.Positional]
-    """Text file (a text a line, " ||| " between the two of a pair) or .jsonl, also .gz."""
+    text: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TEXT")]
+    """Text file (one text per line, " ||| " between the two texts of a pair) or .jsonl; also .gz."""
     out: str
-    """File of JSON lines to make."""
+    """JSON Lines file to create."""
     layers: tuple[int, ...] = (-1, -2, -3, -4)
-    """Layers: -1 is the last, 0 the first."""
+    """Layers: 0 is the first, -1 the last."""
     long: Long = "error"
-    """What to do with texts that are too long: error; truncate, as the original does; chunk, windows that touch; stride,
-    windows that overlap by half, of which each piece is taken from the one where it stands deeper."""
-    limit: int | None = None
-    """Most pieces in a window, special ones counted (the original's max_seq_length, 128 there); as many as the model has
-    positions where not given."""
+    """Texts that are too long: error, truncate, chunk (adjacent windows) or stride (windows that overlap by half)."""
+    sequence_length: int | None = None
+    """Maximum tokens of a window, special tokens included; by default the number of positions of the model."""
     field: str = "text"
-    """Name of the text, or of the list of two, in .jsonl records."""
+    """Field of .jsonl records that contains the text, or the list of two texts."""
 
 
 def main(arguments: list[str]) -> int:
+    """Run the command and return its exit status."""
     options = tyro.cli(Features, prog="bert-jax features", args=arguments)
-    with atomic.new(options.out) as path:
+    with atomic.new_path(options.out) as path:
         texts = read_texts(options.text, field=options.field)
         bert = bert_jax.load(options.model)
         with progress_bar("windows") as progress, path.open("w") as file:
-            found = bert.features(texts, layers=options.layers, long=options.long, limit=options.limit, progress=progress)
-            for number, (pieces, values) in enumerate(found):
-                rounded = values.astype("float64").round(6)
-                features = [
-                    {
-                        "token": piece,
-                        "layers": [
-                            {"index": layer, "values": rounded[row, place].tolist()} for row, layer in enumerate(options.layers)
-                        ],
-                    }
-                    for place, piece in enumerate(pieces)
-                ]
-                file.write(json.dumps({"linex_index": number, "features": features}, ensure_ascii=False) + "\n")
+            features = bert.features(
+                texts,
+                layers=options.layers,
+                long=options.long,
+                sequence_length=options.sequence_length,
+                progress=progress,
+            )
+            for index, (tokens, values) in enumerate(features):
+                record = {"linex_index": index, "features": _token_records(tokens, values, options.layers)}
+                file.write(json.dumps(record, ensure_ascii=False) + "\n")
     print(f"{options.out}: {len(texts):,} texts")
     return 0
+
+
+def _token_records(tokens: list[str], values: np.ndarray, layers: tuple[int, ...]) -> list[dict[str, object]]:
+    """Return the features of a text; ``values`` are float32 [layers, N, D]."""
+    rounded = values.astype("float64").round(_DECIMALS)
+    return [
+        {
+            "token": token,
+            "layers": [{"index": layer, "values": rounded[row, column].tolist()} for row, layer in enumerate(layers)],
+        }
+        for column, token in enumerate(tokens)
+    ]

@@ -14,33 +14,35 @@ from bert_jax.data.windows import Long
 
 @dataclasses.dataclass(frozen=True)
 class FillMask:
-    """Print the likeliest pieces under each [MASK] of a text, with their probabilities.
+    """Print the most probable tokens for each [MASK] of a text, with their probabilities.
+
+    With --long stride each [MASK] is taken from the window in which it has more context.
 
     Example: bert-jax fill-mask runs/quickstart "Paris is the [MASK] of France."
     """
 
-    model: Annotated[str, tyro.conf.Positional]
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """Run directory, or a model of any format that `bert-jax convert` reads."""
-    text: Annotated[str, tyro.conf.Positional]
+    text: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TEXT")]
     """Text with one or more [MASK]."""
     top_k: int = 5
-    """Pieces to print for each [MASK]."""
+    """Number of tokens for each [MASK]."""
     long: Long = "error"
-    """What to do with a text that is too long: error; truncate; chunk, windows that touch; stride, windows that overlap
-    by half, of which each [MASK] is taken from the one where it stands deeper."""
+    """A text that is too long: error, truncate, chunk (adjacent windows) or stride (windows that overlap by half)."""
     json: bool = False
-    """Print JSON: for each [MASK] a list of {piece, probability}."""
+    """Print JSON: a list of {token, probability} for each [MASK]."""
 
 
 def main(arguments: list[str]) -> int:
+    """Run the command and return its exit status."""
     options = tyro.cli(FillMask, prog="bert-jax fill-mask", args=arguments)
-    guesses = bert_jax.load(options.model).fill_mask(options.text, top_k=options.top_k, long=options.long)
+    predictions = bert_jax.load(options.model).fill_mask(options.text, top_k=options.top_k, long=options.long)
     if options.json:
-        print(json.dumps([[guess._asdict() for guess in place] for place in guesses], ensure_ascii=False))
+        print(json.dumps([[prediction._asdict() for prediction in mask] for mask in predictions], ensure_ascii=False))
         return 0
-    for number, place in enumerate(guesses, 1):
-        if len(guesses) > 1:
+    for number, mask in enumerate(predictions, 1):
+        if len(predictions) > 1:
             print(f"[MASK] {number}")
-        for guess in place:
-            print(f"{guess.probability:7.2%}  {guess.piece}")
+        for prediction in mask:
+            print(f"{prediction.probability:7.2%}  {prediction.token}")
     return 0

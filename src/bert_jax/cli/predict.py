@@ -9,51 +9,52 @@ from typing import Annotated
 
 import tyro
 
-from bert_jax.cli.finetune import spread
-from bert_jax.config.finetuning import Reading, TaskName
-from bert_jax.inference.predictor import Asker, run_config
+from bert_jax.cli.finetune import split_lists
+from bert_jax.config.finetuning import TaskDataConfig, TaskName
+from bert_jax.inference.predictor import Predictor, run_config
 from bert_jax.io import atomic
 from bert_jax.training.logging import progress_bar
 
 
 @dataclasses.dataclass(frozen=True)
 class Predict:
-    """Answer a file's questions with a fine-tuned model; files may be of any size.
+    """Apply a fine-tuned model to a file of any size.
 
-    Tables (.tsv, .csv, .jsonl, also .gz) are read and answered a few thousand rows at a time. Each line of the output is an
-    object: id, label and probabilities; a score; an answer with its candidates; or the words of a sentence and their tags.
+    Tables (.tsv, .csv, .jsonl, also .gz) are processed a few thousand rows at a time. Each line of the output is an object: id with
+    label and probabilities, with labels, or with a score; an answer with its candidates; or the words of a sentence and their tags.
 
     Example: bert-jax predict runs/topic articles.tsv --out topics.jsonl
     """
 
-    model: Annotated[str, tyro.conf.Positional]
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """Fine-tuning run, or a model of any format that `bert-jax convert` reads."""
-    file: Annotated[str, tyro.conf.Positional]
-    """Questions, in a format of the task; labels need not be there and are not looked at."""
+    file: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
+    """Input in a format of the task; labels are not needed and are ignored."""
     out: str
-    """File of JSON lines to make."""
-    reading: tyro.conf.OmitArgPrefixes[Reading]
-    """How the file is read; as the run read its own where nothing is said."""
+    """JSON Lines file to create."""
+    task_data: tyro.conf.OmitArgPrefixes[TaskDataConfig]
+    """How the file is read; the defaults are those of the fine-tuning run."""
     task: TaskName | None = None
-    """The task, where the model is no fine-tuning run."""
+    """Task, if the model is not a fine-tuning run."""
     labels: tuple[str, ...] = ()
-    """Names of the head's outputs, in their order, where the model does not know them."""
+    """Names of the head's outputs, in order, if they are not stored with the model."""
     threshold: float | None = None
-    """SQuAD 2.0: null odds above which no answer is given; the run's best where not given."""
+    """SQuAD 2.0: null odds above which no answer is given; by default the best threshold of the run."""
 
 
 def main(arguments: list[str]) -> int:
-    known = next((config for word in arguments if not word.startswith("-") and (config := run_config(word))), None)
-    command = functools.partial(Predict, reading=known.reading if known else Reading())
-    options = tyro.cli(command, prog="bert-jax predict", args=spread(arguments))
+    """Run the command and return its exit status."""
+    run = next((config for word in arguments if not word.startswith("-") and (config := run_config(word))), None)
+    command = functools.partial(Predict, task_data=run.task_data if run else TaskDataConfig())
+    options = tyro.cli(command, prog="bert-jax predict", args=split_lists(arguments))
     count = 0
-    with atomic.new(options.out) as path:
-        asker = Asker.load(
-            options.model, task=options.task, reading=options.reading, labels=options.labels, threshold=options.threshold
+    with atomic.new_path(options.out) as path:
+        predictor = Predictor.load(
+            options.model, task=options.task, task_data=options.task_data, labels=options.labels, threshold=options.threshold
         )
-        with path.open("w") as file, progress_bar("answers") as progress:
-            for count, found in enumerate(asker.predict(options.file), 1):
-                file.write(json.dumps(found, ensure_ascii=False) + "\n")
+        with path.open("w") as file, progress_bar("predictions") as progress:
+            for count, prediction in enumerate(predictor.predict(options.file), 1):
+                file.write(json.dumps(prediction, ensure_ascii=False) + "\n")
                 progress(count, None)
-    print(f"{options.out}: {count:,} answers")
+    print(f"{options.out}: {count:,} predictions")
     return 0

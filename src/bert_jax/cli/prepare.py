@@ -12,34 +12,40 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from bert_jax import tokenizers
 from bert_jax.data.corpus import write_corpus
 from bert_jax.data.readers import Sentences, read_documents
+from bert_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
 class Prepare:
     """Tokenize text into a corpus: a TFDS data set of documents in ArrayRecord, with a held-out split.
 
-    Documents are stored whole; sequence length, sentence pairs and masks are chosen when a run reads them.
+    Documents are stored whole. Sequence length, sentence pairs and masks are chosen when a run reads them.
 
     Example: bert-jax prepare wiki.txt --vocab vocab --out corpus
     """
 
-    text: Annotated[tuple[str, ...], tyro.conf.Positional]
-    """Text files (a sentence a line, a blank line between documents), .jsonl or .parquet, also .gz."""
+    text: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="TEXT [TEXT ...]")]
+    """Text files (one sentence per line, a blank line between documents), .jsonl or .parquet; also .gz."""
     vocab: str
-    """Directory that `bert-jax vocab` wrote, or any with vocab.txt or spiece.model."""
+    """Directory written by `bert-jax vocab`, or any directory with vocab.txt, tokenizer.json or spiece.model."""
     out: str
-    """Directory to make."""
+    """Directory to create."""
     held_out: float = 0.05
-    """Share of documents kept for evaluation: every n-th, n = round(1 / share)."""
+    """Fraction of the documents kept for evaluation: every n-th, n = round(1 / fraction)."""
     sentences: Sentences = "auto"
-    """How sentences are found: auto, a line each in text files and split in .jsonl and .parquet; lines; split."""
+    """Sentence boundaries: lines (one sentence per line), split (of running text), auto (lines in text files, else split)."""
     language: str = "en"
     """Language of the sentence splitter, an ISO 639 code."""
     field: str = "text"
-    """Name of the text in .jsonl and .parquet records."""
+    """Field of .jsonl and .parquet records that contains the text."""
+
+    def __post_init__(self) -> None:
+        if not self.text:
+            raise UserError("No text is given; name one or more files.")
 
 
 def main(arguments: list[str]) -> int:
+    """Run the command and return its exit status."""
     options = tyro.cli(Prepare, prog="bert-jax prepare", args=arguments)
     tokenizer = tokenizers.load(options.vocab)
     columns = (SpinnerColumn(), TextColumn("{task.completed:,.0f} documents"), TimeElapsedColumn())

@@ -11,34 +11,39 @@ from typing import Any, get_args, get_origin
 
 import tyro
 
+from bert_jax.config import schedules
 from bert_jax.config.run import Config
 from bert_jax.errors import UserError
-from bert_jax.masking import schedules
 from bert_jax.training.pretraining import Result, pretrain, resolve
 
 _USAGE = """usage: bert-jax pretrain EXPERIMENT.py [--section.field VALUE ...]
 
-Pretrain a model, or go on with the run where it stopped. The experiment is a Python file with a function
-config() -> bert_jax.Config; `bert-jax pretrain EXPERIMENT.py --help` lists every field with the experiment's value.
---attention is short for --model.attention.
+Pretrain a model, or resume its run. The same command resumes a run that was stopped.
+
+EXPERIMENT.py is a Python file with a function config() -> bert_jax.Config. Every field of the config is an option:
+`bert-jax pretrain EXPERIMENT.py --help` lists them with the values of the experiment. The resulting config is printed and stored
+in the run directory. --attention is short for --model.attention.
+
+Example: bert-jax pretrain experiments/quickstart.py --optim.peak-lr 3e-4 --mask.rate "linear(0.3, 0.15)"
 """
 
 
 def main(arguments: list[str]) -> int:
+    """Run the command and return its exit status."""
     if not arguments or arguments[0].startswith("-"):
-        asked = bool(arguments) and arguments[0] in ("-h", "--help")
-        print(_USAGE, end="", file=sys.stdout if asked else sys.stderr)
-        return 0 if asked else 2
-    path, overrides = Path(arguments[0]), long_names(arguments[1:])
+        is_help = bool(arguments) and arguments[0] in ("-h", "--help")
+        print(_USAGE, end="", file=sys.stdout if is_help else sys.stderr)
+        return 0 if is_help else 2
+    path, overrides = Path(arguments[0]), expand_names(arguments[1:])
     config = tyro.cli(
         Config,
         default=load_experiment(path),
         prog=f"bert-jax pretrain {path}",
         args=overrides,
-        description=f"Pretrain the run that {path} describes.",
+        description=f"Pretrain with the config of {path}, or resume its run.",
         registry=registry(),
     )
-    # The config as it is stored, before the run begins.
+    # The config as it is stored is printed before the run starts.
     print((config := resolve(config)).to_json(), flush=True)
     result = pretrain(config)
     if result.signal:
@@ -48,37 +53,37 @@ def main(arguments: list[str]) -> int:
 
 
 def registry() -> tyro.constructors.ConstructorRegistry:
-    """How those values are given that may be functions in Python, and text here."""
-    found = tyro.constructors.ConstructorRegistry()
+    """Return rules for the command-line form of fields that can be functions in Python: a number, a schedule or a file name."""
+    rules = tyro.constructors.ConstructorRegistry()
 
-    @found.primitive_rule
-    def text(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec[Any] | None:
-        kinds = get_args(info.type)
-        if not any(get_origin(kind) is Callable for kind in kinds):
+    @rules.primitive_rule
+    def callable_fields(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec[Any] | None:
+        types = get_args(info.type)
+        if not any(get_origin(option) is Callable for option in types):
             return None
         return tyro.constructors.PrimitiveConstructorSpec(
             nargs=1,
-            metavar="NUMBER|SCHEDULE" if float in kinds else "FILE",
-            instance_from_str=lambda words: _read(words[0], kinds),
+            metavar="NUMBER|SCHEDULE" if float in types else "FILE",
+            instance_from_str=lambda words: _parse(words[0], types),
             is_instance=lambda value: value is None or callable(value) or isinstance(value, float | int | str),
-            str_from_instance=lambda value: [str(schedules.describe(value, None))],
+            str_from_instance=lambda value: [str(schedules.stored(value))],
         )
 
-    return found
+    return rules
 
 
-def _read(word: str, kinds: tuple[Any, ...]) -> float | str | None:
-    if type(None) in kinds and word == "None":
+def _parse(word: str, types: tuple[Any, ...]) -> float | str | None:
+    if type(None) in types and word == "None":
         return None
-    if float in kinds:
-        # The policy says what is wrong with other text.
+    if float in types:
+        # MaskPolicy checks text that is not a number.
         with contextlib.suppress(ValueError):
             return float(word)
     return word
 
 
-def long_names(arguments: list[str]) -> list[str]:
-    """Arguments with ``--attention`` written out."""
+def expand_names(arguments: list[str]) -> list[str]:
+    """Return the arguments with ``--attention`` replaced by ``--model.attention``."""
     return ["--model" + word.replace("--", ".", 1) if word.split("=")[0] == "--attention" else word for word in arguments]
 
 
@@ -86,33 +91,34 @@ def load_experiment(path: Path) -> Config:
     """Run an experiment's file and call its ``config()``.
 
     Raises:
-      UserError: there is no such file, or no such function in it, or it returns something else.
+      UserError: the file does not exist, does not define ``config``, or ``config()`` does not return a
+        [`Config`][bert_jax.config.Config].
     """
+    if path.is_dir():
+        raise UserError(f"{path} is a directory; name the Python file of an experiment.")
     if not path.is_file():
-        raise UserError(
-            f"There is no experiment {path}." if not path.is_dir() else f"{path} is a directory, not an experiment's Python file."
-        )
+        raise UserError(f"There is no experiment {path}.")
     names = runpy.run_path(str(path))
     if "config" not in names:
-        raise UserError(f"{path} has no function config(); an experiment defines one that returns a bert_jax.Config.")
+        raise UserError(f"{path} has no function config(); define one that returns a bert_jax.Config.")
     config = names["config"]()
     if not isinstance(config, Config):
-        raise UserError(f"config() in {path} returns a {type(config).__name__}, not a bert_jax.Config.")
+        raise UserError(f"config() in {path} returns an object of type {type(config).__name__}; it must return a bert_jax.Config.")
     return config
 
 
 def report(result: Result, run: str) -> str:
-    """What a run reached, beside what frequencies and the majority reach."""
+    """Return the held-out scores of a run, with those of a unigram model and of the majority class for comparison."""
     scores = result.held_out
     if scores is None:
         return f"{run}: step {result.step}"
     gain = scores["unigram_loss"] - scores["mlm_loss"]
     lines = [
         f"{run}: step {result.step}, held out",
-        f"  masked-word loss       {scores['mlm_loss']:.3f} nats; "
-        f"unigram model on the same tokens {scores['unigram_loss']:.3f}; better by {gain:.3f}",
-        f"  masked-word accuracy   {scores['mlm_accuracy']:.3f}",
-        f"  next-sentence accuracy {scores['nsp_accuracy']:.3f}; majority class {scores['nsp_majority']:.3f}",
-        f"  curves                 {run}/curves.png",
+        f"  MLM loss      {scores['mlm_loss']:.3f} nats; unigram model on the same tokens {scores['unigram_loss']:.3f}; "
+        f"lower by {gain:.3f}",
+        f"  MLM accuracy  {scores['mlm_accuracy']:.3f}",
+        f"  NSP accuracy  {scores['nsp_accuracy']:.3f}; majority class {scores['nsp_majority']:.3f}",
+        f"  curves        {run}/curves.png",
     ]
     return "\n".join(lines)

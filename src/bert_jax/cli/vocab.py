@@ -18,31 +18,36 @@ from bert_jax.errors import UserError
 class Vocab:
     """Learn a vocabulary from text and write it as a directory.
 
-    WordPiece writes vocab.txt and tokenizer_config.json, which BERT tokenizers of other libraries read;
-    SentencePiece (unigram or bpe) writes spiece.model. [PAD], [UNK], [CLS], [SEP] and [MASK] get the first ids.
+    WordPiece writes vocab.txt and tokenizer_config.json, which BERT tokenizers of other libraries read; SentencePiece (unigram or
+    bpe) writes spiece.model. [PAD], [UNK], [CLS], [SEP] and [MASK] get the first ids.
 
     Example: bert-jax vocab wiki.txt --out vocab --kind wordpiece --size 30522
     """
 
-    text: Annotated[tuple[str, ...], tyro.conf.Positional]
-    """Text files (a sentence a line, a blank line between documents), .jsonl or .parquet, also .gz."""
+    text: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="TEXT [TEXT ...]")]
+    """Text files (one sentence per line, a blank line between documents), .jsonl or .parquet; also .gz."""
     out: str
-    """Directory to make."""
+    """Directory to create."""
     kind: tokenizers.Kind = "wordpiece"
-    """Which model to learn."""
+    """Algorithm; unigram and bpe are SentencePiece models."""
     size: int = 30522
-    """Number of pieces, special ones included."""
+    """Number of tokens, special tokens included."""
     lowercase: bool = True
     """Fold case; WordPiece then also strips accents."""
     sentences: Sentences = "auto"
-    """How sentences are found: auto, a line each in text files and split in .jsonl and .parquet; lines; split."""
+    """Sentence boundaries: lines (one sentence per line), split (of running text), auto (lines in text files, else split)."""
     language: str = "en"
     """Language of the sentence splitter, an ISO 639 code."""
     field: str = "text"
-    """Name of the text in .jsonl and .parquet records."""
+    """Field of .jsonl and .parquet records that contains the text."""
+
+    def __post_init__(self) -> None:
+        if not self.text:
+            raise UserError("No text is given; name one or more files.")
 
 
 def main(arguments: list[str]) -> int:
+    """Run the command and return its exit status."""
     options = tyro.cli(Vocab, prog="bert-jax vocab", args=arguments)
     out = epath.Path(options.out)
     if out.exists():
@@ -54,5 +59,5 @@ def main(arguments: list[str]) -> int:
 
     tokenizer = tokenizers.train(texts, kind=options.kind, size=options.size, lowercase=options.lowercase)
     tokenizers.create(tokenizer, out)
-    print(f"{out}: {options.kind}, {len(tokenizer.pieces):,} pieces")
+    print(f"{out}: {options.kind}, {len(tokenizer.tokens):,} tokens")
     return 0

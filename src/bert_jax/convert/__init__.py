@@ -1,16 +1,18 @@
-"""Models of other projects in, and ours out: one way each, whatever the format.
+"""Reading and writing models in the formats of other projects, without TensorFlow or PyTorch.
 
-Formats are found out from the files. Nothing here needs TensorFlow or PyTorch.
+The format of a model is detected from its files. Every tensor must have its place in the table of
+[`bert_jax.convert.names`][bert_jax.convert.names].
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import warnings
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -19,128 +21,100 @@ from etils import epath
 
 from bert_jax import tokenizers
 from bert_jax.checkpoints import BEST, DIRECTORY, Checkpoints
-from bert_jax.config.run import ModelConfig
-from bert_jax.config.validation import read_json, require
+from bert_jax.config.model import ModelConfig
 from bert_jax.convert import google, hf, tree
 from bert_jax.convert.names import Family
-from bert_jax.errors import Doubt, UserError
+from bert_jax.errors import BertWarning, UserError
 from bert_jax.io import atomic
-from bert_jax.models.encoder import Params
+from bert_jax.io.parsing import read_json
 from bert_jax.models.heads import heads_of
+from bert_jax.models.loaded import LoadedModel
 from bert_jax.tokenizers import Tokenizer
 
 Format = Literal["hf", "google", "flax", "orbax"]
-Head = Literal["classify", "regress", "tag", "choose"]
+"""Hugging Face safetensors, TensorFlow checkpoint, Flax msgpack, or a checkpoint of this package."""
+Head = Literal["sequence_classification", "multilabel_classification", "regression", "token_classification", "multiple_choice"]
+"""Heads that other projects call "classifier"."""
 
 REPORT = "conversion.json"
+"""File name of the report that [`write`][bert_jax.convert.write] leaves in the directory."""
 _GOOGLE, _GOOGLE_CONFIG = "bert_model.ckpt.index", "bert_config.json"
 _CONFIGS = (hf.CONFIG, _GOOGLE_CONFIG)
-_WEIGHTS = tuple(name + more for name in (hf.SAFETENSORS, hf.PICKLE, hf.FLAX) for more in ("", ".index.json"))
+_WEIGHTS = tuple(name + suffix for name in (hf.SAFETENSORS, hf.PICKLE, hf.FLAX) for suffix in ("", ".index.json"))
+_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".msgpack", ".index")
 _TOKENIZERS = ("BertTokenizer", "BertTokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend")
-# What transformers writes for "no limit" is about 1e30.
-_NO_LIMIT = 10**9
+# transformers writes about 1e30 where a tokenizer has no maximum length.
+_NO_MAX_LENGTH = 10**9
 
 
-class Model(NamedTuple):
-    """A model as every format holds it."""
-
-    config: ModelConfig
-    params: Params
-    tokenizer: Tokenizer | None
-    """None where there is no vocabulary beside the weights."""
-    labels: tuple[str, ...] = ()
-    """Names of a classifier's outputs, where they are known."""
-
-
-def read(path: epath.PathLike, *, partial: bool = False, head: Head | None = None) -> Model:
-    """Read a model; warnings say what is doubtful about it.
+def read(path: epath.PathLike, *, partial: bool = False, head: Head | None = None) -> LoadedModel:
+    """Read a model; anything suspicious about its files is a [`BertWarning`][bert_jax.errors.BertWarning].
 
     Args:
-      path: a run of ours; a directory with one checkpoint; or a checkpoint's file (``.safetensors``, ``.bin``,
-        ``.msgpack``, ``.index.json``, ``.ckpt`` or ``.ckpt.index``), with its config and vocabulary beside it.
-      partial: leave out what does not match, leave the rest at its initial values, and say both as a warning.
-      head: what a classifier is, where ``config.json`` does not say it.
+      path: a run directory of this package; a directory with one checkpoint; or a checkpoint's file (``.safetensors``, ``.bin``,
+        ``.msgpack``, ``.index.json``, ``.ckpt`` or ``.ckpt.index``) with its config and vocabulary beside it.
+      partial: leave out tensors that do not match and keep the initial values of parameters without a tensor; a warning names both.
+      head: the head that a "classifier" is, if ``config.json`` does not say it.
 
     Raises:
-      UserError: there is no model, or two, or one that is not BERT, or its parts do not fit each other.
-      Failure: every checkpoint of a run is damaged.
+      UserError: there is no model, more than one, or one that is not BERT, or its files do not fit together.
+      RunError: all checkpoints of a run are damaged.
     """
-    path = epath.Path(path)
-    weights = _find(path)
+    weights = _find(epath.Path(path))
     if weights.name == DIRECTORY:
         return _read_run(weights.parent)
     directory = weights.parent
     family: Family = "google" if weights.name.endswith(".index") else "flax" if "msgpack" in weights.name else "hf"
-    described = next((directory / name for name in _CONFIGS if (directory / name).exists()), None)
-    if described is None:
+    config_path = next((directory / name for name in _CONFIGS if (directory / name).exists()), None)
+    if config_path is None:
         raise UserError(
             f"There is no {hf.CONFIG} or {_GOOGLE_CONFIG} in {directory}; put the one that belongs to {weights.name} there."
         )
-    description = read_json(described)
-    config = hf.read_config(described)
-    tensors = google.read(weights, lambda name: tree.wanted("google", name)) if family == "google" else hf.read(weights)
-    found = tree.read(tensors, family, config, description, head=head, partial=partial, path=weights)
-    if found.left_out:
-        _warn(f"{weights}: left out: {'; '.join(found.left_out)}.")
-    if found.left_at_init:
-        _warn(f"{weights}: left at their initial values: {', '.join(found.left_at_init)}.")
-    outputs = [count for name, count in heads_of(found.params).items() if name in ("classify", "regress", "tag")]
-    labels = hf.labels(description, outputs[0], described) if outputs else ()
-    if description.get("problem_type") == "multi_label_classification":
-        _warn(f"{described}: problem_type multi_label_classification is not kept; scores are read, their meaning is yours.")
+    description = read_json(config_path)
+    config = hf.read_config(config_path)
+    tensors = google.read(weights, functools.partial(tree.is_parameter, family)) if family == "google" else hf.read(weights)
+    conversion = tree.read(tensors, family, config, description, head=head, partial=partial, path=weights)
+    if conversion.left_out:
+        _warn(f"{weights}: left out: {'; '.join(conversion.left_out)}.")
+    if conversion.left_at_init:
+        _warn(f"{weights}: left at their initial values: {', '.join(conversion.left_at_init)}.")
+    outputs = [count for name, count in heads_of(conversion.params).items() if name in hf.LABELLED_HEADS]
+    labels = hf.labels(description, outputs[0], config_path) if outputs else ()
     tokenizer = _read_tokenizer(directory, config, description, family)
-    return Model(config, jax.tree.map(jnp.asarray, found.params), tokenizer, labels)
+    return LoadedModel(config, jax.tree.map(jnp.asarray, conversion.params), tokenizer, labels)
 
 
 def write(
-    model: Model, path: epath.PathLike, to: Format, *, compare: Callable[[epath.Path], dict[str, float]] | None = None
+    model: LoadedModel, path: epath.PathLike, to: Format, *, compare: Callable[[epath.Path], dict[str, float]] | None = None
 ) -> dict[str, Any]:
-    """Write a model as a new directory, which appears under its name only when it is whole.
+    """Write a model as a new directory, which appears under its name only when it is complete.
 
     Args:
       model: the model.
-      path: directory to make.
-      to: its format.
-      compare: gets the directory that was written and gives the largest difference of each output, for the report.
+      path: directory to create.
+      to: format.
+      compare: called with the written directory before it is renamed; returns the largest difference of each output, which is added
+        to the report.
 
     Returns:
-      What is also written as ``conversion.json``: name, shape and SHA-256 of each tensor, and ``largest_differences``.
+      The report, which is also written as ``conversion.json``: format, heads, and name, shape, dtype and SHA-256 of each tensor;
+      with ``compare`` also ``largest_differences``.
 
     Raises:
-      UserError: ``path`` exists already.
-      Failure: it cannot be written.
+      UserError: ``path`` exists already, the format is unknown, or it cannot represent the model.
+      RunError: the model cannot be written.
     """
-    require(to in get_args(Format), f"There is no format {to!r}; choose one of {', '.join(get_args(Format))}.")
-    require(
-        to == "orbax" or not (model.config.causal or model.config.lstm_layers),
-        f"The format {to} knows no causal BERT and no BiLSTM on top of one; only orbax keeps such a model.",
-    )
-    with atomic.new(path) as directory:
+    if to not in get_args(Format):
+        raise UserError(f"There is no format {to!r}; choose one of {', '.join(get_args(Format))}.")
+    if to != "orbax" and (model.config.causal or model.config.lstm_layers):
+        raise UserError(f"The format {to} cannot represent a causal model or a BiLSTM; use the format orbax.")
+    with atomic.new_path(path) as directory:
         directory.mkdir()
-        if to == "orbax":
-            tensors = {jax.tree_util.keystr(key, simple=True, separator="/"): np.asarray(value)
-                       for key, value in jax.tree_util.tree_leaves_with_path(model.params)}  # fmt: skip
-            checkpoints = Checkpoints(directory, keep=1)
-            checkpoints.save_model(*model)
-            checkpoints.wait()
-            checkpoints.close()
-        else:
-            tensors = tree.write(model.params, model.config, to)
-            described = hf.describe(model.config, heads_of(model.params), model.labels)
-            if model.tokenizer is not None:
-                described["pad_token_id"] = model.tokenizer.specials.pad
-                tokenizers.save(_for_export(model.tokenizer), directory)
-            (directory / (_GOOGLE_CONFIG if to == "google" else hf.CONFIG)).write_text(json.dumps(described, indent=2) + "\n")
-            if to == "google":
-                google.write(directory / _GOOGLE, tensors)
-            elif to == "hf":
-                hf.write_safetensors(directory / hf.SAFETENSORS, tensors)
-            else:
-                hf.write_msgpack(directory / hf.FLAX, tensors)
+        tensors = _write_orbax(model, directory) if to == "orbax" else _write_family(model, directory, to)
         report: dict[str, Any] = {
             "format": to,
             "heads": list(heads_of(model.params)),
-            "tensors": [_summary(*item) for item in sorted(tensors.items())],
+            "tensors": [_summary(name, value) for name, value in sorted(tensors.items())],
         }
         if compare:
             report["largest_differences"] = compare(directory)
@@ -148,28 +122,58 @@ def write(
     return report
 
 
+def _write_orbax(model: LoadedModel, directory: epath.Path) -> dict[str, np.ndarray]:
+    checkpoints = Checkpoints(directory, keep=1)
+    checkpoints.save_model(model)
+    checkpoints.wait()
+    checkpoints.close()
+    return {
+        jax.tree_util.keystr(key, simple=True, separator="/"): np.asarray(value)
+        for key, value in jax.tree_util.tree_leaves_with_path(model.params)
+    }
+
+
+def _write_family(model: LoadedModel, directory: epath.Path, family: Family) -> dict[str, np.ndarray]:
+    tensors = tree.write(model.params, model.config, family)
+    description = hf.describe(model.config, heads_of(model.params), model.labels)
+    if model.tokenizer is not None:
+        description["pad_token_id"] = model.tokenizer.special_tokens.pad
+        tokenizers.save(_for_export(model.tokenizer), directory)
+    (directory / (_GOOGLE_CONFIG if family == "google" else hf.CONFIG)).write_text(json.dumps(description, indent=2) + "\n")
+    if family == "google":
+        google.write(directory / _GOOGLE, tensors)
+    elif family == "hf":
+        hf.write_safetensors(directory / hf.SAFETENSORS, tensors)
+    else:
+        hf.write_msgpack(directory / hf.FLAX, tensors)
+    return tensors
+
+
 def _find(path: epath.Path) -> epath.Path:
-    """The file of weights, or the directory of a run's checkpoints, that a path means."""
-    if not path.exists() and (beside := path.parent / f"{path.name}.index").is_file():
-        return beside
+    """Return the file of weights, or the directory of a run's checkpoints, for a path."""
+    if not path.exists() and (index := path.parent / f"{path.name}.index").is_file():
+        return index
     if path.is_file():
-        known = path.suffix in (".safetensors", ".bin", ".pt", ".pth", ".msgpack", ".index") or path.name.endswith(".index.json")
-        require(known, f"{path} is no checkpoint that is known; formats are told apart by their names.")
+        if path.suffix not in _SUFFIXES and not path.name.endswith(".index.json"):
+            raise UserError(f"{path} is not a checkpoint; name a file with one of the suffixes {', '.join(_SUFFIXES)}.")
         return path
     if path.name == DIRECTORY and _is_run(path.parent):
         return path
-    require(path.is_dir(), f"There is no model {path}; give a directory or a file of weights.")
+    if not path.is_dir():
+        raise UserError(f"There is no model {path}; give a directory or a file of weights.")
     if _is_run(path / BEST):
-        # What a fine-tuning run was for.
+        # The best model of a fine-tuning run, not its last one.
         path = path / BEST
-    found = [path / DIRECTORY] if _is_run(path) else []
-    found += [path / name for name in _WEIGHTS if (path / name).is_file()]
-    found += sorted(path.glob("*.ckpt*.index"))
-    if not found:
-        raise UserError(f"{path} holds no model: no {DIRECTORY} of a run, no {', '.join(_WEIGHTS[::2])}, and no *.ckpt.index.")
-    names = [file.name for file in found]
-    require(len(found) == 1, f"{path} holds {' and '.join(names)}; name the one to read, for example {found[0]}.")
-    return found[0]
+    candidates = [path / DIRECTORY] if _is_run(path) else []
+    candidates += [path / name for name in _WEIGHTS if (path / name).is_file()]
+    candidates += sorted(path.glob("*.ckpt*.index"))
+    if not candidates:
+        expected = f"no {DIRECTORY} of a run, no {', '.join(_WEIGHTS[::2])}, and no *.ckpt.index"
+        raise UserError(f"{path} contains no model ({expected}); name a directory with one.")
+    if len(candidates) > 1:
+        names = " and ".join(file.name for file in candidates)
+        raise UserError(f"{path} contains {names}; name the one to read, for example {candidates[0]}.")
+    return candidates[0]
 
 
 def _is_run(path: epath.Path) -> bool:
@@ -177,62 +181,67 @@ def _is_run(path: epath.Path) -> bool:
     return steps.is_dir() and any(step.name.isdigit() for step in steps.iterdir())
 
 
-def _read_run(path: epath.Path) -> Model:
+def _read_run(path: epath.Path) -> LoadedModel:
     checkpoints = Checkpoints(path)
     try:
         restored = checkpoints.restore_model()
     finally:
         checkpoints.close()
     if restored is None:
-        raise UserError(f"{path} holds no checkpoint.")
-    model = Model(*restored)
-    # Who computed attention where the run was trained may not exist here.
-    return model._replace(config=dataclasses.replace(model.config, attention="auto"))
+        raise UserError(f"{path} contains no checkpoint; name another run.")
+    # The attention implementation of the training run may not be available on this machine.
+    return dataclasses.replace(restored, config=dataclasses.replace(restored.config, attention="auto"))
 
 
 def _for_export(tokenizer: Tokenizer) -> Tokenizer:
-    """The tokenizer as transformers knows it, with what it does not know written out."""
+    """Return a tokenizer with explicit settings where the defaults of transformers differ."""
     if tokenizers.CONFIG not in tokenizer.files:
         return tokenizer
-    said = json.loads(tokenizer.files[tokenizers.CONFIG])
-    said = {**tokenizers.ORIGINAL, **said, "tokenizer_class": "BertTokenizer"}
-    return tokenizers.from_files({**tokenizer.files, tokenizers.CONFIG: json.dumps(said, indent=2).encode()})
+    settings = json.loads(tokenizer.files[tokenizers.CONFIG])
+    settings = {**tokenizers.ORIGINAL_SETTINGS, **settings, "tokenizer_class": "BertTokenizer"}
+    return tokenizers.from_files({**tokenizer.files, tokenizers.CONFIG: json.dumps(settings, indent=2).encode()})
 
 
 def _read_tokenizer(directory: epath.Path, config: ModelConfig, description: dict[str, Any], family: Family) -> Tokenizer | None:
-    """The vocabulary beside the weights, held against the config."""
+    """Read the vocabulary beside the weights, if there is one, and check it against the config."""
     if not any((directory / name).exists() for name in tokenizers.VOCABULARIES):
         return None
-    said = read_json(directory / tokenizers.CONFIG) if (directory / tokenizers.CONFIG).exists() else {}
-    kind = said.get("tokenizer_class") or "BertTokenizer"
-    require(
-        kind in _TOKENIZERS,
-        f"{directory / tokenizers.CONFIG} names a {kind}, which splits text in its own way; move the vocabulary away to read "
-        "the weights alone.",
-    )
+    settings_path = directory / tokenizers.CONFIG
+    settings = read_json(settings_path) if settings_path.exists() else {}
+    tokenizer_class = settings.get("tokenizer_class") or "BertTokenizer"
+    if tokenizer_class not in _TOKENIZERS:
+        raise UserError(
+            f"{settings_path} names the tokenizer {tokenizer_class}, which is not supported; move the vocabulary away to read the "
+            "weights alone."
+        )
     tokenizer = tokenizers.load(directory)
     if family != "google" and tokenizers.CONFIG in tokenizer.files:
-        # transformers gives up on shorter words than the original.
-        kept = {"max_input_chars_per_word": 100, **json.loads(tokenizer.files[tokenizers.CONFIG])}
-        tokenizer = tokenizers.from_files({**tokenizer.files, tokenizers.CONFIG: json.dumps(kept, indent=2).encode()})
-    pieces, rows = len(tokenizer.pieces), config.vocab_size
-    require(
-        pieces <= rows,
-        f"The vocabulary in {directory} has {pieces:,} pieces, its config has vocab_size {rows:,}; they do not belong together.",
-    )
-    if pieces < rows:
-        _warn(f"The vocabulary in {directory} has {pieces:,} pieces, its word table {rows:,} rows; the last are never used.")
-    pad = description.get("pad_token_id", tokenizer.specials.pad)
-    if pad != tokenizer.specials.pad:
-        _warn(f"The config in {directory} has pad_token_id {pad}, its vocabulary has [PAD] as {tokenizer.specials.pad}.")
-    limit = said.get("model_max_length")
-    if isinstance(limit, int) and config.max_position_embeddings < limit < _NO_LIMIT:
-        _warn(
-            f"tokenizer_config.json in {directory} allows {limit} pieces, the model has {config.max_position_embeddings} positions."
-        )
-    for doubt in tokenizer.doubts():
-        _warn(f"{directory}: {doubt}")
+        # transformers replaces words of more than 100 characters by [UNK], the original's code only those of more than 200.
+        settings = {"max_input_chars_per_word": 100, **json.loads(tokenizer.files[tokenizers.CONFIG])}
+        tokenizer = tokenizers.from_files({**tokenizer.files, tokenizers.CONFIG: json.dumps(settings, indent=2).encode()})
+    _check_tokenizer(tokenizer, directory, config, description)
     return tokenizer
+
+
+def _check_tokenizer(tokenizer: Tokenizer, directory: epath.Path, config: ModelConfig, description: dict[str, Any]) -> None:
+    """Check a vocabulary against the config; contradictions that do not prevent reading are warnings."""
+    tokens, rows = len(tokenizer.tokens), config.vocab_size
+    if tokens > rows:
+        raise UserError(
+            f"The vocabulary in {directory} has {tokens:,} tokens, but its config has vocab_size {rows:,}; they do not belong "
+            "together."
+        )
+    if tokens < rows:
+        _warn(f"The vocabulary in {directory} has {tokens:,} tokens, its word embeddings {rows:,} rows; the last are never used.")
+    pad = description.get("pad_token_id", tokenizer.special_tokens.pad)
+    if pad != tokenizer.special_tokens.pad:
+        _warn(f"The config in {directory} has pad_token_id {pad}, but [PAD] is {tokenizer.special_tokens.pad} in its vocabulary.")
+    settings_path = directory / tokenizers.CONFIG
+    max_length = read_json(settings_path).get("model_max_length") if settings_path.exists() else None
+    if isinstance(max_length, int) and config.max_position_embeddings < max_length < _NO_MAX_LENGTH:
+        _warn(f"{settings_path} allows {max_length} tokens, but the model has {config.max_position_embeddings} positions.")
+    for warning in tokenizer.warnings():
+        _warn(f"{directory}: {warning}")
 
 
 def _summary(name: str, value: np.ndarray) -> dict[str, Any]:
@@ -241,4 +250,4 @@ def _summary(name: str, value: np.ndarray) -> dict[str, Any]:
 
 
 def _warn(sentence: str) -> None:
-    warnings.warn(sentence, Doubt, stacklevel=3)
+    warnings.warn(sentence, BertWarning, stacklevel=3)

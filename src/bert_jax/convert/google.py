@@ -1,7 +1,7 @@
-"""TensorFlow's checkpoint files (the tensor bundle of ``tensor_bundle.h``), read and written without TensorFlow.
+"""TensorFlow checkpoint files (the tensor bundle of ``tensor_bundle.h``), read and written without TensorFlow.
 
-``PREFIX.index`` is a sorted string table, the format of LevelDB: keys are tensor names, values say where in
-``PREFIX.data-00000-of-0000N`` the little-endian bytes of a tensor lie. Blocks and tensors carry masked CRC-32C sums.
+``PREFIX.index`` is a sorted string table, the format of LevelDB. Its keys are tensor names; its values give the place of a tensor's
+little-endian bytes in ``PREFIX.data-00000-of-0000N``. Blocks and tensors have masked CRC-32C checksums.
 """
 
 from __future__ import annotations
@@ -21,28 +21,30 @@ from google.protobuf.message import DecodeError
 from bert_jax.errors import UserError
 
 _MAGIC = 0xDB4775248B80FB57
+# Bytes of a table's footer.
 _FOOTER = 48
-_TRAILER = 5
-# Object graphs of TensorFlow 2 keep a description of themselves under this name.
+# Name under which an object graph of TensorFlow 2 stores its description.
 _OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
-# Numbers of tensorflow/core/framework/types.proto.
+# Data types by their numbers in tensorflow/core/framework/types.proto.
 _DTYPES: dict[int, Any] = {1: "<f4", 2: "<f8", 3: "<i4", 9: "<i8", 14: ml_dtypes.bfloat16, 19: "<f2"}
 _FLOAT32 = 1
 
 
 def _messages() -> tuple[Any, Any]:
-    """The two messages of ``tensor_bundle.proto`` and what they are made of."""
+    """Return the messages BundleHeaderProto and BundleEntryProto of ``tensor_bundle.proto``."""
     scalar = descriptor_pb2.FieldDescriptorProto
     file = descriptor_pb2.FileDescriptorProto(name="bert_jax/bundle.proto", package="bert_jax", syntax="proto3")
 
     def message(name: str, **fields: tuple[int, Any]) -> None:
-        added = file.message_type.add(name=name)
+        descriptor = file.message_type.add(name=name)
         for field, (number, kind) in fields.items():
-            repeated = scalar.LABEL_REPEATED if field in ("dim", "slices") else scalar.LABEL_OPTIONAL
+            label = scalar.LABEL_REPEATED if field in ("dim", "slices") else scalar.LABEL_OPTIONAL
             if isinstance(kind, str):
-                added.field.add(name=field, number=number, label=repeated, type=scalar.TYPE_MESSAGE, type_name=f".bert_jax.{kind}")
+                descriptor.field.add(
+                    name=field, number=number, label=label, type=scalar.TYPE_MESSAGE, type_name=f".bert_jax.{kind}"
+                )
             else:
-                added.field.add(name=field, number=number, label=repeated, type=kind)
+                descriptor.field.add(name=field, number=number, label=label, type=kind)
 
     message("Version", producer=(1, scalar.TYPE_INT32))
     message("Header", num_shards=(1, scalar.TYPE_INT32), endianness=(2, scalar.TYPE_INT32), version=(3, "Version"))
@@ -68,15 +70,16 @@ def _messages() -> tuple[Any, Any]:
 _Header, _Entry = _messages()
 
 
-def read(index: epath.Path, wanted: Callable[[str], bool]) -> dict[str, np.ndarray]:
-    """Tensors of a checkpoint whose names are wanted; the bytes of others are not read.
+def read(index: epath.Path, select: Callable[[str], bool]) -> dict[str, np.ndarray]:
+    """Read the selected tensors of a checkpoint; the bytes of other tensors are not read.
 
     Args:
       index: the file ``PREFIX.index``; its data files lie beside it.
-      wanted: whether a name is to be read.
+      select: returns whether to read the tensor of a name.
 
     Raises:
-      UserError: the files are damaged or missing, or hold what has no place in a BERT checkpoint.
+      UserError: a file is missing or damaged, or the checkpoint has a feature that BERT checkpoints do not use (object graphs,
+        big-endian numbers, sliced tensors, other data types).
     """
     try:
         table = dict(_table(index.read_bytes()))
@@ -86,25 +89,26 @@ def read(index: epath.Path, wanted: Callable[[str], bool]) -> dict[str, np.ndarr
         raise UserError(f"{index} is not a whole TensorFlow checkpoint index: {error}.") from None
     if _OBJECT_GRAPH in entries:
         raise UserError(
-            f"{index} is a TensorFlow 2 object graph; only checkpoints with the original's variable names are read: convert it "
-            "with TensorFlow first."
+            f"{index} is a TensorFlow 2 object graph; convert it with TensorFlow to a checkpoint with the original's names."
         )
     if header.endianness:
-        raise UserError(f"{index} describes big-endian numbers, which are not read.")
+        raise UserError(
+            f"{index} describes big-endian numbers, which are not supported; write the checkpoint on a little-endian machine."
+        )
     prefix, tensors = index.name.removesuffix(".index"), {}
-    for shard in sorted({entry.shard_id for name, entry in entries.items() if wanted(name)}):
-        mine = {name: entry for name, entry in entries.items() if entry.shard_id == shard and wanted(name)}
+    for shard in sorted({entry.shard_id for name, entry in entries.items() if select(name)}):
+        selected = {name: entry for name, entry in entries.items() if entry.shard_id == shard and select(name)}
         path = index.parent / f"{prefix}.data-{shard:05d}-of-{header.num_shards:05d}"
         if not path.is_file():
-            raise UserError(f"There is no file {path}, which {index.name} names.")
+            raise UserError(f"There is no file {path}, which {index.name} lists.")
         with path.open("rb") as file:
-            for name, entry in sorted(mine.items(), key=lambda item: item[1].offset):
+            for name, entry in sorted(selected.items(), key=lambda item: item[1].offset):
                 tensors[name] = _tensor(file, path, name, entry)
     return tensors
 
 
 def write(index: epath.Path, tensors: Mapping[str, np.ndarray]) -> None:
-    """Write float32 tensors as a checkpoint of one data file."""
+    """Write float32 tensors as a checkpoint with one data file."""
     prefix, offset = index.name.removesuffix(".index"), 0
     entries = {b"": _Header(num_shards=1, version={"producer": 1}).SerializeToString()}
     with (index.parent / f"{prefix}.data-00000-of-00001").open("wb") as file:
@@ -130,58 +134,61 @@ def write(index: epath.Path, tensors: Mapping[str, np.ndarray]) -> None:
 
 def _tensor(file: Any, path: epath.Path, name: str, entry: Any) -> np.ndarray:
     if entry.slices or entry.dtype not in _DTYPES:
-        what = "is divided into slices" if entry.slices else f"has TensorFlow's data type {entry.dtype}"
-        raise UserError(f"{path}: {name} {what}, which is not read.")
+        problem = "is divided into slices" if entry.slices else f"has TensorFlow's data type {entry.dtype}"
+        raise UserError(f"{path}: {name} {problem}, which is not supported; save it as a whole float32 tensor.")
     shape, dtype = tuple(dim.size for dim in entry.shape.dim), np.dtype(_DTYPES[entry.dtype])
     end = file.seek(0, 2)
     if min((entry.offset, *shape)) < 0 or entry.size != math.prod(shape) * dtype.itemsize or entry.offset + entry.size > end:
-        raise UserError(f"{path} is not whole: it has {end:,} bytes, and {name} of shape {shape} is not among them.")
+        raise UserError(f"{path} is not whole: it has {end:,} bytes, too few for {name} of shape {shape}; copy it again.")
     file.seek(entry.offset)
     data = file.read(entry.size)
     if entry.crc32c != _masked(google_crc32c.value(data)):
-        raise UserError(f"{path} is damaged: {name} differs from its checksum.")
+        raise UserError(f"{path} is damaged: {name} differs from its checksum; copy the checkpoint again.")
     return np.frombuffer(data, dtype).reshape(shape)
 
 
 def _table(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Keys and values of a sorted string table."""
+    """Yield the keys and values of a sorted string table."""
     if len(data) < _FOOTER or struct.unpack("<Q", data[-8:])[0] != _MAGIC:
-        raise ValueError("its end is missing, or it is something else")
-    _, at = _handle(data, len(data) - _FOOTER)
-    (place, size), _ = _handle(data, at)
-    for _, handle in _entries(_opened(data, place, size)):
-        yield from _entries(_opened(data, *_handle(handle, 0)[0]))
+        raise ValueError("its end is missing, or it has another format")
+    _, position = _read_handle(data, len(data) - _FOOTER)
+    (offset, size), _ = _read_handle(data, position)
+    for _, handle in _entries(_read_block(data, offset, size)):
+        yield from _entries(_read_block(data, *_read_handle(handle, 0)[0]))
 
 
-def _opened(data: bytes, place: int, size: int) -> bytes:
-    block, kind = data[place : place + size], data[place + size]
-    if kind:
+def _read_block(data: bytes, offset: int, size: int) -> bytes:
+    """Return the content of a block after a check of its checksum."""
+    block, compression = data[offset : offset + size], data[offset + size]
+    if compression:
         raise ValueError("a block of it is compressed")
-    if struct.unpack_from("<I", data, place + size + 1)[0] != _masked(google_crc32c.value(block + bytes([kind]))):
+    if struct.unpack_from("<I", data, offset + size + 1)[0] != _masked(google_crc32c.value(block + bytes([compression]))):
         raise ValueError("a block of it differs from its checksum")
     return block
 
 
 def _entries(block: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Yield the keys and values of a block, in which a key can share a prefix with the key before it."""
     restarts = struct.unpack_from("<I", block, len(block) - 4)[0]
-    at, end, key = 0, len(block) - 4 * (restarts + 1), b""
-    while at < end:
-        shared, at = _read_varint(block, at)
-        fresh, at = _read_varint(block, at)
-        length, at = _read_varint(block, at)
-        key = key[:shared] + block[at : at + fresh]
-        yield key, block[at + fresh : at + fresh + length]
-        at += fresh + length
+    position, end, key = 0, len(block) - 4 * (restarts + 1), b""
+    while position < end:
+        shared, position = _read_varint(block, position)
+        unshared, position = _read_varint(block, position)
+        length, position = _read_varint(block, position)
+        key = key[:shared] + block[position : position + unshared]
+        yield key, block[position + unshared : position + unshared + length]
+        position += unshared + length
 
 
-def _handle(data: bytes, at: int) -> tuple[tuple[int, int], int]:
-    place, at = _read_varint(data, at)
-    size, at = _read_varint(data, at)
-    return (place, size), at
+def _read_handle(data: bytes, position: int) -> tuple[tuple[int, int], int]:
+    """Return offset and size of a block, and the position after its handle."""
+    offset, position = _read_varint(data, position)
+    size, position = _read_varint(data, position)
+    return (offset, size), position
 
 
 def _block(entries: Mapping[bytes, bytes]) -> bytes:
-    """A block in which no key shares its beginning with the one before."""
+    """Return a block in which no key shares a prefix with the key before it."""
     body, restarts = b"", []
     for key, value in sorted(entries.items()):
         restarts.append(len(body))
@@ -191,25 +198,28 @@ def _block(entries: Mapping[bytes, bytes]) -> bytes:
 
 
 def _sealed(block: bytes) -> bytes:
+    """Return a block with its trailer: no compression, and its checksum."""
     return block + b"\0" + struct.pack("<I", _masked(google_crc32c.value(block + b"\0")))
 
 
 def _masked(crc: int) -> int:
+    """Return a checksum as LevelDB stores it."""
     return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
 
 
-def _varint(number: int) -> bytes:
-    out = bytearray()
-    while number >= 0x80:
-        out.append(number & 0x7F | 0x80)
-        number >>= 7
-    return bytes([*out, number])
+def _varint(value: int) -> bytes:
+    encoded = bytearray()
+    while value >= 0x80:
+        encoded.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*encoded, value])
 
 
-def _read_varint(data: bytes, at: int) -> tuple[int, int]:
-    number = shift = 0
+def _read_varint(data: bytes, position: int) -> tuple[int, int]:
+    """Return the integer at a position and the position after it."""
+    value = shift = 0
     while True:
-        byte = data[at]
-        number, shift, at = number | (byte & 0x7F) << shift, shift + 7, at + 1
+        byte = data[position]
+        value, shift, position = value | (byte & 0x7F) << shift, shift + 7, position + 1
         if byte < 0x80:
-            return number, at
+            return value, position

@@ -1,4 +1,4 @@
-"""Files of transformers' directories: weights in three containers, ``config.json`` with its labels."""
+"""Files of a transformers directory: weights in three containers, and ``config.json`` with its labels."""
 
 from __future__ import annotations
 
@@ -15,17 +15,20 @@ import safetensors
 import safetensors.numpy
 from etils import epath
 
-from bert_jax.config.run import ModelConfig
-from bert_jax.config.validation import check_types, read_json, require
+from bert_jax.config.model import ModelConfig
+from bert_jax.config.validation import check_types
 from bert_jax.convert import pickles
 from bert_jax.errors import UserError
+from bert_jax.io.parsing import read_json
 
 SAFETENSORS, FLAX, PICKLE = "model.safetensors", "flax_model.msgpack", "pytorch_model.bin"
 CONFIG = "config.json"
+LABELLED_HEADS = ("sequence_classification", "multilabel_classification", "regression", "token_classification")
+"""Heads with a label for each output in ``config.json``."""
 _INDEX = ".index.json"
-# Fields that are not the file's; transformers' dtype means something else.
-_OURS = ("dtype", "layers", "remat", "attention", "causal", "states", "lstm_layers")
-# Other names of the same functions; under None what is meant where nothing is said.
+# Fields of ModelConfig that are not read from the file; "dtype" means something else in transformers.
+_NOT_IN_FILE = ("dtype", "layers", "remat", "attention", "causal", "states", "lstm_layers")
+# Other names of the same values; None is an absent value.
 _ALIASES: dict[str, dict[Any, str]] = {
     "hidden_act": {
         None: "gelu",
@@ -38,144 +41,182 @@ _ALIASES: dict[str, dict[Any, str]] = {
 }
 _DTYPES: dict[str, Any] = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": ml_dtypes.bfloat16, "I64": "<i8", "I32": "<i4"}
 
-# The head that gives each of transformers' classes its name; "classifier" is what three of them call theirs.
+# The transformers class of each head, in the order of precedence.
 _CLASSES = {
-    "classify": "BertForSequenceClassification",
-    "regress": "BertForSequenceClassification",
-    "tag": "BertForTokenClassification",
-    "choose": "BertForMultipleChoice",
-    "span": "BertForQuestionAnswering",
+    "sequence_classification": "BertForSequenceClassification",
+    "multilabel_classification": "BertForSequenceClassification",
+    "regression": "BertForSequenceClassification",
+    "token_classification": "BertForTokenClassification",
+    "multiple_choice": "BertForMultipleChoice",
+    "question_answering": "BertForQuestionAnswering",
     "mlm": "BertForMaskedLM",
     "nsp": "BertForNextSentencePrediction",
 }
+# The value of problem_type for heads that BertForSequenceClassification does not infer from the number of outputs.
+_PROBLEM_TYPES = {"regression": "regression", "multilabel_classification": "multi_label_classification"}
 
 
 def read_config(path: epath.PathLike, **changes: Any) -> ModelConfig:
-    """Read the original's ``bert_config.json`` or a ``config.json`` that follows it, with the given fields changed.
+    """Read the original's ``bert_config.json`` or a ``config.json`` of transformers.
 
-    Keys that say nothing about the encoder's arithmetic (``architectures``, token ids, …) are passed over.
+    Keys that do not affect the encoder's arithmetic (``architectures``, token ids, ...) are ignored.
+
+    Args:
+      path: the file.
+      **changes: fields of the config that replace those of the file.
 
     Raises:
-      UserError: the file is missing, is not JSON, belongs to another architecture or holds a bad value.
+      UserError: the file is missing, is not JSON, belongs to another architecture or has an invalid value.
     """
     stored = read_json(path)
-    kind = stored.get("model_type", "bert")
-    require(kind == "bert", f"{path} describes a {kind!r} model; only BERT is read.")
+    model_type = stored.get("model_type", "bert")
+    if model_type != "bert":
+        raise UserError(f"{path} describes a {model_type!r} model; only BERT can be read.")
     for key in ("is_decoder", "add_cross_attention", "pruned_heads"):
-        require(not stored.get(key), f"{path} has {key} {stored.get(key)}; only BERT's whole encoder is read.")
-    hints = {name: hint for name, hint in typing.get_type_hints(ModelConfig).items() if name not in _OURS}
+        if stored.get(key):
+            raise UserError(f"{path} has {key} {stored[key]}; only a complete BERT encoder can be read.")
+    hints = {name: hint for name, hint in typing.get_type_hints(ModelConfig).items() if name not in _NOT_IN_FILE}
     fields = {key: value for key, value in stored.items() if key in hints}
-    for key, names in _ALIASES.items():
-        given, known = fields.get(key), typing.get_args(hints[key])
-        fields[key] = names.get(given, given) if given is None or isinstance(given, str) else given
-        require(fields[key] in known, f"{path} has {key} {given!r}, which is not known here; known are {', '.join(known)}.")
+    for key, aliases in _ALIASES.items():
+        value, choices = fields.get(key), typing.get_args(hints[key])
+        fields[key] = aliases.get(value, value) if value is None or isinstance(value, str) else value
+        if fields[key] not in choices:
+            raise UserError(f"{path} has {key} {value!r}, which is not supported; choose one of {', '.join(choices)}.")
     check_types(fields, hints, str(path))
     return ModelConfig(**(fields | changes))
 
 
 def read(path: epath.Path) -> dict[str, np.ndarray]:
-    """Tensors of a ``.safetensors``, ``.bin`` or ``.msgpack`` file, or of the parts that an ``.index.json`` names.
+    """Read the tensors of a ``.safetensors``, ``.bin`` or ``.msgpack`` file, or of the parts that an ``.index.json`` lists.
 
     Raises:
-      UserError: a file is missing or damaged, or may run code.
+      UserError: a file is missing or damaged, or is a pickle that would run code.
     """
     if not path.name.endswith(_INDEX):
-        require(path.is_file(), f"There is no file {path}.")
+        if not path.is_file():
+            raise UserError(f"There is no file {path}.")
         return _READERS.get(path.suffix, pickles.read)(path)
     places = read_json(path).get("weight_map")
     if not isinstance(places, dict) or not places:
         raise UserError(f"{path} has no weight_map.")
-    found: dict[str, np.ndarray] = {}
+    tensors: dict[str, np.ndarray] = {}
     for name in sorted(set(map(str, places.values()))):
         part = path.parent / name
-        plain = part.name == name and not name.endswith(_INDEX)
-        require(plain and part.is_file(), f"There is no file {part}, which {path.name} names.")
-        tensors = read(part)
-        twice = sorted(set(found) & set(tensors))
-        require(not twice, f"{part} and another part of {path.name} both hold {(twice or [''])[0]}.")
-        found |= tensors
-    lost = sorted(set(places) - set(found))
-    require(not lost, f"{path} names {len(lost)} tensors that its files do not hold, {(lost or [''])[0]} among them.")
-    return found
+        is_plain_name = part.name == name and not name.endswith(_INDEX)
+        if not is_plain_name or not part.is_file():
+            raise UserError(f"There is no file {part}, which {path.name} lists.")
+        new_tensors = read(part)
+        duplicates = sorted(set(tensors) & set(new_tensors))
+        if duplicates:
+            raise UserError(f"{part} and another part of {path.name} both contain {duplicates[0]}.")
+        tensors |= new_tensors
+    missing = sorted(set(places) - set(tensors))
+    if missing:
+        raise UserError(f"{path} lists {len(missing)} tensors that its files do not contain, such as {missing[0]}.")
+    return tensors
 
 
 def write_safetensors(path: epath.Path, tensors: Mapping[str, np.ndarray]) -> None:
     """Write tensors as one file, in the order and with the metadata that transformers expects."""
-    whole = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
-    path.write_bytes(safetensors.numpy.save(whole, metadata={"format": "pt"}))
+    contiguous = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
+    path.write_bytes(safetensors.numpy.save(contiguous, metadata={"format": "pt"}))
 
 
 def write_msgpack(path: epath.Path, tensors: Mapping[str, np.ndarray]) -> None:
-    """Write the parameter tree of a Flax class."""
-    whole = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
-    path.write_bytes(flax.serialization.msgpack_serialize(flax.traverse_util.unflatten_dict(whole, sep="/")))
+    """Write the parameter tree of one of transformers' former Flax classes."""
+    contiguous = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
+    path.write_bytes(flax.serialization.msgpack_serialize(flax.traverse_util.unflatten_dict(contiguous, sep="/")))
 
 
 def describe(config: ModelConfig, heads: Mapping[str, int], labels: tuple[str, ...]) -> dict[str, Any]:
-    """Content of ``config.json``, which is also a ``bert_config.json``."""
-    kept = {key: value for key, value in dataclasses.asdict(config).items() if key not in _OURS}
-    task = next((head for head in _CLASSES if head in heads), None)
-    named = "BertForPreTraining" if task == "mlm" and "nsp" in heads else _CLASSES.get(task or "", "BertModel")
-    stored = {
-        **kept,
-        "architectures": [named],
+    """Return the content of ``config.json``, which is also a valid ``bert_config.json``.
+
+    Args:
+      config: the model.
+      heads: number of outputs of each head.
+      labels: names of a classifier's outputs; LABEL_0, LABEL_1, ... if empty.
+    """
+    fields = {key: value for key, value in dataclasses.asdict(config).items() if key not in _NOT_IN_FILE}
+    head = next((head for head in _CLASSES if head in heads), "")
+    architecture = "BertForPreTraining" if head == "mlm" and "nsp" in heads else _CLASSES.get(head, "BertModel")
+    description = {
+        **fields,
+        "architectures": [architecture],
         "model_type": "bert",
         "hidden_act": {"gelu_tanh": "gelu_new"}.get(config.hidden_act, config.hidden_act),
         "position_embedding_type": "absolute",
         "tie_word_embeddings": True,
     }
-    if task == "regress":
-        stored["problem_type"] = "regression"
-    if task in ("classify", "regress", "tag"):
-        shown = labels or tuple(f"LABEL_{number}" for number in range(heads[task]))
-        stored |= {"id2label": dict(enumerate(shown)), "label2id": {label: number for number, label in enumerate(shown)}}
-    return stored
+    if head in _PROBLEM_TYPES:
+        description["problem_type"] = _PROBLEM_TYPES[head]
+    if head in LABELLED_HEADS:
+        names = labels or tuple(f"LABEL_{index}" for index in range(heads[head]))
+        description |= {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
+    return description
 
 
-def classifier(stored: Mapping[str, Any], outputs: int) -> str:
-    """The head that the name "classifier" means in a model that ``config.json`` describes so."""
-    listed = stored.get("architectures")
-    named = str(listed[0]) if isinstance(listed, list) and listed else str(listed)
-    for head in ("tag", "choose"):
-        if named.endswith(_CLASSES[head]):
+def classifier(description: Mapping[str, Any], outputs: int) -> str:
+    """Return the head that "classifier" is in a model, by its ``config.json`` and number of outputs."""
+    architectures = description.get("architectures")
+    architecture = str(architectures[0]) if isinstance(architectures, list) and architectures else str(architectures)
+    for head in ("token_classification", "multiple_choice"):
+        if architecture.endswith(_CLASSES[head]):
             return head
-    return "regress" if outputs == 1 or stored.get("problem_type") == "regression" else "classify"
+    for head, problem_type in _PROBLEM_TYPES.items():
+        if description.get("problem_type") == problem_type:
+            return head
+    return "regression" if outputs == 1 else "sequence_classification"
 
 
-def labels(stored: Mapping[str, Any], outputs: int, path: epath.Path) -> tuple[str, ...]:
-    """Names of the outputs that a ``config.json`` gives, or none.
+def labels(description: Mapping[str, Any], outputs: int, path: epath.Path) -> tuple[str, ...]:
+    """Return the names of a classifier's outputs in a ``config.json``, empty if it has none.
+
+    Args:
+      description: content of the file.
+      outputs: number of outputs.
+      path: the file, for error messages.
 
     Raises:
-      UserError: it names more or fewer than there are.
+      UserError: the number of names differs from the number of outputs.
     """
-    names = stored.get("id2label")
+    names = description.get("id2label")
     if not isinstance(names, dict):
         return ()
-    require(
-        set(names) == {str(number) for number in range(outputs)},
-        f"{path} names {len(names)} labels (id2label), but the model's classifier has {outputs} outputs.",
-    )
-    return tuple(str(names[str(number)]) for number in range(outputs))
+    if set(names) != {str(index) for index in range(outputs)}:
+        raise UserError(
+            f"{path} has {len(names)} labels in id2label, but the model's classifier has {outputs} outputs; correct id2label."
+        )
+    return tuple(str(names[str(index)]) for index in range(outputs))
 
 
-def _safetensors(path: epath.Path) -> dict[str, np.ndarray]:
+def _read_safetensors(path: epath.Path) -> dict[str, np.ndarray]:
     try:
-        found = dict(safetensors.deserialize(path.read_bytes()))
+        tensors = dict(safetensors.deserialize(path.read_bytes()))
     except safetensors.SafetensorError as error:
         raise UserError(f"{path} is not a whole safetensors file: {error}.") from None
-    strange = sorted(name for name, tensor in found.items() if tensor["dtype"] not in _DTYPES)
-    require(not strange, f"{path}: {(strange or [''])[0]} has a data type that no BERT has.")
-    return {name: np.frombuffer(t["data"], _DTYPES[t["dtype"]]).reshape(t["shape"]) for name, t in found.items()}
+    unsupported = sorted(name for name, tensor in tensors.items() if tensor["dtype"] not in _DTYPES)
+    if unsupported:
+        raise UserError(
+            f"{path}: {unsupported[0]} has dtype {tensors[unsupported[0]]['dtype']}, which is not supported; "
+            f"convert it to one of {', '.join(_DTYPES)}."
+        )
+    return {
+        name: np.frombuffer(tensor["data"], _DTYPES[tensor["dtype"]]).reshape(tensor["shape"]) for name, tensor in tensors.items()
+    }
 
 
-def _msgpack(path: epath.Path) -> dict[str, np.ndarray]:
+def _read_msgpack(path: epath.Path) -> dict[str, np.ndarray]:
     try:
         tree = flax.serialization.msgpack_restore(path.read_bytes())
-        flat = flax.traverse_util.flatten_dict(tree.get("params", tree), sep="/")
-    except Exception as error:  # A damaged file makes a damaged tree, of which anything may be raised.
+        tensors = flax.traverse_util.flatten_dict(tree.get("params", tree), sep="/")
+    except Exception as error:  # A damaged file yields a damaged tree, on which any exception can be raised.
         raise UserError(f"{path} is not a whole Flax parameter file ({type(error).__name__}: {error}).") from None
-    require(all(isinstance(value, np.ndarray) for value in flat.values()), f"{path} holds something else than arrays.")
-    return flat
+    if not all(isinstance(value, np.ndarray) for value in tensors.values()):
+        raise UserError(f"{path} contains values that are not arrays; a Flax parameter file has arrays only.")
+    return tensors
 
 
-_READERS: dict[str, Callable[[epath.Path], dict[str, np.ndarray]]] = {".safetensors": _safetensors, ".msgpack": _msgpack}
+_READERS: dict[str, Callable[[epath.Path], dict[str, np.ndarray]]] = {
+    ".safetensors": _read_safetensors,
+    ".msgpack": _read_msgpack,
+}

@@ -1,8 +1,8 @@
-"""One table of names and reshapes, read in both directions: our parameter tree and what other projects call its parts.
+"""The table of parameter names: this package's parameter tree and the names of other projects, read in both directions.
 
-Three families of names exist. "google" is the original's TensorFlow variables, "hf" the state dict of transformers'
-PyTorch classes, "flax" the parameter tree of its former Flax classes. Ours stacks the layers along a leading axis and
-keeps heads apart, ``[L, D, H, K]``; theirs have one matrix ``[D, H·K]`` a layer, transposed where PyTorch says so.
+There are three families of names. "google" is the original's TensorFlow variables, "hf" the state dict of transformers' PyTorch
+classes, "flax" the parameter tree of its former Flax classes. This package stacks the layers along a leading axis and keeps
+attention heads apart, ``[L, D, H, K]``; the other families store one matrix ``[D, H*K]`` per layer, transposed in PyTorch.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Family = Literal["google", "hf", "flax"]
 
 
 class _Leaf(NamedTuple):
-    """One array of a module: its name in each family, "" where the module's name is the array's."""
+    """One array of a module with its name in each family; "" where the module's name is the array's name."""
 
     ours: str
     hf: str
@@ -29,13 +29,13 @@ class _Leaf(NamedTuple):
 _TABLE = (_Leaf("", "weight", "", "embedding"),)
 _NORM = (_Leaf("scale", "weight", "gamma", "scale"), _Leaf("bias", "bias", "beta", "bias"))
 _DENSE = (_Leaf("kernel", "weight", "kernel", "kernel", ("hf",)), _Leaf("bias", "bias", "bias", "bias"))
-_SCORES = (
+_LOGITS = (
     _Leaf("kernel", "weight", "output_weights", "kernel", ("hf", "google")),
     _Leaf("bias", "bias", "output_bias", "bias"),
 )
 _BIAS = (_Leaf("bias", "bias", "output_bias", "bias"),)
 
-# Ours, transformers' and the arrays; {} is the layer.
+# Path in this package, name in transformers, and the arrays; {} is the layer.
 _MODULES: tuple[tuple[str, str, tuple[_Leaf, ...]], ...] = (
     ("bert/embeddings/word", "bert.embeddings.word_embeddings", _TABLE),
     ("bert/embeddings/position", "bert.embeddings.position_embeddings", _TABLE),
@@ -53,74 +53,89 @@ _MODULES: tuple[tuple[str, str, tuple[_Leaf, ...]], ...] = (
     ("mlm/dense", "cls.predictions.transform.dense", _DENSE),
     ("mlm/norm", "cls.predictions.transform.LayerNorm", _NORM),
     ("mlm", "cls.predictions", _BIAS),
-    ("nsp", "cls.seq_relationship", _SCORES),
-    ("classify", "classifier", _SCORES),
-    ("regress", "classifier", _SCORES),
-    ("tag", "classifier", _SCORES),
-    ("choose", "classifier", _SCORES),
-    ("span", "qa_outputs", _SCORES),
+    ("nsp", "cls.seq_relationship", _LOGITS),
+    ("sequence_classification", "classifier", _LOGITS),
+    ("multilabel_classification", "classifier", _LOGITS),
+    ("regression", "classifier", _LOGITS),
+    ("token_classification", "classifier", _LOGITS),
+    ("multiple_choice", "classifier", _LOGITS),
+    ("question_answering", "qa_outputs", _LOGITS),
 )
-# The original's modules are transformers' with / for . but for these: run_classifier.py names its output at the top
-# level, whatever the task, and run_squad.py below cls/squad.
+CLASSIFIERS = tuple(ours for ours, hf, _ in _MODULES if hf == "classifier")
+"""Heads that share the name "classifier" in other projects."""
+# The original's names are those of transformers with / instead of ., with two exceptions: run_classifier.py puts its output at the
+# top level, whatever the task, and run_squad.py below cls/squad.
 _GOOGLE = {"classifier": "", "qa_outputs": "cls/squad"}
 
 
 class Entry(NamedTuple):
-    """One array of ours, and how another family stores it."""
+    """One parameter of this package and its storage in another family."""
 
     ours: str
-    """Path in our tree, joined by /."""
+    """Path in the parameter tree, joined by /."""
     names: tuple[str, ...]
-    """Theirs, one for each layer, or a single one."""
+    """Names of its tensors in the other family: one for each layer, or a single one."""
     stacked: bool
-    """Whether ours has a leading axis of layers."""
+    """Whether the parameter has a leading axis of layers."""
     transposed: bool
+    """Whether the other family stores the matrix as [outputs, inputs]."""
 
-    def theirs(self, ours: np.ndarray) -> list[np.ndarray]:
-        """Our array as theirs, one for each name; views where that is possible."""
-        parts = list(ours) if self.stacked else [ours]
-        return [self._matrix(part).T if self.transposed else self._matrix(part) for part in parts]
+    def to_family(self, parameter: np.ndarray) -> list[np.ndarray]:
+        """Return the tensors of the other family, one for each name; views where that is possible."""
+        layers = list(parameter) if self.stacked else [parameter]
+        return [self._matrix(layer).T if self.transposed else self._matrix(layer) for layer in layers]
 
-    def shape(self, ours: tuple[int, ...]) -> tuple[int, ...]:
-        """Shape of each of theirs."""
-        return self.theirs(np.broadcast_to(np.float32(0), ours))[0].shape
+    def family_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the shape of each tensor of the other family for a parameter of this shape."""
+        return self.to_family(np.broadcast_to(np.float32(0), shape))[0].shape
 
-    def back(self, theirs: list[np.ndarray], ours: tuple[int, ...]) -> np.ndarray:
-        """Our array, float32, from theirs: the inverse of :meth:`theirs`."""
-        out = np.empty(ours, np.float32)
-        for place, part in zip(out if self.stacked else [out], theirs, strict=True):
-            place[...] = (part.T if self.transposed else part).reshape(place.shape)
-        return out
+    def from_family(self, tensors: list[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
+        """Return the float32 parameter of this shape; the inverse of ``to_family``."""
+        parameter = np.empty(shape, np.float32)
+        for layer, tensor in zip(parameter if self.stacked else [parameter], tensors, strict=True):
+            layer[...] = (tensor.T if self.transposed else tensor).reshape(layer.shape)
+        return parameter
 
-    def _matrix(self, part: np.ndarray) -> np.ndarray:
+    def _matrix(self, layer: np.ndarray) -> np.ndarray:
+        """Merge the axes of attention heads."""
         leaf = self.ours.rpartition("/")[2]
         if leaf != "kernel":
-            return part.reshape(-1) if leaf == "bias" else part
-        inputs = part.shape[0] if self.ours != "bert/layers/attention/output/kernel" else part.shape[0] * part.shape[1]
-        return part.reshape(inputs, -1)
+            return layer.reshape(-1) if leaf == "bias" else layer
+        inputs = layer.shape[0] if self.ours != "bert/layers/attention/output/kernel" else layer.shape[0] * layer.shape[1]
+        return layer.reshape(inputs, -1)
 
 
 def entries(family: Family, paths: Iterable[str], layers: int) -> Iterator[Entry]:
-    """How a family stores each of these paths of ours.
+    """Yield the storage of parameters in a family.
 
-    A path that the table does not hold is a defect of the table: KeyError.
+    Args:
+      family: family of names.
+      paths: paths in the parameter tree, joined by /.
+      layers: number of layers of the model.
+
+    Raises:
+      KeyError: the table lacks a path, which is a defect of the table.
     """
-    known = {path: (name, transposed) for path, name, transposed in _rows(family)}
+    table = {path: (name, transposed) for path, name, transposed in _rows(family)}
     for path in paths:
-        name, transposed = known[path]
+        name, transposed = table[path]
         stacked = "{}" in name
         yield Entry(path, tuple(name.format(layer) for layer in range(layers)) if stacked else (name,), stacked, transposed)
 
 
 def heads(family: Family, names: set[str]) -> set[str]:
-    """Heads, and ``"bert/pooler"``, that any of these names belongs to; several where they share their names."""
-    found = (path for path, name, _ in _rows(family) if name in names)
-    parts = {path.rpartition("/")[0] if path.startswith("bert/") else path.partition("/")[0] for path in found}
-    return {part for part in parts if not part.startswith("bert/") or part == "bert/pooler"} - {"bert"}
+    """Return the heads that any of these tensors belongs to; all of them where heads share names."""
+    paths = {path for path, name, _ in _rows(family) if name in names}
+    return {path.partition("/")[0] for path in paths} - {"bert"}
+
+
+def has_pooler(family: Family, names: set[str]) -> bool:
+    """Return whether any of these tensors belongs to the pooler."""
+    return any(path.startswith("bert/pooler/") for path, name, _ in _rows(family) if name in names)
 
 
 def _rows(family: Family) -> Iterator[tuple[str, str, bool]]:
-    """Our path, their name, and whether theirs is transposed, for each row of the table."""
+    """Yield path, name in the family, and whether the family's matrix is transposed, for each row of the table."""
     for ours, hf, leaves in _MODULES:
         google = _GOOGLE.get(hf, hf.replace(".{}", "_{}").replace(".", "/"))
         module, joint = {"hf": (hf, "."), "google": (google, "/"), "flax": (hf.replace(".", "/"), "/")}[family]

@@ -1,8 +1,8 @@
-"""PyTorch's ``.bin`` and ``.pt`` files, read without PyTorch and without running anything that they hold.
+"""PyTorch's ``.bin`` and ``.pt`` files, read without PyTorch and without executing code from the file.
 
-A pickle is a program. Here it gets the names of PyTorch's storages and of the four functions that a state dict is made
-with; all but ``OrderedDict`` stand for objects of this file that do nothing but describe an array, and that a pickle
-cannot change. One that asks for any other name is refused before it gets it.
+A pickle is a program. The unpickler here resolves only the names of PyTorch's storages and of the four functions that build a state
+dict. Except for ``OrderedDict`` they resolve to objects of this file that only describe arrays and that a pickle cannot modify.
+Any other name raises an error before it is looked up.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from etils import epath
 
 from bert_jax.errors import UserError
 
-# Of the format before PyTorch 1.6, torch/serialization.py.
-_LARGEST_PICKLE = 1 << 24
+# Maximum bytes of a state dict's description, and maximum number of its memo entries.
+_MAX_PICKLE = 1 << 24
+# Magic number and protocol version of the format before PyTorch 1.6 (torch/serialization.py).
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 
 _STORAGES: dict[str, Any] = {
@@ -41,7 +42,7 @@ _STORAGES: dict[str, Any] = {
 
 
 class _Storage(NamedTuple):
-    """A run of numbers in the file."""
+    """A contiguous array in the file."""
 
     key: str
     dtype: np.dtype
@@ -49,7 +50,7 @@ class _Storage(NamedTuple):
 
 
 class _Tensor(NamedTuple):
-    """A view of a storage; offset and strides count numbers."""
+    """A view of a storage; offset and strides count elements."""
 
     storage: _Storage
     offset: int
@@ -57,12 +58,12 @@ class _Tensor(NamedTuple):
     strides: tuple[int, ...]
 
 
-class _Refused(pickle.UnpicklingError):
-    """A name that no state dict has use for."""
+class _ForbiddenName(pickle.UnpicklingError):
+    """A pickle refers to a name that no state dict uses."""
 
 
-class _Kind(NamedTuple):
-    """A class of storages."""
+class _StorageType(NamedTuple):
+    """Name of a storage class."""
 
     name: str
 
@@ -88,94 +89,95 @@ class _Unpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if module == "torch" and name in _STORAGES:
-            return _Kind(name)
-        known: dict[tuple[str, str], Callable[..., Any]] = {
+            return _StorageType(name)
+        allowed: dict[tuple[str, str], Callable[..., Any]] = {
             ("collections", "OrderedDict"): collections.OrderedDict,
             ("torch._utils", "_rebuild_tensor_v2"): _RebuildTensor(),
             ("torch._utils", "_rebuild_tensor"): _RebuildTensor(),
             ("torch._utils", "_rebuild_parameter"): _RebuildParameter(),
         }
-        if (module, name) not in known:
-            raise _Refused(f"it asks for {module}.{name}")
-        return known[module, name]
+        if (module, name) not in allowed:
+            raise _ForbiddenName(f"it refers to {module}.{name}")
+        return allowed[module, name]
 
     def persistent_load(self, pid: Any) -> _Storage:
-        what, kind, key, _, size = pid[:5]
-        if what != "storage" or not isinstance(kind, _Kind):
-            raise pickle.UnpicklingError("it refers to something that is no storage")
-        return self.storages.setdefault(str(key), _Storage(str(key), np.dtype(_STORAGES[kind.name]), int(size)))
+        kind, storage_type, key, _, size = pid[:5]
+        if kind != "storage" or not isinstance(storage_type, _StorageType):
+            raise pickle.UnpicklingError("it refers to an object that is not a storage")
+        return self.storages.setdefault(str(key), _Storage(str(key), np.dtype(_STORAGES[storage_type.name]), int(size)))
 
 
 def read(path: epath.Path) -> dict[str, np.ndarray]:
-    """Tensors of a state dict.
+    """Read the tensors of a state dict.
 
     Raises:
-      UserError: the file is damaged, is no state dict, or would run code.
+      UserError: the file is damaged, is not a state dict, or would run code.
     """
     data = path.read_bytes()
     try:
-        found, storages = _zipped(data) if data.startswith(b"PK") else _old(data)
-        if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
-            found = found["state_dict"]
-        if not isinstance(found, dict) or not all(isinstance(value, _Tensor) for value in found.values()):
-            raise ValueError("it holds something else than named tensors")
-        return {str(name): _array(value, storages) for name, value in found.items()}
-    except _Refused as error:
+        state, storages = _read_zip(data) if data.startswith(b"PK") else _read_legacy(data)
+        if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+            state = state["state_dict"]
+        if not isinstance(state, dict) or not all(isinstance(value, _Tensor) for value in state.values()):
+            raise ValueError("it contains objects other than named tensors")
+        return {str(name): _array(value, storages) for name, value in state.items()}
+    except _ForbiddenName as error:
         raise UserError(
-            f"{path} is a pickle that may run code: {error}. Nothing of it was run; save the state dict alone, as safetensors."
+            f"{path} is a pickle that could run code ({error}), and it was not executed; save only the state dict, as safetensors."
         ) from None
-    except Exception as error:  # A damaged pickle is a damaged program: it may raise anything.
+    except Exception as error:  # A damaged pickle is a damaged program, which can raise any exception.
         raise UserError(f"{path} is not a whole PyTorch state dict: {error or type(error).__name__}.") from None
 
 
-def _zipped(data: bytes) -> tuple[Any, dict[str, bytes]]:
-    """The format since PyTorch 1.6: ``data.pkl``, and a member for each storage."""
+def _read_zip(data: bytes) -> tuple[Any, dict[str, bytes]]:
+    """Read the format since PyTorch 1.6: an archive of ``data.pkl`` and one member for each storage."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         root = next(name for name in archive.namelist() if name.endswith("data.pkl")).removesuffix("data.pkl")
         if f"{root}byteorder" in archive.namelist() and archive.read(f"{root}byteorder") != b"little":
-            raise ValueError("its numbers are big-endian")
-        if archive.getinfo(f"{root}data.pkl").file_size > _LARGEST_PICKLE:
-            raise ValueError("its description is larger than any state dict's")
-        found, sizes = _run(io.BytesIO(archive.read(f"{root}data.pkl")))
+            raise ValueError("its tensors are big-endian")
+        if archive.getinfo(f"{root}data.pkl").file_size > _MAX_PICKLE:
+            raise ValueError("its description is larger than that of a state dict")
+        state, declared = _unpickle(io.BytesIO(archive.read(f"{root}data.pkl")))
         storages = {}
-        for storage in sizes.values():
+        for storage in declared.values():
             member = f"{root}data/{storage.key}"
             if archive.getinfo(member).file_size != storage.size * storage.dtype.itemsize:
-                raise ValueError(f"{member} has another size than its description says")
+                raise ValueError(f"the size of {member} differs from its description")
             storages[storage.key] = archive.read(member)
-        return found, storages
+        return state, storages
 
 
-def _old(data: bytes) -> tuple[Any, dict[str, bytes]]:
-    """The format before: five pickles, then each storage with its size before it."""
+def _read_legacy(data: bytes) -> tuple[Any, dict[str, bytes]]:
+    """Read the format before PyTorch 1.6: five pickles, then each storage after its size."""
     file, storages = io.BytesIO(data), {}
-    if _run(file)[0] != _MAGIC or _run(file)[0] != _PROTOCOL:
-        raise ValueError("it is something else")
-    _run(file)
-    found, sizes = _run(file)
-    for key in _run(file)[0]:
+    if _unpickle(file)[0] != _MAGIC or _unpickle(file)[0] != _PROTOCOL:
+        raise ValueError("it has another format")
+    _unpickle(file)
+    state, declared = _unpickle(file)
+    for key in _unpickle(file)[0]:
         count = int.from_bytes(file.read(8), "little")
-        storages[str(key)] = file.read(count * sizes[str(key)].dtype.itemsize)
-    return found, storages
+        storages[str(key)] = file.read(count * declared[str(key)].dtype.itemsize)
+    return state, storages
 
 
-def _run(file: io.BytesIO) -> tuple[Any, dict[str, _Storage]]:
-    """What the pickle at this place of the file makes, and the storages that it names."""
+def _unpickle(file: io.BytesIO) -> tuple[Any, dict[str, _Storage]]:
+    """Return the object of the pickle at the current position of a file, and the storages it refers to."""
     start = file.tell()
     for code, argument, _ in pickletools.genops(file):
-        # An unpickler would make room for as many memos as a number in the file says.
-        if code.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > _LARGEST_PICKLE:
-            raise ValueError("it asks for more memory than a state dict needs")
+        # The unpickler allocates memo entries up to the index that is stored in the file.
+        if code.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > _MAX_PICKLE:
+            raise ValueError("it allocates more memory than a state dict needs")
     file.seek(start)
     unpickler = _Unpickler(file)
     return unpickler.load(), unpickler.storages
 
 
 def _array(tensor: _Tensor, storages: dict[str, bytes]) -> np.ndarray:
+    """Return a tensor as an array, after a check that it lies within its storage."""
     values = np.frombuffer(storages[tensor.storage.key], tensor.storage.dtype)
-    reach = tensor.offset + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.strides, strict=True)) + 1
-    outside = min((tensor.offset, *tensor.shape, *tensor.strides)) < 0 or max(reach, math.prod(tensor.shape)) > len(values)
-    if len(values) != tensor.storage.size or outside:
-        raise ValueError("a tensor reaches beyond its numbers")
+    end = tensor.offset + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.strides, strict=True)) + 1
+    is_outside = min((tensor.offset, *tensor.shape, *tensor.strides)) < 0 or max(end, math.prod(tensor.shape)) > len(values)
+    if len(values) != tensor.storage.size or is_outside:
+        raise ValueError("a tensor extends beyond its storage")
     strides = [stride * values.itemsize for stride in tensor.strides]
     return np.lib.stride_tricks.as_strided(values[tensor.offset :], tensor.shape, strides, writeable=False)

@@ -1,1 +1,1 @@
-"""From text to batches: numpy, TFDS and Grain, never jax."""
+"""From text to batches, with NumPy, TFDS and Grain; nothing here imports JAX."""

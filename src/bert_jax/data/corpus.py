@@ -1,8 +1,8 @@
-"""A corpus: a TFDS data set of tokenized documents in ArrayRecord, read and written without TensorFlow.
+"""A corpus: a TFDS data set of tokenized documents in ArrayRecord, written and read without TensorFlow.
 
-The directory is an ordinary TFDS directory (``tfds.builder_from_directory`` opens it). Beside its shards lie the
-tokenizer's files and, for each split, two small arrays that are mapped into memory: sentence lengths, from which
-examples are planned without reading a document, and piece counts.
+The directory is an ordinary TFDS directory, which `tfds.builder_from_directory` opens. Beside its shards lie the tokenizer's files
+and, for each split, three memory-mapped arrays: the first sentence of each document, the length of each sentence, from which
+examples are planned without reading a document, and the count of each token.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import io
 import itertools
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -25,66 +25,70 @@ from bert_jax import tokenizers
 from bert_jax.data.readers import Document
 from bert_jax.errors import UserError
 from bert_jax.io import atomic
+from bert_jax.io.parsing import read_json
 from bert_jax.tokenizers import Tokenizer
 
 TRAIN, HELD_OUT = SPLITS = ("train", "held_out")
+_DATASET_INFO = "dataset_info.json"
+# Documents that are tokenized together.
 _CHUNK = 1024
-# Bytes of decoded documents, and what one takes beside its pieces.
-_KEPT = 2**29
-_EACH = 1024
+# Bytes of decoded documents that are cached, and the bytes that a cached document takes beside its arrays.
+_CACHE_BYTES = 2**29
+_DOCUMENT_OVERHEAD = 1024
 
 
 class Documents:
-    """Random access to documents; those that were read last stay in memory, decoded.
+    """Random access to documents, with a cache of the ones that were read most recently.
 
-    An epoch reads a document about as often as it makes examples of it, within one block of the plan.
+    Within a block of the plan, an epoch reads a document about as often as it makes examples from it.
 
     Args:
       source: a TFDS data source.
-      limit: about how many bytes of documents stay.
+      cache_bytes: approximate size of the cache.
     """
 
-    def __init__(self, source: Any, *, limit: int = _KEPT) -> None:
-        self._source, self._limit = source, limit
-        self._kept: collections.OrderedDict[int, dict[str, np.ndarray]] = collections.OrderedDict()
-        self._held = 0
+    def __init__(self, source: Any, *, cache_bytes: int = _CACHE_BYTES) -> None:
+        self._source, self._cache_bytes = source, cache_bytes
+        self._cache: collections.OrderedDict[int, dict[str, np.ndarray]] = collections.OrderedDict()
+        self._cached_bytes = 0
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._source)
 
-    def __getitem__(self, number: int) -> dict[str, np.ndarray]:
-        return self.__getitems__([number])[0]
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        return self.__getitems__([index])[0]
 
-    def __getitems__(self, numbers: list[int]) -> list[dict[str, np.ndarray]]:
+    def __getitems__(self, indices: list[int]) -> list[dict[str, np.ndarray]]:
         with self._lock:
-            missing = [number for number in dict.fromkeys(numbers) if number not in self._kept]
-            for number, document in zip(missing, self._source.__getitems__(missing) if missing else [], strict=True):
-                self._kept[number] = document
-                self._held += _size(document)
-            found = [self._kept[number] for number in numbers]
-            for number in numbers:
-                self._kept.move_to_end(number)
-            while self._held > self._limit:
-                self._held -= _size(self._kept.popitem(last=False)[1])
-            return found
+            missing = [index for index in dict.fromkeys(indices) if index not in self._cache]
+            for index, document in zip(missing, self._source.__getitems__(missing) if missing else [], strict=True):
+                self._cache[index] = document
+                self._cached_bytes += _size(document)
+            documents = [self._cache[index] for index in indices]
+            for index in indices:
+                self._cache.move_to_end(index)
+            while self._cached_bytes > self._cache_bytes:
+                self._cached_bytes -= _size(self._cache.popitem(last=False)[1])
+            return documents
 
 
 def _size(document: dict[str, np.ndarray]) -> int:
-    return sum(values.nbytes for values in document.values()) + _EACH
+    return sum(values.nbytes for values in document.values()) + _DOCUMENT_OVERHEAD
 
 
 class Split(NamedTuple):
-    """One split of an opened corpus; D documents, N sentences."""
+    """One split of an opened corpus, with D documents, N sentences and V tokens in the vocabulary."""
 
     documents: Documents
-    """Each has ``pieces`` int32, ``starts`` bool (of a word) and ``sentences`` int32 (lengths)."""
+    """Each document has ``tokens`` (int32 ids), ``word_starts`` (bool, whether a token is the first of a word) and
+    ``sentence_lengths`` (int32)."""
     first: np.ndarray
-    """int64 [D + 1], number of the first sentence of each document."""
+    """int64 [D + 1], index of the first sentence of each document."""
     lengths: np.ndarray
-    """int32 [N], pieces of each sentence."""
+    """int32 [N], tokens of each sentence."""
     counts: np.ndarray
-    """int64 [V], occurrences of each piece."""
+    """int64 [V], occurrences of each token."""
 
 
 class Corpus(NamedTuple):
@@ -96,7 +100,7 @@ class Corpus(NamedTuple):
     held_out: Split
 
     def digest(self) -> str:
-        """Hex digest of what runs read from it: equal for equal corpora, wherever they lie."""
+        """Return a hex digest of the content that runs depend on, equal for equal corpora at any path."""
         summary = hashlib.blake2b(tokenizers.digest(self.tokenizer).encode(), digest_size=16)
         for split in (self.train, self.held_out):
             for values in (split.first, split.lengths, split.counts):
@@ -104,31 +108,42 @@ class Corpus(NamedTuple):
         return summary.hexdigest()
 
 
-class _Notes:
-    """Sentence lengths and piece counts, gathered while documents pass by."""
+class _Statistics:
+    """Sentence lengths and token counts, collected while documents are written."""
 
     def __init__(self, vocab_size: int) -> None:
         self.counts = np.zeros(vocab_size, np.int64)
-        self.lengths, self.sentences = array.array("i"), array.array("i")
+        self.lengths, self.sentences_per_document = array.array("i"), array.array("i")
 
-    def add(self, pieces: np.ndarray, sentences: np.ndarray) -> None:
-        self.counts += np.bincount(pieces, minlength=self.counts.size)
-        self.lengths.extend(sentences.tolist())
-        self.sentences.append(len(sentences))
+    def add(self, document: dict[str, np.ndarray]) -> None:
+        self.counts += np.bincount(document["tokens"], minlength=self.counts.size)
+        self.lengths.extend(document["sentence_lengths"].tolist())
+        self.sentences_per_document.append(len(document["sentence_lengths"]))
 
     def save(self, directory: epath.Path, split: str) -> None:
-        first = np.concatenate([[0], np.cumsum(self.sentences, dtype=np.int64)])
+        first = np.concatenate([[0], np.cumsum(self.sentences_per_document, dtype=np.int64)])
         for name, values in (("first", first), ("lengths", np.array(self.lengths, np.int32)), ("counts", self.counts)):
             with (directory / f"{split}.{name}.npy").open("wb") as file:
                 np.save(file, values)
 
+    def sizes(self) -> dict[str, int]:
+        return {
+            "documents": len(self.sentences_per_document),
+            "sentences": len(self.lengths),
+            "tokens": int(self.counts.sum()),
+        }
+
 
 class Builder(tfds.core.GeneratorBasedBuilder):
-    """Tokenized documents in their original order."""
+    """TFDS builder of tokenized documents in their original order."""
 
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("2.0.0")
+    RELEASE_NOTES: ClassVar[dict[str, str]] = {
+        "1.0.0": "features pieces, starts, sentences",
+        "2.0.0": "features tokens, word_starts, sentence_lengths",
+    }
     name = "corpus"
-    # TFDS looks for the description of a data set beside its code; this one has none.
+    # TFDS looks for files that describe the data set in this directory; there are none.
     pkg_dir_path = epath.Path(__file__).parent
 
     def __init__(self, documents: Callable[[str], Iterable[dict[str, np.ndarray]]], **kwargs: Any) -> None:
@@ -139,10 +154,10 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         def vector(dtype: type) -> tfds.features.Tensor:
             return tfds.features.Tensor(shape=(None,), dtype=dtype, encoding="bytes")
 
-        features = {"pieces": vector(np.int32), "starts": vector(np.bool_), "sentences": vector(np.int32)}
+        features = {"tokens": vector(np.int32), "word_starts": vector(np.bool_), "sentence_lengths": vector(np.int32)}
         return tfds.core.DatasetInfo(
             builder=self,
-            description="Tokenized documents: word pieces, where words start, and how long each sentence is.",
+            description="Tokenized documents: token ids, whether a token is the first of a word, tokens of each sentence.",
             features=tfds.features.FeaturesDict(features),
             disable_shuffling=True,
         )
@@ -165,63 +180,60 @@ def write_corpus(
     held_out: float,
     progress: Callable[[int], None] = lambda documents: None,
 ) -> dict[str, dict[str, int]]:
-    """Tokenize documents into a new corpus directory, which appears under its name only when it is whole.
+    """Tokenize documents into a new corpus directory, which appears under its name only when it is complete.
 
     Args:
-      read: gives the documents, the same ones each time it is called; it is called once for each split.
-      out: directory to make.
-      tokenizer: its files go with the corpus.
-      held_out: share of documents kept for evaluation: every n-th, n = round(1 / held_out).
+      read: returns the documents, the same ones at every call; it is called once for each split.
+      out: directory to create.
+      tokenizer: its files are stored with the corpus.
+      held_out: fraction of documents kept for evaluation: every n-th, n = round(1 / held_out).
       progress: called with the number of documents written since the last call.
 
     Returns:
-      Documents, sentences and pieces of each split.
+      Number of documents, sentences and tokens of each split.
 
     Raises:
-      UserError: ``out`` exists, or there are too few documents for both splits to hold sentence pairs.
+      UserError: ``out`` exists, ``held_out`` is not in (0, 0.5], or there are too few documents for sentence pairs in both splits.
     """
     out = epath.Path(out)
-    every = _check(read, out, held_out)
-    notes = {split: _Notes(len(tokenizer.pieces)) for split in SPLITS}
+    every = _held_out_interval(read, out, held_out)
+    statistics = {split: _Statistics(len(tokenizer.tokens)) for split in SPLITS}
 
     def documents(split: str) -> Iterator[dict[str, np.ndarray]]:
-        mine = (text for number, text in enumerate(read()) if (number % every == every - 1) == (split == HELD_OUT))
-        while chunk := list(itertools.islice(mine, _CHUNK)):
+        texts = (text for index, text in enumerate(read()) if (index % every == every - 1) == (split == HELD_OUT))
+        while chunk := list(itertools.islice(texts, _CHUNK)):
             for document in _tokenize(chunk, tokenizer):
-                notes[split].add(document["pieces"], document["sentences"])
+                statistics[split].add(document)
                 yield document
             progress(len(chunk))
 
-    with atomic.new(out) as path:
+    with atomic.new_path(out) as path:
         tfds.disable_progress_bar()
         builder = Builder(documents, data_dir=path.parent / "tfds", file_format="array_record")
-        # TFDS announces a download that does not happen.
+        # TFDS announces a download although nothing is downloaded.
         with contextlib.redirect_stdout(io.StringIO()):
             builder.download_and_prepare()
         directory = epath.Path(builder.data_dir)
         tokenizers.save(tokenizer, directory)
         for split in SPLITS:
-            notes[split].save(directory, split)
+            statistics[split].save(directory, split)
         directory.rename(path)
-    return {
-        split: {"documents": len(note.sentences), "sentences": len(note.lengths), "pieces": int(note.counts.sum())}
-        for split, note in notes.items()
-    }
+    return {split: collected.sizes() for split, collected in statistics.items()}
 
 
-def _check(read: Callable[[], Iterable[Document]], out: epath.Path, held_out: float) -> int:
-    """Every how many documents one is held out, after a look at whether there are enough of them."""
+def _held_out_interval(read: Callable[[], Iterable[Document]], out: epath.Path, held_out: float) -> int:
+    """Return n such that every n-th document is held out, after a check that there are enough documents."""
     if not 0 < held_out <= 0.5:
-        raise UserError(f"The held-out share is {held_out}; it must be above 0 and at most 0.5.")
+        raise UserError(f"The held-out fraction is {held_out}; it must be greater than 0 and at most 0.5.")
     if out.exists():
         raise UserError(f"{out} exists already; remove it or choose another name.")
     every = round(1 / held_out)
-    least = 2 * every
-    count = sum(1 for _ in itertools.islice(read(), least))
-    if count < least:
+    required = 2 * every
+    count = sum(1 for _ in itertools.islice(read(), required))
+    if count < required:
         raise UserError(
-            f"The text holds {count} document{'s' * (count != 1)}; with a held-out share of {held_out} at least {least} "
-            "are needed. A blank line ends a document."
+            f"The text has {count} document{'s' * (count != 1)}, but a held-out fraction of {held_out} needs at least {required}; "
+            "separate documents by a blank line or raise the fraction."
         )
     return every
 
@@ -230,34 +242,48 @@ def open_corpus(path: epath.PathLike) -> Corpus:
     """Open a corpus that ``bert-jax prepare`` wrote.
 
     Raises:
-      UserError: there is none at this path.
+      UserError: there is no corpus at this path, or its format has another major version.
     """
     path = epath.Path(path)
-    if not (path / "dataset_info.json").exists():
-        raise UserError(f"{path} is not a corpus; `bert-jax prepare` makes one.")
+    if not (path / _DATASET_INFO).exists():
+        raise UserError(f"{path} is not a corpus; create one with `bert-jax prepare`.")
+    _check_version(path)
     tokenizer = tokenizers.load(path)
     builder = tfds.builder_from_directory(path)
 
-    def split(name: str) -> Split:
+    def open_split(name: str) -> Split:
         arrays = (np.load(path / f"{name}.{part}.npy", mmap_mode="r") for part in ("first", "lengths", "counts"))
         return Split(Documents(builder.as_data_source(split=name)), *arrays)
 
-    return Corpus(path, tokenizer, split(TRAIN), split(HELD_OUT))
+    return Corpus(path, tokenizer, open_split(TRAIN), open_split(HELD_OUT))
+
+
+def _check_version(path: epath.Path) -> None:
+    stored = str(read_json(path / _DATASET_INFO).get("version", "")).partition(".")[0]
+    if stored == str(Builder.VERSION.major):
+        return
+    if not stored.isdecimal():
+        raise UserError(f"{path / _DATASET_INFO} has no version; prepare the corpus again with `bert-jax prepare`.")
+    age = "an earlier" if int(stored) < Builder.VERSION.major else "a later"
+    raise UserError(
+        f"{path} was prepared by {age} version of bert_jax (format {stored}); prepare it again with `bert-jax prepare`."
+    )
 
 
 def unigram_log_probabilities(split: Split) -> np.ndarray:
-    """float32 [V]: what the frequency of each piece alone says, with one more occurrence for each piece."""
+    """Return float32 [V], the log-probability of each token by its frequency alone, with one added occurrence for each token."""
     counts = split.counts + 1.0
     return np.log(counts / counts.sum()).astype(np.float32)
 
 
 def _tokenize(documents: list[Document], tokenizer: Tokenizer) -> Iterator[dict[str, np.ndarray]]:
+    """Yield the stored form of each document that has tokens."""
     encoded = iter(tokenizer.encode([sentence for document in documents for sentence in document]))
     for document in documents:
-        sentences = [pieces for pieces in itertools.islice(encoded, len(document)) if len(pieces.ids)]
+        sentences = [sentence for sentence in itertools.islice(encoded, len(document)) if len(sentence.ids)]
         if sentences:
             yield {
-                "pieces": np.concatenate([pieces.ids for pieces in sentences]),
-                "starts": np.concatenate([pieces.starts for pieces in sentences]),
-                "sentences": np.array([len(pieces.ids) for pieces in sentences], np.int32),
+                "tokens": np.concatenate([sentence.ids for sentence in sentences]),
+                "word_starts": np.concatenate([sentence.word_starts for sentence in sentences]),
+                "sentence_lengths": np.array([len(sentence.ids) for sentence in sentences], np.int32),
             }

@@ -1,51 +1,57 @@
-"""Several examples in a row: which ones share it, decided from their lengths alone."""
+"""Packing: which examples share a row, decided from their lengths alone."""
 
 from __future__ import annotations
 
 import numpy as np
 
 
-def pack(lengths: np.ndarray, capacity: int, most: int) -> np.ndarray:
-    """Best-fit decreasing: every example once, each in the fullest row that still has room for it.
+def pack(lengths: np.ndarray, capacity: int, max_examples: int) -> np.ndarray:
+    """Assign examples to rows by best-fit decreasing: each one goes into the fullest row that has room for it.
 
-    Examples of one length are placed together, so that the time depends on the number of lengths, not of examples (the
-    idea of the histogram packers of Krell et al. 2021, arXiv 2107.02027). A pure function of its arguments.
+    Examples of equal length are placed together, so the time depends on the number of different lengths rather than on the number
+    of examples (the idea of the histogram packers of Krell et al. 2021, arXiv 2107.02027). The result is a pure function of the
+    arguments.
 
     Args:
       lengths: tokens [N] of each example, each at least 1.
-      capacity: tokens in a row.
-      most: examples in a row.
+      capacity: tokens per row.
+      max_examples: examples per row.
 
     Returns:
-      Examples [R, most] of each row in the order in which they were placed, -1 where there are fewer.
+      Indices [R, max_examples] of the examples of each row in the order of their placement, -1 in unused slots.
+
+    Example:
+      >>> from bert_jax.data import packing
+      >>> packing.pack(np.array([5, 3, 8, 2]), capacity=10, max_examples=2).tolist()
+      [[2, 3], [0, 1]]
     """
-    if most == 1:
+    if max_examples == 1:
         return np.arange(len(lengths))[:, None]
-    rows = np.full((len(lengths), most), -1)
-    held = np.zeros(len(lengths), int)
-    # Rows that can take more, by the room that is left in them.
+    rows = np.full((len(lengths), max_examples), -1)
+    examples_in_row = np.zeros(len(lengths), int)
+    # Rows that can take another example, by their remaining room.
     open_rows: list[list[np.ndarray]] = [[] for _ in range(capacity + 1)]
-    used = 0
+    used_rows = 0
     for length in np.unique(lengths)[::-1].tolist():
-        group, room = np.flatnonzero(lengths == length), length
-        while len(group):
+        examples, room = np.flatnonzero(lengths == length), length
+        while len(examples):
             while room <= capacity and not open_rows[room]:
                 room += 1
             if room > capacity:
-                count = -(-len(group) // min(capacity // length, most))
-                chosen, left = np.arange(used, used + count), capacity
-                used += count
+                count = -(-len(examples) // min(capacity // length, max_examples))
+                chosen, left = np.arange(used_rows, used_rows + count), capacity
+                used_rows += count
             else:
                 chosen, left = open_rows[room].pop(), room
-                if len(chosen) > len(group):
-                    open_rows[room].append(chosen[len(group) :])
-                    chosen = chosen[: len(group)]
-            rows[chosen, held[chosen]] = group[: len(chosen)]
-            held[chosen] += 1
-            group = group[len(chosen) :]
+                if len(chosen) > len(examples):
+                    open_rows[room].append(chosen[len(examples) :])
+                    chosen = chosen[: len(examples)]
+            rows[chosen, examples_in_row[chosen]] = examples[: len(chosen)]
+            examples_in_row[chosen] += 1
+            examples = examples[len(chosen) :]
             left -= length
-            chosen = chosen[held[chosen] < most]
+            chosen = chosen[examples_in_row[chosen] < max_examples]
             if len(chosen) and left:
                 open_rows[left].append(chosen)
                 room = min(room, left) if left >= length else room
-    return rows[:used]
+    return rows[:used_rows]

@@ -1,7 +1,7 @@
-"""Batches from a corpus as a Grain data set whose state is three numbers.
+"""Batches from a corpus as a Grain data set whose state is three numbers: epoch, block and row.
 
-The rows of every global batch are a function of (seed, epoch, block, row); a host makes only its own rows, so
-batches do not depend on hosts, workers, devices or on where a run was resumed.
+The rows of every global batch are a function of (seed, epoch, block, row). A host makes only its own rows, so batches do not depend
+on the number of hosts, workers or devices, nor on the step from which a run was resumed.
 """
 
 from __future__ import annotations
@@ -12,113 +12,131 @@ from typing import Any
 import grain
 import numpy as np
 
-from bert_jax.config.run import DataConfig
+from bert_jax.batch import HostBatch
+from bert_jax.config.data import DataConfig
 from bert_jax.data import packing, sentence_pairs
 from bert_jax.data.corpus import Split
 from bert_jax.data.sentence_pairs import Examples
-from bert_jax.tokenizers import Specials
+from bert_jax.tokenizers import SpecialTokens
 
-HostBatch = dict[str, np.ndarray]
+_PREFETCHED_BATCHES = 4
 
 
 def train_batches(
-    split: Split, specials: Specials, config: DataConfig, *, seed: int, rows: np.ndarray
+    split: Split, special_tokens: SpecialTokens, config: DataConfig, *, seed: int, rows: np.ndarray
 ) -> grain.DatasetIterator[HostBatch]:
-    """Endless batches, prepared ahead in a thread; epochs follow each other without a gap.
+    """Return an endless iterator of batches, which a thread prepares ahead; epochs follow each other without a gap.
 
     Args:
-      split: documents to make examples from.
-      specials: ids of the special pieces.
-      config: how examples are made.
-      seed: what everything random in them depends on.
-      rows: rows [R] of the global batch that this process makes.
+      split: documents from which examples are made.
+      special_tokens: ids of the special tokens.
+      config: sequence length, batch size and the sampling of sentence pairs.
+      seed: seed of the order of documents and of all sampling.
+      rows: indices [R] of the rows of the global batch that this process makes.
 
     Returns:
-      An iterator of batches with R rows (the batch contract in ``docs/design.md``), whose ``get_state`` and
-      ``set_state`` name the next batch to come.
+      An iterator of batches with R rows and the arrays of [`bert_jax.batch`][bert_jax.batch] that precede masking. Its
+      ``get_state`` and ``set_state`` identify the next batch.
     """
     plans = _Plans(split, config, seed, rows)
-    made = plans.map(lambda examples: assemble(split, specials, config, examples))
-    return grain.experimental.ThreadPrefetchIterDataset(made, prefetch_buffer_size=4).__iter__()
+    batches = plans.map(lambda examples: assemble(split, special_tokens, config, examples))
+    return grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=_PREFETCHED_BATCHES).__iter__()
 
 
 def eval_batches(
-    split: Split, specials: Specials, config: DataConfig, *, rows: np.ndarray, limit: int | None
+    split: Split, special_tokens: SpecialTokens, config: DataConfig, *, rows: np.ndarray, limit: int | None
 ) -> Iterator[HostBatch]:
-    """Every example of a fixed epoch once, in batches of equal shape; empty rows fill up the last.
+    """Yield every example of a fixed epoch once, in batches of equal shape; the last one is filled up with empty rows.
 
     The examples do not depend on the run's seed, so that runs can be compared.
+
+    Args:
+      split: documents from which examples are made.
+      special_tokens: ids of the special tokens.
+      config: sequence length, batch size and the sampling of sentence pairs.
+      rows: indices [R] of the rows of the global batch that this process makes.
+      limit: maximum number of batches; None for all.
     """
-    parts = [sentence_pairs.plan(split, config, seed=0, epoch=0, block=block) for block in range(sentence_pairs.blocks(split))]
-    plan = Examples(*map(np.concatenate, zip(*parts, strict=True)))
+    plans = [sentence_pairs.plan(split, config, seed=0, epoch=0, block=block) for block in range(sentence_pairs.blocks(split))]
+    plan = Examples(*map(np.concatenate, zip(*plans, strict=True)))
     packed = packed_rows(plan, config, seed=0)
     count = -(-len(packed) // config.batch_size)
     packed = np.pad(packed, ((0, count * config.batch_size - len(packed)), (0, 0)), constant_values=-1)
     for batch in range(count if limit is None else min(count, limit)):
-        yield assemble(split, specials, config, plan.take(packed[batch * config.batch_size + rows]))
+        yield assemble(split, special_tokens, config, plan.take(packed[batch * config.batch_size + rows]))
 
 
 def packed_rows(plan: Examples, config: DataConfig, *, seed: int | list[int]) -> np.ndarray:
-    """Numbers [R, E] of the examples of each row, -1 where there are fewer; rows in random order."""
+    """Return the indices [R, E] of the examples of each row, -1 in unused slots, with the rows in random order."""
     rows = packing.pack(plan.tokens(config), config.sequence_length, config.packing)
-    # Packed by length, rows of one kind lie together.
+    # Packing sorts by length, so similar rows are neighbours until they are shuffled.
     return rows if config.packing == 1 else np.random.default_rng(seed).permutation(rows)
 
 
-def assemble(split: Split, specials: Specials, config: DataConfig, examples: Examples) -> HostBatch:
+def assemble(split: Split, special_tokens: SpecialTokens, config: DataConfig, examples: Examples) -> HostBatch:
     """Read the documents of R x E examples and lay them out in R rows, each as [CLS] A [SEP] (B [SEP])."""
     present = examples.length_a > 0
-    needed, places = np.unique(np.concatenate([examples.document_a[present], examples.document_b[present]]), return_inverse=True)
-    documents = split.documents.__getitems__(needed.tolist())
-    # With one more, so that there is something to read where all rows are empty.
-    pieces = np.concatenate([*(document["pieces"] for document in documents), np.zeros(1, np.int32)])
-    starts = np.concatenate([*(document["starts"] for document in documents), np.zeros(1, np.bool_)])
-    base = np.cumsum([0] + [len(document["pieces"]) for document in documents])[places]
-    from_a, from_b = examples.start_a.copy(), examples.start_b.copy()
-    from_a[present] += base[: present.sum()]
-    from_b[present] += base[present.sum() :]
-
+    tokens, word_starts, from_a, from_b = _read(split, examples, present)
     column = np.arange(config.sequence_length)
-    tokens = examples.tokens(config)
-    ends = np.cumsum(tokens, axis=1)
-    slot = np.minimum((column[:, None] >= ends[:, None, :]).sum(-1), tokens.shape[1] - 1)
+    lengths = examples.tokens(config)
+    ends = np.cumsum(lengths, axis=1)
+    slot = np.minimum((column[:, None] >= ends[:, None, :]).sum(-1), lengths.shape[1] - 1)
 
-    def its(values: np.ndarray) -> np.ndarray:
-        """What holds of the example that a column belongs to."""
+    def per_column(values: np.ndarray) -> np.ndarray:
+        """Values [R, E] of the example that each column belongs to, [R, S]."""
         return np.take_along_axis(values, slot, axis=1)
 
     valid = column < ends[:, -1:]
-    offset = np.where(valid, column - its(ends - tokens), 0)
-    a, b = its(examples.length_a), its(examples.length_b)
+    offset = np.where(valid, column - per_column(ends - lengths), 0)
+    a, b = per_column(examples.length_a), per_column(examples.length_b)
     in_a = valid & (offset >= 1) & (offset <= a)
     in_b = valid & (offset >= a + 2) & (offset < a + 2 + b)
-    words = in_a | in_b
-    source = np.where(in_a, its(from_a) + offset - 1, np.where(in_b, its(from_b) + offset - a - 2, 0))
-    separator = valid & ~words & (offset > 0)
-    # A part may begin in the middle of a word; its rest counts as one.
-    begun = np.cumsum(words & (starts[source] | (offset == 1) | (offset == a + 2)), axis=1)
-    before = np.take_along_axis(begun, np.minimum(ends - tokens, column[-1]), axis=1)
+    in_text = in_a | in_b
+    source = np.where(in_a, per_column(from_a) + offset - 1, np.where(in_b, per_column(from_b) + offset - a - 2, 0))
+    separator = valid & ~in_text & (offset > 0)
+    # A segment may begin in the middle of a word; the rest of that word counts as one.
+    words_begun = np.cumsum(in_text & (word_starts[source] | (offset == 1) | (offset == a + 2)), axis=1)
+    words_before = np.take_along_axis(words_begun, np.minimum(ends - lengths, column[-1]), axis=1)
 
-    def integers(values: np.ndarray) -> np.ndarray:
-        return np.ascontiguousarray(values, np.int32)
-
-    ids = np.where(words, pieces[source], np.where(separator, specials.sep, np.where(valid, specials.cls, specials.pad)))
+    special = np.where(separator, special_tokens.sep, np.where(valid, special_tokens.cls, special_tokens.pad))
     return {
-        "ids": integers(ids),
-        "types": integers(valid & (offset >= a + 2)),
-        "positions": integers(offset),
-        "segments": integers(np.where(valid, slot + 1, 0)),
-        "offsets": integers(offset),
-        "words": integers(np.where(words, begun - its(before) - 1, -1)),
-        "examples": np.ascontiguousarray(examples.example, np.uint32).view(np.int32),
-        "cls_positions": integers(np.where(present, ends - tokens, 0)),
-        "nsp_labels": integers(examples.random_next),
+        "input_ids": _int32(np.where(in_text, tokens[source], special)),
+        "token_type_ids": _int32(valid & (offset >= a + 2)),
+        "segment_ids": _int32(np.where(valid, slot + 1, 0)),
+        "position_ids": _int32(offset),
+        "word_ids": _int32(np.where(in_text, words_begun - per_column(words_before) - 1, -1)),
+        "example_ids": np.ascontiguousarray(examples.example, np.uint32).view(np.int32),
+        "cls_positions": _int32(np.where(present, ends - lengths, 0)),
+        "nsp_labels": _int32(examples.random_next),
         "nsp_weights": (present & config.pairs).astype(np.float32),
     }
 
 
+def _read(split: Split, examples: Examples, present: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Read the documents of the present examples.
+
+    Returns:
+      Token ids and word starts [N] of these documents, one after the other, and the indices [R, E] in them at which segment A and
+      segment B of each example start.
+    """
+    needed, document = np.unique(np.concatenate([examples.document_a[present], examples.document_b[present]]), return_inverse=True)
+    documents = split.documents.__getitems__(needed.tolist())
+    # One element more, so that index 0 exists when all rows are empty.
+    tokens = np.concatenate([*(document["tokens"] for document in documents), np.zeros(1, np.int32)])
+    word_starts = np.concatenate([*(document["word_starts"] for document in documents), np.zeros(1, np.bool_)])
+    document_starts = np.cumsum([0] + [len(document["tokens"]) for document in documents])[document]
+    from_a, from_b = examples.start_a.copy(), examples.start_b.copy()
+    from_a[present] += document_starts[: present.sum()]
+    from_b[present] += document_starts[present.sum() :]
+    return tokens, word_starts, from_a, from_b
+
+
+def _int32(values: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(values, np.int32)
+
+
 class _Plans(grain.IterDataset[Examples]):
-    """This process's part of each global batch, as examples to be read."""
+    """The rows of each global batch that this process makes, as examples to read."""
 
     def __init__(self, split: Split, config: DataConfig, seed: int, rows: np.ndarray) -> None:
         super().__init__()
@@ -129,7 +147,7 @@ class _Plans(grain.IterDataset[Examples]):
 
 
 class _PlanIterator(grain.DatasetIterator[Examples]):
-    """Walks epochs, blocks and rows; the state is where the next batch begins."""
+    """Iterates over epochs, blocks and rows; its state is the position of the next batch."""
 
     def __init__(self, split: Split, config: DataConfig, seed: int, rows: np.ndarray) -> None:
         super().__init__()
@@ -165,8 +183,10 @@ class _PlanIterator(grain.DatasetIterator[Examples]):
             self._epoch += 1
 
     def get_state(self) -> dict[str, Any]:
+        """Return epoch, block and row of the next batch."""
         return {"epoch": self._epoch, "block": self._block, "row": self._row}
 
     def set_state(self, state: dict[str, Any]) -> None:
+        """Continue from a state that ``get_state`` returned."""
         self._epoch, self._block, self._row = state["epoch"], state["block"], state["row"]
         self._plan = None

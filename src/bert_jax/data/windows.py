@@ -1,4 +1,4 @@
-"""Texts of any length as windows that a model can take, and windows as batches of few shapes."""
+"""Texts of any length as windows of at most S tokens, windows as batches of few shapes, and arrays of any tokenizer as batches."""
 
 from __future__ import annotations
 
@@ -8,177 +8,242 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
-from bert_jax.config.run import ModelConfig
-from bert_jax.config.validation import require
+from bert_jax.batch import HostBatch
+from bert_jax.config.model import ModelConfig
 from bert_jax.errors import UserError
 from bert_jax.tokenizers import MASK, Tokenizer
 
 Text = str | tuple[str, str]
+"""A text or a pair of texts."""
 Long = Literal["error", "truncate", "chunk", "stride"]
-"""What is done with a text that is too long: refuse it; cut it (of a pair, the longer part first); cut it into windows
-that touch; or into windows that overlap by half, of which each piece is taken from the one where it stands deeper."""
+"""Handling of a text that is too long. "error" raises; "truncate" cuts its end (of a pair, the end of the longer text); "chunk"
+makes adjacent windows; "stride" makes windows that overlap by half and takes each token from the one with more context around
+it."""
 
-# Widths of batches: a text is padded by a third at most.
-_WIDTHS = (8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+# Row lengths of batches; they are spaced so that at most a third of a row is padding.
+_ROW_LENGTHS = (8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+_MIN_SEQUENCE_LENGTH = 5
+# Outputs of a transformers tokenizer that a model does not take.
+_IGNORED_ARRAYS = (
+    "special_tokens_mask",
+    "offset_mapping",
+    "length",
+    "overflow_to_sample_mapping",
+    "overflowing_tokens",
+    "num_truncated_tokens",
+)
 
 
 class Window(NamedTuple):
-    """One row for the model."""
+    """One row of model input."""
 
     text: int
-    """Number of the text that it belongs to."""
+    """Index of the text it belongs to."""
     ids: np.ndarray
-    """int32 [N], [CLS] and [SEP] included."""
+    """int32 [N], token ids with [CLS] and [SEP]."""
     first: int
-    """Pieces of the first segment, [CLS] and its [SEP] counted."""
+    """Tokens of the first segment, including [CLS] and its [SEP]."""
     keep: slice
-    """Places that stand for the text: over its windows, they are [CLS], each piece once, [SEP]."""
+    """Columns that represent the text: over all of its windows they are [CLS], each token once, [SEP]."""
 
 
-def cut(tokenizer: Tokenizer, texts: Sequence[Text], *, limit: int, long: Long = "error") -> list[Window]:
-    """Windows of texts and pairs of texts, in order; [MASK] in a text is the mask piece.
+def cut(tokenizer: Tokenizer, texts: Sequence[Text], *, sequence_length: int, long: Long = "error") -> list[Window]:
+    """Tokenize texts and pairs of texts into windows, in order; a literal [MASK] in a text becomes the mask token.
 
     Args:
-      tokenizer: the model's.
-      texts: the second text of a pair gets the second type.
-      limit: most pieces in a window, special ones counted.
-      long: what to do with texts that have more.
+      tokenizer: the model's tokenizer.
+      texts: the second text of a pair gets token type 1.
+      sequence_length: maximum tokens of a window, special tokens included.
+      long: handling of texts with more tokens.
 
     Raises:
-      UserError: a text is too long and ``long`` is "error", or is a pair that would have to become windows.
+      UserError: a text is too long and ``long`` is "error", a pair is too long and ``long`` is "chunk" or "stride", an element is
+        neither a string nor a pair of strings, or ``sequence_length`` is below 5.
     """
-    require(long in get_args(Long), f"long is {long!r}; choose one of {', '.join(get_args(Long))}.")
-    require(limit >= 5, f"The limit of {limit} pieces leaves no room for text.")
-    parts = [_parts(number, text) for number, text in enumerate(texts)]
-    pieces = iter(_tokenize(tokenizer, [part for pair in parts for part in pair]))
-    specials = tokenizer.specials
+    if long not in get_args(Long):
+        raise UserError(f"long is {long!r}; choose one of {', '.join(get_args(Long))}.")
+    if sequence_length < _MIN_SEQUENCE_LENGTH:
+        raise UserError(
+            f"A sequence length of {sequence_length} leaves no room for text; it must be at least {_MIN_SEQUENCE_LENGTH}."
+        )
+    segments = [_segments(index, text) for index, text in enumerate(texts)]
+    tokenized = iter(_tokenize(tokenizer, [segment for pair in segments for segment in pair]))
+    special_tokens = tokenizer.special_tokens
     windows: list[Window] = []
-    for number, pair in enumerate(parts):
-        rows = [next(pieces) for _ in pair]
-        room, size = limit - 1 - len(rows), sum(map(len, rows))
+    for index, pair in enumerate(segments):
+        rows = [next(tokenized) for _ in pair]
+        special, size = 1 + len(rows), sum(map(len, rows))
+        room = sequence_length - special
         if size > room and long == "error":
             raise UserError(
-                f"Text {number + 1} has {size + 1 + len(rows):,} pieces, special ones counted; the limit is {limit}. "
-                "Let it be cut with long: truncate, chunk or stride."
+                f"Text {index + 1} has {size + special:,} tokens, special tokens included, more than the sequence length of "
+                f"{sequence_length}; shorten it, or set long to truncate, chunk or stride."
             )
         if size > room and long == "truncate":
             rows = _truncate(rows, room)
         elif size > room and len(rows) > 1:
             raise UserError(
-                f"Text {number + 1} is a pair of {size + 3:,} pieces with a limit of {limit}; pairs can only be truncated."
+                f"Text {index + 1} is a pair of {size + special:,} tokens, more than the sequence length of {sequence_length}; "
+                "pairs can only be truncated, so set long to truncate."
             )
         elif size > room:
-            windows += _slide(rows[0], number, room, room // 2 if long == "stride" else room, specials.cls, specials.sep)
+            step = room // 2 if long == "stride" else room
+            windows += _slide(rows[0], index, room, step, special_tokens.cls, special_tokens.sep)
             continue
-        ids = np.concatenate([[specials.cls], *([*row, specials.sep] for row in rows)]).astype(np.int32)
-        windows.append(Window(number, ids, len(rows[0]) + 2, slice(0, len(ids))))
+        ids = np.concatenate([[special_tokens.cls], *([*row, special_tokens.sep] for row in rows)]).astype(np.int32)
+        windows.append(Window(index, ids, len(rows[0]) + 2, slice(0, len(ids))))
     return windows
 
 
-def batches(windows: Sequence[Window], *, tokens: int, limit: int, pad: int) -> Iterator[tuple[list[int], dict[str, np.ndarray]]]:
-    """Numbers of windows with a batch of them, longest first: any number of texts makes few shapes.
+def batches(
+    windows: Sequence[Window], *, tokens: int, sequence_length: int, pad: int
+) -> Iterator[tuple[list[int], dict[str, np.ndarray]]]:
+    """Yield batches of windows, longest first, in a small number of shapes however many texts there are.
 
     Args:
-      windows: what :func:`cut` returns.
-      tokens: about as many, padding counted, are in a batch.
-      limit: widest row.
-      pad: id of padding.
+      windows: result of [`cut`][bert_jax.data.windows.cut].
+      tokens: approximate tokens of a batch, padding included.
+      sequence_length: maximum length of a row.
+      pad: id of the padding token.
 
     Yields:
-      numbers of the windows in the first rows of the batch, and the batch with ``keep`` bool [B, S]; further rows
-      are padding.
+      Indices of the windows in the first rows of the batch, and the batch with ``keep`` bool [B, S]; further rows are padding.
     """
-    order = sorted(range(len(windows)), key=lambda number: -len(windows[number].ids))
-    at = 0
-    while at < len(order):
-        longest = len(windows[order[at]].ids)
-        width = min((edge for edge in _WIDTHS if edge >= longest), default=-(-longest // 512) * 512)
-        width = max(longest, min(width, limit))
-        rows = max(1, tokens // width)
-        chosen = order[at : at + rows]
-        at += rows
-        yield chosen, _batch([windows[number] for number in chosen], min(rows, 1 << (len(chosen) - 1).bit_length()), width, pad)
+    order = sorted(range(len(windows)), key=lambda index: -len(windows[index].ids))
+    start = 0
+    while start < len(order):
+        longest = len(windows[order[start]].ids)
+        length = min((edge for edge in _ROW_LENGTHS if edge >= longest), default=-(-longest // 512) * 512)
+        length = max(longest, min(length, sequence_length))
+        rows = max(1, tokens // length)
+        chosen = order[start : start + rows]
+        start += rows
+        yield chosen, _batch([windows[index] for index in chosen], min(rows, 1 << (len(chosen) - 1).bit_length()), length, pad)
 
 
-def from_arrays(given: Mapping[str, Any], config: ModelConfig) -> dict[str, np.ndarray]:
-    """A batch of ``ids`` [B, S] with, if need be, ``types`` and ``segments``, one example in a row.
+def from_arrays(arrays: Mapping[str, Any], config: ModelConfig) -> HostBatch:
+    """Make a batch with one example per row from arrays of any tokenizer, such as the output of a transformers tokenizer.
+
+    Positions count the attended tokens of a row from 0. For rows that are padded on the right this equals transformers, which
+    numbers columns; for rows that are padded on the left it gives each token the position it has without padding.
+
+    Args:
+      arrays: ``input_ids`` [B, S]; optionally ``token_type_ids`` [B, S], 0 by default, and either ``attention_mask`` or
+        ``segment_ids`` [B, S], 1 for tokens and 0 for padding, 1 by default. Values are integer or boolean NumPy, JAX or PyTorch
+        arrays or nested lists. Other outputs of transformers tokenizers (``special_tokens_mask``, ``offset_mapping``,
+        ``length``, ...) are ignored.
+      config: the model.
+
+    Returns:
+      int32 arrays ``input_ids``, ``token_type_ids``, ``segment_ids``, ``position_ids`` [B, S] and ``cls_positions`` [B, 1], the
+      first attended column of each row.
 
     Raises:
-      UserError: shapes do not fit, a value is none of the model's, or rows are longer than it has positions.
+      UserError: a name is unknown, shapes differ, a value is out of range, or rows are longer than the model's position table.
+
+    Example:
+      >>> from bert_jax.data import windows
+      >>> config = bert_jax.ModelConfig.size("tiny")
+      >>> arrays = {"input_ids": [[0, 101, 7592, 102]], "attention_mask": [[0, 1, 1, 1]]}
+      >>> batch = windows.from_arrays(arrays, config)
+      >>> batch["position_ids"].tolist(), batch["cls_positions"].tolist()
+      ([[0, 0, 1, 2]], [[1]])
     """
-    unknown = sorted(set(given) - {"ids", "types", "segments"})
-    require(
-        "ids" in given and not unknown,
-        f"A batch of arrays has ids, types and segments, not {', '.join(unknown) or 'only the last two'}.",
-    )
-    try:
-        ids = np.asarray(given["ids"])
-        batch = {
-            "ids": ids,
-            "types": np.asarray(given["types"]) if "types" in given else np.zeros(ids.shape, np.int32),
-            "segments": np.asarray(given["segments"]) if "segments" in given else np.ones(ids.shape, np.int32),
-        }
-    except ValueError as error:
-        raise UserError(f"The arrays cannot be read: {error}.") from None
-    for name, value in batch.items():
-        right = value.ndim == 2 and value.dtype.kind in "iub"
-        require(right, f"{name} has shape {value.shape} and dtype {value.dtype}; it must be integers [B, S].")
-    for name, below in (("ids", config.vocab_size), ("types", config.type_vocab_size), ("segments", 2)):
-        value = batch[name]
-        require(value.shape == ids.shape, f"{name} has shape {value.shape}, ids has {ids.shape}.")
-        low, high = (int(value.min()), int(value.max())) if value.size else (0, 0)
-        require(low >= 0 and high < below, f"{name} holds {low if low < 0 else high}; its values must lie in [0, {below}).")
-    most = config.max_position_embeddings
-    require(ids.shape[1] <= most, f"ids has {ids.shape[1]} columns; the model has {most} positions.")
-    batch["positions"] = np.broadcast_to(np.arange(ids.shape[1]), ids.shape)
-    batch["cls_positions"] = np.zeros((len(ids), 1))
-    return {name: value.astype(np.int32) for name, value in batch.items()}
+    batch = _as_integers(arrays)
+    ids = batch["input_ids"]
+    limits = {"input_ids": config.vocab_size, "token_type_ids": config.type_vocab_size, "attention_mask": 2, "segment_ids": 2}
+    for name, values in batch.items():
+        if values.shape != ids.shape:
+            raise UserError(f"{name} has shape {values.shape}, but input_ids has shape {ids.shape}; they must be equal.")
+        smallest, largest = (int(values.min()), int(values.max())) if values.size else (0, 0)
+        if smallest < 0 or largest >= limits[name]:
+            value = smallest if smallest < 0 else largest
+            raise UserError(f"{name} contains {value}; its values must lie in [0, {limits[name]}).")
+    if ids.shape[1] > config.max_position_embeddings:
+        raise UserError(
+            f"input_ids has {ids.shape[1]} columns, but the model has {config.max_position_embeddings} positions; truncate them."
+        )
+    mask = batch.get("attention_mask", batch.get("segment_ids", np.ones(ids.shape, np.int32))).astype(np.int32)
+    completed = {
+        "input_ids": ids,
+        "token_type_ids": batch.get("token_type_ids", np.zeros(ids.shape, np.int32)),
+        "segment_ids": mask,
+        "position_ids": np.maximum(np.cumsum(mask, axis=1) - 1, 0),
+        "cls_positions": mask.argmax(axis=1)[:, None] if ids.shape[1] else np.zeros((len(ids), 1)),
+    }
+    return {name: values.astype(np.int32) for name, values in completed.items()}
 
 
-def _batch(windows: Sequence[Window], rows: int, width: int, pad: int) -> dict[str, np.ndarray]:
-    column = np.arange(width)
+def _as_integers(arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Check the names of arrays and convert them to NumPy arrays [B, S] of integers or booleans."""
+    known = ("input_ids", "token_type_ids", "attention_mask", "segment_ids")
+    unknown = sorted(set(arrays) - {*known, *_IGNORED_ARRAYS})
+    if unknown:
+        raise UserError(f"{', '.join(unknown)} cannot be encoded; give arrays named {', '.join(known)}.")
+    if "input_ids" not in arrays:
+        raise UserError("The arrays lack input_ids; give token ids of shape [B, S].")
+    if "attention_mask" in arrays and "segment_ids" in arrays:
+        raise UserError("Both attention_mask and segment_ids are given; leave one out.")
+    converted = {}
+    for name in known:
+        if name not in arrays:
+            continue
+        try:
+            values = np.asarray(arrays[name])
+        except (ValueError, TypeError, RuntimeError) as error:
+            raise UserError(f"{name} is not an array of shape [B, S] ({error}); pad the texts to equal length.") from None
+        if values.ndim != 2 or values.dtype.kind not in "iub":
+            raise UserError(f"{name} has shape {values.shape} and dtype {values.dtype}; it must be integers of shape [B, S].")
+        converted[name] = values
+    return converted
+
+
+def _batch(windows: Sequence[Window], rows: int, length: int, pad: int) -> dict[str, np.ndarray]:
+    column = np.arange(length)
     sizes = np.zeros((rows, 2), np.int64)
-    ids, keep = np.full((rows, width), pad, np.int32), np.zeros((rows, width), np.bool_)
+    ids, keep = np.full((rows, length), pad, np.int32), np.zeros((rows, length), np.bool_)
     for row, window in enumerate(windows):
         sizes[row] = len(window.ids), window.first
         ids[row, : len(window.ids)], keep[row, window.keep] = window.ids, True
     valid = column < sizes[:, :1]
     return {
-        "ids": ids,
-        "types": (valid & (column >= sizes[:, 1:])).astype(np.int32),
-        "positions": np.where(valid, column, 0).astype(np.int32),
-        "segments": valid.astype(np.int32),
+        "input_ids": ids,
+        "token_type_ids": (valid & (column >= sizes[:, 1:])).astype(np.int32),
+        "position_ids": np.where(valid, column, 0).astype(np.int32),
+        "segment_ids": valid.astype(np.int32),
         "cls_positions": np.zeros((rows, 1), np.int32),
         "keep": keep,
     }
 
 
-def _parts(number: int, text: Text) -> tuple[str, ...]:
-    parts = (text,) if isinstance(text, str) else text
-    pair = isinstance(parts, tuple | list) and (len(parts) == 2 or parts == (text,))
-    require(pair and all(isinstance(part, str) for part in parts), f"Text {number + 1} is neither a string nor a pair of strings.")
+def _segments(index: int, text: Text) -> tuple[str, ...]:
+    """Return the one or two strings of a text."""
+    segments = (text,) if isinstance(text, str) else text
+    is_text = isinstance(segments, tuple | list) and (len(segments) == 2 or segments == (text,))
+    if not is_text or not all(isinstance(segment, str) for segment in segments):
+        raise UserError(f"Text {index + 1} is neither a string nor a pair of strings.")
     try:
-        "".join(parts).encode()
+        "".join(segments).encode()
     except UnicodeEncodeError:
-        raise UserError(f"Text {number + 1} holds half a surrogate pair; the text is damaged.") from None
-    return tuple(parts)
+        raise UserError(f"Text {index + 1} has half a surrogate pair; the text is damaged.") from None
+    return tuple(segments)
 
 
 def _tokenize(tokenizer: Tokenizer, texts: list[str]) -> Iterator[list[int]]:
     parts = [text.split(MASK) for text in texts]
-    pieces = iter(tokenizer.encode([*itertools.chain.from_iterable(parts)]))
+    tokenized = iter(tokenizer.encode([*itertools.chain.from_iterable(parts)]))
     for part in parts:
-        row = next(pieces).ids.tolist()
+        row = next(tokenized).ids.tolist()
         for _ in part[1:]:
-            row += [tokenizer.specials.mask, *next(pieces).ids.tolist()]
+            row += [tokenizer.special_tokens.mask, *next(tokenized).ids.tolist()]
         yield row
 
 
 def _truncate(rows: list[list[int]], room: int) -> list[list[int]]:
-    """Cut the end of the longer part until both fit, as the original's ``_truncate_seq_pair``."""
+    """Cut the end of the longer segment until both fit, as the original's ``_truncate_seq_pair`` does."""
     if len(rows) == 1:
         return [rows[0][:room]]
-    # Of two parts that are both too long, the first keeps the odd piece.
+    # If both segments are longer than half the room and the room is odd, the first one keeps one token more.
     first = min(len(rows[0]), max(room - len(rows[1]), room - room // 2))
     return [rows[0][:first], rows[1][: room - first]]
 
@@ -186,7 +251,8 @@ def _truncate(rows: list[list[int]], room: int) -> list[list[int]]:
 def _slide(row: list[int], text: int, room: int, step: int, cls: int, sep: int) -> Iterator[Window]:
     starts = [*range(0, len(row), room)] if step == room else [*range(0, len(row) - room, step), len(row) - room]
     ends = [min(start + room, len(row)) for start in starts]
+    # Tokens between two borders are kept from the window between them; a border lies in the middle of an overlap.
     borders = [0, *((after + end) // 2 for after, end in zip(starts[1:], ends[:-1], strict=True)), len(row)]
-    for number, (start, end) in enumerate(zip(starts, ends, strict=True)):
-        left, right = borders[number] - start + (number > 0), borders[number + 1] - start + 1 + (number == len(starts) - 1)
+    for index, (start, end) in enumerate(zip(starts, ends, strict=True)):
+        left, right = borders[index] - start + (index > 0), borders[index + 1] - start + 1 + (index == len(starts) - 1)
         yield Window(text, np.array([cls, *row[start:end], sep], np.int32), end - start + 2, slice(left, right))

@@ -1,1 +1,1 @@
-"""Losses at fixed mask rates, minimal pairs, sweeps, spread over seeds, benchmarks."""
+"""Losses at fixed mask rates, minimal pairs, sweeps, statistics over seeds, benchmarks and profiles."""

@@ -1,4 +1,4 @@
-"""Several small runs, paired by their seeds, and what they reach on one scale."""
+"""Sweeps: several small pretraining runs, paired by seed and scored at fixed mask rates."""
 
 from __future__ import annotations
 
@@ -11,94 +11,125 @@ import numpy as np
 from etils import epath
 
 from bert_jax.config.run import Config
-from bert_jax.config.validation import require
+from bert_jax.errors import UserError
 from bert_jax.evaluation.mask_rates import RATES, score_at_rates
-from bert_jax.inference import bert
+from bert_jax.inference.bert import load
 from bert_jax.training.pretraining import pretrain
 
 SCORES = "rates.json"
+"""Name of the file in a run directory with the scores of the run."""
 
 
 class Sweep(NamedTuple):
-    """What the runs of a sweep reached."""
+    """Runs and scores of a sweep.
+
+    Example:
+      >>> result = Sweep({"a": ["a-0"], "b": ["b-0"]}, {"a": [{"0.15": 2.5}], "b": [{"0.15": 2.25}]})
+      >>> print(result.table(["0.15"], against="a"))
+      | config | 0.15 | 0.15 minus a |
+      |---|---|---|
+      | a | 2.5000 |  |
+      | b | 2.2500 | -0.2500 |
+    """
 
     runs: dict[str, list[str]]
-    """Directory of each seed's run, by the name of its config."""
+    """Name of each config -> run directory of each seed."""
     scores: dict[str, list[dict[str, float]]]
-    """What :func:`bert_jax.evaluation.mask_rates.score_at_rates` says of each."""
+    """Name of each config -> result of :func:`bert_jax.evaluation.mask_rates.score_at_rates` of each seed."""
 
     def values(self, name: str, score: str) -> np.ndarray:
-        """A score of every seed of a config, float64 [seeds]."""
-        return np.array([found[score] for found in self.scores[name]])
+        """A score of each seed of a config, float64 [seeds]."""
+        return np.array([scores[score] for scores in self.scores[name]])
 
     def table(self, scores: Sequence[str], *, against: str | None = None) -> str:
-        """Means and standard deviations over seeds in Markdown; with ``against``, a config's name, also the mean difference to it,
-        seed by seed, and the standard error of that mean."""
-        against_names = [] if against is None else [f"{score} less {against}" for score in scores]
-        lines = ["| config | " + " | ".join([*scores, *against_names]) + " |"]
-        lines.append("|---|" + "---|" * (len(scores) + len(against_names)))
+        """Means and standard deviations over seeds, in Markdown.
+
+        Args:
+          scores: names of scores, a column each.
+          against: name of a config. Further columns then show the mean difference to it over pairs of the same seed, with the
+            standard error of that mean.
+        """
+        differences = [] if against is None else [f"{score} minus {against}" for score in scores]
+        lines = ["| config | " + " | ".join([*scores, *differences]) + " |"]
+        lines.append("|---|" + "---|" * (len(scores) + len(differences)))
         for name in self.runs:
-            cells = [_spread(self.values(name, score)) for score in scores]
+            cells = [_mean_and_deviation(self.values(name, score)) for score in scores]
             if against is not None:
-                apart = [self.values(name, score) - self.values(against, score) for score in scores]
-                cells += ["" if name == against else _difference(values) for values in apart]
+                pairs = [self.values(name, score) - self.values(against, score) for score in scores]
+                cells += ["" if name == against else _mean_difference(values) for values in pairs]
             lines.append(f"| {name} | " + " | ".join(cells) + " |")
         return "\n".join(lines)
 
 
-def sweep(configs: Mapping[str, Config], *, seeds: int = 3, rates: Sequence[float] = RATES, limit: int | None = None) -> Sweep:
-    """Pretrain every config with every seed, one after the other, and score each run at fixed masking rates.
+def sweep(
+    configs: Mapping[str, Config], *, seeds: int = 3, rates: Sequence[float] = RATES, max_batches: int | None = None
+) -> Sweep:
+    """Pretrain every config with every seed, one after the other, and score each run at fixed mask rates.
 
-    Runs of one seed are paired: they begin with the same parameters, read the same examples in the same order, and have the same
-    noise in their masks. What has been done is not done again: the same call goes on where it was stopped.
+    Runs of the same seed are paired: they have the same initial parameters, the same examples in the same order, and the same
+    random draws in their masks. The same call resumes a sweep that was interrupted; finished runs are not repeated.
 
     Args:
-      configs: by name; run directories are ``run``-SEED of each.
-      seeds: how many, from ``train.seed`` of each config on.
-      rates: shares of tokens at which runs are scored.
-      limit: held-out batches that are scored; all where not given.
+      configs: configs by name; the run directories of each are ``run``-SEED.
+      seeds: number of seeds, beginning with ``train.seed`` of each config.
+      rates: mask rates at which runs are scored.
+      max_batches: maximum number of held-out batches for a score; None: the whole split.
 
     Raises:
-      UserError: as :func:`bert_jax.pretrain`; two configs would have the same run directory.
-      Failure: as :func:`bert_jax.pretrain`.
-      KeyboardInterrupt: a run was stopped by a signal; it is saved.
+      UserError: two configs have the same run directory; and as :func:`bert_jax.pretrain`.
+      RunError: as :func:`bert_jax.pretrain`.
+      KeyboardInterrupt: a signal stopped a run, which is saved.
+
+    Example:
+      >>> small = bert_jax.Config("runs/fixed", bert_jax.DataConfig("wiki"))
+      >>> falling = bert_jax.Config("runs/falling", small.data, mask=bert_jax.MaskPolicy("linear(0.3, 0.15)"))
+      >>> result = bert_jax.sweep({"fixed": small, "falling": falling}, seeds=3)  # doctest: +SKIP
+      >>> print(result.table(["0.15"], against="fixed"))  # doctest: +SKIP
     """
-    require(seeds > 0, f"seeds is {seeds}; it must be greater than 0.")
-    require(len({config.run for config in configs.values()}) == len(configs), "Two configs of a sweep have the same run directory.")
+    if seeds < 1:
+        raise UserError(f"seeds is {seeds}; it must be at least 1.")
+    if len({config.run for config in configs.values()}) < len(configs):
+        raise UserError("Two configs of the sweep have the same run directory; give each its own.")
     runs: dict[str, list[str]] = {name: [] for name in configs}
     scores: dict[str, list[dict[str, float]]] = {name: [] for name in configs}
-    for seed in range(seeds):
+    for offset in range(seeds):
         for name, config in configs.items():
-            run = f"{config.run}-{config.train.seed + seed}"
-            train = dataclasses.replace(config.train, seed=config.train.seed + seed)
-            result = pretrain(dataclasses.replace(config, run=run, train=train))
+            seed = config.train.seed + offset
+            run = f"{config.run}-{seed}"
+            result = pretrain(dataclasses.replace(config, run=run, train=dataclasses.replace(config.train, seed=seed)))
             if result.signal:
                 raise KeyboardInterrupt
             runs[name].append(run)
-            scores[name].append(_scored(run, config, rates, limit))
+            scores[name].append(_score(run, config, rates, max_batches))
     return Sweep(runs, scores)
 
 
-def _scored(run: str, config: Config, rates: Sequence[float], limit: int | None) -> dict[str, float]:
+def _score(run: str, config: Config, rates: Sequence[float], max_batches: int | None) -> dict[str, float]:
+    """Scores of a run, stored in its directory and read from there if they were computed with the same settings."""
     path = epath.Path(run) / SCORES
-    asked: dict[str, Any] = {"rates": [*rates], "limit": limit}
+    settings: dict[str, Any] = {"rates": [*rates], "max_batches": max_batches}
     if path.exists():
         stored: dict[str, Any] = json.loads(path.read_text())
-        if stored["asked"] == asked:
-            found: dict[str, float] = stored["scores"]
-            return found
+        if stored.get("settings") == settings:
+            stored_scores: dict[str, float] = stored["scores"]
+            return stored_scores
     data = config.data
-    found = score_at_rates(
-        bert.load(run), data.corpus, rates=rates, length=data.sequence_length, batch_size=data.batch_size, limit=limit
+    scores = score_at_rates(
+        load(run),
+        data.corpus,
+        rates=rates,
+        sequence_length=data.sequence_length,
+        batch_size=data.batch_size,
+        max_batches=max_batches,
     )
-    path.write_text(json.dumps({"asked": asked, "scores": found}, indent=2) + "\n")
-    return found
+    path.write_text(json.dumps({"settings": settings, "scores": scores}, indent=2) + "\n")
+    return scores
 
 
-def _spread(values: np.ndarray) -> str:
+def _mean_and_deviation(values: np.ndarray) -> str:
     return f"{values.mean():.4f}" + (f" ± {values.std(ddof=1):.4f}" if len(values) > 1 else "")
 
 
-def _difference(values: np.ndarray) -> str:
+def _mean_difference(values: np.ndarray) -> str:
     error = f" ± {values.std(ddof=1) / np.sqrt(len(values)):.4f}" if len(values) > 1 else ""
     return f"{values.mean():+.4f}{error}"

@@ -1,14 +1,13 @@
-"""A pretrained model to use: parameters, config and tokenizer together."""
+"""A loaded model with its methods on texts: encoding, mask filling, embeddings, features, likelihoods."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -17,114 +16,121 @@ from etils import epath
 from jaxtyping import Float
 
 from bert_jax import convert
-from bert_jax.config.run import ModelConfig
-from bert_jax.config.validation import require
 from bert_jax.convert import Format, Head
 from bert_jax.data import windows
 from bert_jax.data.windows import Long, Text, Window
-from bert_jax.errors import Doubt, Failure, UserError
+from bert_jax.errors import BertWarning, RunError, UserError
 from bert_jax.inference import compiled
+from bert_jax.inference.batching import Progress, TextFeatures, compute, cut_texts, text_features, to_device, tokenizer_of
 from bert_jax.inference.compiled import Pooling
-from bert_jax.models.encoder import Batch, Encoded, Params
-from bert_jax.tokenizers import MASK, Tokenizer
+from bert_jax.models.encoder import Encoded
+from bert_jax.models.loaded import LoadedModel
+from bert_jax.tokenizers import MASK
 
-_PROBES: tuple[Text, ...] = (
+_PROBE_TEXTS: tuple[Text, ...] = (
     "Paris is the capital of France.",
     "x",
-    ("How many pieces does a text have?", "It depends on the vocabulary, 1234567890."),
+    ("How many tokens does a text have?", "It depends on the vocabulary, 1234567890."),
 )
-# Texts whose states are held at once.
-_BLOCK = 256
-
-# Where float32 probabilities end.
-_LEAST = float(np.finfo(np.float32).tiny)
-
-Progress = Callable[[int, int], None]
-"""Called with the number of windows computed, and of all windows."""
+_MIN_PROBABILITY = float(np.finfo(np.float32).tiny)
 
 
-class Guess(NamedTuple):
-    """A piece that may stand under a mask."""
+class Prediction(NamedTuple):
+    """A token predicted in place of a mask token."""
 
-    piece: str
+    token: str
     probability: float
 
 
-class Features(NamedTuple):
-    """States of one text."""
-
-    pieces: list[str]
-    """[CLS], the text's pieces, [SEP]."""
-    values: np.ndarray
-    """float32 [layers asked for, N, D]."""
-
-
 @dataclasses.dataclass(frozen=True)
-class Bert:
-    """What :func:`load` returns: a model and its methods on texts.
+class Bert(LoadedModel):
+    """A model with methods on texts, as returned by :func:`bert_jax.load`.
 
-    A text is a string or a pair of strings. Texts of about one length are computed together; so any number of them
-    compiles a dozen shapes at most.
+    A text is a string or a pair of strings. Texts of similar length are computed in one batch, and batches have few different
+    shapes, so that any number of texts compiles a dozen programs at most.
+
+    Example:
+      >>> from bert_jax import tokenizers
+      >>> from bert_jax.models import init_params
+      >>> tokenizer = tokenizers.train(lambda: ["a cat sat", "a dog ran"] * 9, kind="wordpiece", size=40)
+      >>> config = bert_jax.ModelConfig.size("tiny", vocab_size=len(tokenizer.tokens))
+      >>> bert = bert_jax.Bert(config, init_params(config, jax.random.key(0)), tokenizer)
+      >>> bert.embed(["a cat", ("a dog", "a cat")]).shape
+      (2, 128)
+      >>> len(bert.fill_mask("a [MASK] sat", top_k=3)[0])
+      3
     """
 
-    config: ModelConfig
-    params: Params
-    tokenizer: Tokenizer | None = None
-    """None where there was no vocabulary beside the weights; then only arrays can be encoded."""
-    labels: tuple[str, ...] = ()
-    """Names of a classifier's outputs, where they are known."""
-
     def encode(self, texts: Sequence[Text] | Mapping[str, Any]) -> Encoded:
-        """Encode texts, or a batch of arrays.
+        """Encode texts, or a batch of arrays such as a tokenizer of transformers returns.
 
         Args:
-          texts: texts; or ``ids`` [B, S] with, if need be, ``types`` (0 where not given) and ``segments`` (1 where not
-            given, 0 for padding), one example in a row.
+          texts: texts; or ``input_ids`` [B, S] with one example in a row, and optionally ``attention_mask`` (by default 1; 0
+            marks padding) and ``token_type_ids`` (by default 0), as in :func:`bert_jax.data.windows.from_arrays`.
 
         Returns:
           hidden [B, S, D], zero beyond the end of each text, and pooled [B, D], None without a pooler.
 
         Raises:
-          UserError: a text has more pieces than the model has positions, or an id or a type is none of the model's.
+          UserError: a text has more tokens than the model has positions, or arrays do not fit the model.
+
+        Example:
+          >>> from bert_jax.models import init_params
+          >>> config = bert_jax.ModelConfig.size("tiny", vocab_size=100)
+          >>> bert = bert_jax.Bert(config, init_params(config, jax.random.key(0)))
+          >>> arrays = {"input_ids": [[2, 7, 3], [2, 3, 0]], "attention_mask": [[1, 1, 1], [1, 1, 0]]}
+          >>> bert.encode(arrays).pooled.shape
+          (2, 128)
         """
         if isinstance(texts, Mapping):
-            hidden, pooled = compiled.encoded(self.config, self.params, _on_device(windows.from_arrays(texts, self.config)))
+            batch = windows.from_arrays(texts, self.config)
+            hidden, pooled = compiled.encode_batch(self.config, self.params, to_device(batch))
             return Encoded(hidden, None if pooled is None else pooled[:, 0])
-        rows = self._cut(texts, "error", None)
+        rows = cut_texts(self, texts, "error", None)
         shape = len(rows), max((len(row.ids) for row in rows), default=0), self.config.hidden_size
-        hidden, pooled = np.zeros(shape, self.config.dtype), np.zeros((len(rows), shape[2]), self.config.dtype)
-        for numbers, (states, firsts) in self._run(compiled.encoded, rows, None):
-            for place, number in enumerate(numbers):
-                length = len(rows[number].ids)
-                hidden[number, :length] = states[place, :length]
-            if firsts is not None:
-                pooled[numbers] = firsts[: len(numbers), 0]
-        return Encoded(jnp.asarray(hidden), jnp.asarray(pooled) if "pooler" in self.params["bert"] else None)
+        all_hidden, all_pooled = np.zeros(shape, self.config.dtype), np.zeros((len(rows), shape[2]), self.config.dtype)
+        for indices, (hidden, pooled) in compute(self, compiled.encode_batch, rows):
+            for batch_row, index in enumerate(indices):
+                length = len(rows[index].ids)
+                all_hidden[index, :length] = hidden[batch_row, :length]
+            if pooled is not None:
+                all_pooled[indices] = pooled[: len(indices), 0]
+        return Encoded(jnp.asarray(all_hidden), jnp.asarray(all_pooled) if "pooler" in self.params["bert"] else None)
 
-    def fill_mask(self, text: str, *, top_k: int = 5, long: Long = "error") -> list[list[Guess]]:
-        """The ``top_k`` likeliest pieces under each [MASK] of a text, likeliest first.
+    def fill_mask(
+        self, text: str, *, top_k: int = 5, long: Long = "error", sequence_length: int | None = None
+    ) -> list[list[Prediction]]:
+        """The ``top_k`` most probable tokens for each [MASK] of a text, in order of decreasing probability.
+
+        Args:
+          text: a text with at least one [MASK].
+          top_k: predictions for each [MASK].
+          long, sequence_length: as for :meth:`embed`.
 
         Raises:
-          UserError: the text has no [MASK], or more pieces than the model has positions; the model has no MLM head.
+          UserError: the text has no [MASK], or too many tokens; the model has no MLM head or no vocabulary.
         """
-        require(isinstance(top_k, int) and top_k >= 1, f"top_k is {top_k}; it must be at least 1.")
-        require(isinstance(text, str), f"{text!r} is not a text.")
-        require(MASK in text, f"The text has no {MASK}.")
-        rows = self._cut([text], long, None)
-        tokenizer = self._tokenizer()
-        mask = tokenizer.specials.mask
-        counts = [int((row.ids[row.keep] == mask).sum()) for row in rows]
-        require(any(counts), f"Nothing is left of the text's {MASK} after truncation.")
-        # Rows of the model beyond the tokenizer's pieces, if any, are padding.
-        scores = functools.partial(compiled.masked, mask=mask, most=max(counts), pieces=len(tokenizer.pieces))
-        found: dict[int, np.ndarray] = {}
-        for numbers, probabilities in self._run(scores, rows, None):
-            found |= {number: probabilities[place, : counts[number]] for place, number in enumerate(numbers)}
-        probabilities = np.concatenate([found[number] for number in range(len(rows))])
+        if not isinstance(top_k, int) or top_k < 1:
+            raise UserError(f"top_k is {top_k}; it must be at least 1.")
+        if not isinstance(text, str):
+            raise UserError(f"{text!r} is not a text; give a string with a {MASK}.")
+        if MASK not in text:
+            raise UserError(f"The text has no {MASK}.")
+        rows = cut_texts(self, [text], long, sequence_length)
+        tokens, mask_id = tokenizer_of(self).tokens, tokenizer_of(self).special_tokens.mask
+        counts = [int((row.ids[row.keep] == mask_id).sum()) for row in rows]
+        if not any(counts):
+            raise UserError(f"Truncation removed every {MASK} of the text; use chunk or stride for long.")
+        # The model's vocabulary may be padded beyond the tokenizer's.
+        function = functools.partial(compiled.mask_probabilities, mask_id=mask_id, max_masks=max(counts), vocab_size=len(tokens))
+        by_window: dict[int, np.ndarray] = {}
+        for indices, values in compute(self, function, rows):
+            by_window |= {index: values[batch_row, : counts[index]] for batch_row, index in enumerate(indices)}
+        probabilities = np.concatenate([by_window[index] for index in range(len(rows))])
         best = np.argsort(-probabilities, axis=-1)[:, :top_k]
         return [
-            [Guess(tokenizer.pieces[piece], float(row[piece])) for piece in pieces]
-            for row, pieces in zip(probabilities, best, strict=True)
+            [Prediction(tokens[token_id], float(row[token_id])) for token_id in token_ids]
+            for row, token_ids in zip(probabilities, best, strict=True)
         ]
 
     def embed(
@@ -134,61 +140,72 @@ class Bert:
         pooling: Pooling = "mean",
         normalize: bool = False,
         long: Long = "error",
-        limit: int | None = None,
+        sequence_length: int | None = None,
         progress: Progress | None = None,
     ) -> Float[np.ndarray, "N D"]:
-        """One float32 vector for each text.
+        """Compute one float32 vector for each text.
 
         Args:
-          texts: texts and pairs.
-          pooling: "mean" or "max" over all pieces, [CLS] and [SEP] included, or the state of [CLS]. Of a text in several
-            windows each piece counts once, with [CLS] of the first window and [SEP] of the last; "cls" is the mean of
-            the windows' [CLS].
-          normalize: divide by the Euclidean norm.
-          long: what to do with texts of more than ``limit`` pieces.
-          limit: most pieces at once, special ones counted; as many as the model has positions where not given.
+          texts: strings and pairs of strings.
+          pooling: "mean" or "max" over all tokens, [CLS] and [SEP] included, or "cls", the state of [CLS]. For a text in
+            several windows, each token counts once, with [CLS] of the first window and [SEP] of the last; "cls" is the mean
+            of the windows' [CLS].
+          normalize: divide each vector by its Euclidean norm.
+          long: what to do with texts of more than ``sequence_length`` tokens.
+          sequence_length: maximum number of tokens in a window, special tokens included; None: the number of positions.
           progress: called with the number of windows computed, and of all windows.
 
         Raises:
-          UserError: as :func:`bert_jax.data.windows.cut`.
+          UserError: an option is out of range; and as :func:`bert_jax.data.windows.cut`.
         """
-        require(pooling in ("mean", "cls", "max"), f"pooling is {pooling!r}; choose one of mean, cls, max.")
-        rows = self._cut(texts, long, limit)
+        if pooling not in get_args(Pooling):
+            raise UserError(f"pooling is {pooling!r}; choose one of {', '.join(get_args(Pooling))}.")
+        rows = cut_texts(self, texts, long, sequence_length)
         total = np.full((len(texts), self.config.hidden_size), -np.inf if pooling == "max" else 0.0, np.float32)
         weight = np.zeros((len(texts), 1), np.float32)
-        for numbers, values in self._run(compiled.POOLED[pooling], rows, progress):
-            owners = [rows[number].text for number in numbers]
-            (np.maximum if pooling == "max" else np.add).at(total, owners, values[: len(numbers)])
-            counts = [rows[n].keep.stop - rows[n].keep.start if pooling == "mean" else 1 for n in numbers]
-            np.add.at(weight, (owners, 0), counts)
+        for indices, values in compute(self, compiled.WINDOW_POOLING[pooling], rows, progress):
+            text_indices = [rows[index].text for index in indices]
+            (np.maximum if pooling == "max" else np.add).at(total, text_indices, values[: len(indices)])
+            counts = [rows[index].keep.stop - rows[index].keep.start if pooling == "mean" else 1 for index in indices]
+            np.add.at(weight, (text_indices, 0), counts)
         vectors = total if pooling == "max" else total / np.maximum(weight, 1)
-        return _unit(vectors) if normalize else vectors
+        return _normalize(vectors) if normalize else vectors
 
     def similarity(self, first: Sequence[Text], second: Sequence[Text], **options: Any) -> Float[np.ndarray, "N M"]:
-        """Cosine of the embeddings of every text of one list with every text of another; options as for :meth:`embed`."""
-        require(not isinstance(first, str) and not isinstance(second, str), "Give two lists of texts, not a single text.")
-        both = self.embed([*first, *second], **{**options, "normalize": True})
-        return both[: len(first)] @ both[len(first) :].T
-
-    def pseudo_log_likelihood(self, texts: Sequence[Text]) -> Float[np.ndarray, " N"]:
-        """Sum, over a text's pieces, of each piece's log-probability when it alone is masked, in nats (Salazar et al. 2020).
+        """Cosine similarity of the embeddings of N texts and M texts; options as for :meth:`embed`.
 
         Raises:
-          UserError: a text has more pieces than the model has positions; the model has no MLM head.
+          UserError: an argument is a single text; and as :meth:`embed`.
         """
-        mask, rows, labels = self._tokenizer().specials.mask, list[Window](), list[int]()
-        for whole in self._cut(texts, "error", None):
-            # All but [CLS], the [SEP] between two texts, and the last one.
-            for place in {*range(1, len(whole.ids) - 1)} - {whole.first - 1}:
-                ids = whole.ids.copy()
-                ids[place] = mask
-                rows.append(whole._replace(ids=ids, keep=slice(place, place + 1)))
-                labels.append(int(whole.ids[place]))
+        if isinstance(first, str) or isinstance(second, str):
+            raise UserError("Give two lists of texts, not a single text.")
+        vectors = self.embed([*first, *second], **{**options, "normalize": True})
+        return vectors[: len(first)] @ vectors[len(first) :].T
+
+    def pseudo_log_likelihood(self, texts: Sequence[Text]) -> Float[np.ndarray, " N"]:
+        """Sum over a text's tokens of the log-probability of each when it alone is masked, in nats (Salazar et al. 2020).
+
+        Raises:
+          UserError: a text has more tokens than the model has positions; the model has no MLM head.
+        """
+        tokenizer, rows, labels = tokenizer_of(self), list[Window](), list[int]()
+        for window in cut_texts(self, texts, "error", None):
+            # All tokens except [CLS], the [SEP] between the texts of a pair, and the last [SEP].
+            for position in {*range(1, len(window.ids) - 1)} - {window.first - 1}:
+                ids = window.ids.copy()
+                ids[position] = tokenizer.special_tokens.mask
+                rows.append(window._replace(ids=ids, keep=slice(position, position + 1)))
+                labels.append(int(window.ids[position]))
         total = np.zeros(len(texts), np.float64)
-        scores = functools.partial(compiled.masked, mask=mask, most=1, pieces=len(self._tokenizer().pieces))
-        for numbers, probabilities in self._run(scores, rows, None):
-            for place, number in enumerate(numbers):
-                total[rows[number].text] += math.log(max(probabilities[place, 0, labels[number]], _LEAST))
+        function = functools.partial(
+            compiled.mask_probabilities,
+            mask_id=tokenizer.special_tokens.mask,
+            max_masks=1,
+            vocab_size=len(tokenizer.tokens),
+        )
+        for indices, probabilities in compute(self, function, rows):
+            for batch_row, index in enumerate(indices):
+                total[rows[index].text] += math.log(max(probabilities[batch_row, 0, labels[index]], _MIN_PROBABILITY))
         return total.astype(np.float32)
 
     def features(
@@ -197,97 +214,52 @@ class Bert:
         *,
         layers: Sequence[int] = (-1, -2, -3, -4),
         long: Long = "error",
-        limit: int | None = None,
+        sequence_length: int | None = None,
         progress: Progress | None = None,
-    ) -> Iterator[Features]:
-        """States of every piece after chosen layers, as the original's ``extract_features.py`` gives them, text by text.
+    ) -> Iterator[TextFeatures]:
+        """States of every token after some layers, text by text, as the original's ``extract_features.py`` writes them.
 
         Args:
-          texts: texts and pairs.
-          layers: numbers of layers, 0 the first, -1 the last.
-          long, limit, progress: as for :meth:`embed`; each piece comes from the window in which it is kept.
+          texts: strings and pairs of strings.
+          layers: indices of layers, 0 the first, -1 the last.
+          long, sequence_length, progress: as for :meth:`embed`; each token's states come from the window that keeps it.
 
         Raises:
           UserError: there is no such layer; and as :func:`bert_jax.data.windows.cut`.
         """
         count = self.config.num_hidden_layers
-        wrong = [layer for layer in layers if not isinstance(layer, int) or not -count <= layer < count]
-        require(not wrong, f"There is no layer {(wrong or [0])[0]}; the model has {count}: 0 to {count - 1}, or -{count} to -1.")
-        require(len(layers) > 0, "No layers are asked for.")
-        rows = self._cut(texts, long, limit)
-        states = functools.partial(compiled.states, layers=tuple(layer % count for layer in layers))
-        return self._features(states, rows, progress)
-
-    def _features(self, states: Callable[..., Any], rows: Sequence[Window], progress: Progress | None) -> Iterator[Features]:
-        pieces, done = self._tokenizer().pieces, 0
-        mine = [list(group) for _, group in itertools.groupby(rows, key=lambda row: row.text)]
-        for start in range(0, len(mine), _BLOCK):
-            block = mine[start : start + _BLOCK]
-            some = [*itertools.chain.from_iterable(block)]
-            kept: dict[int, np.ndarray] = {}
-            for numbers, values in self._run(states, some, None):
-                for place, number in enumerate(numbers):
-                    kept[number] = values[:, place, : len(some[number].ids)][:, some[number].keep].astype(np.float32)
-            parts = iter(range(len(some)))
-            for group in block:
-                values = np.concatenate([kept[next(parts)] for _ in group], axis=1)
-                yield Features([pieces[piece] for row in group for piece in row.ids[row.keep]], values)
-            done += len(some)
-            if progress:
-                progress(done, len(rows))
-
-    def _tokenizer(self) -> Tokenizer:
-        if self.tokenizer is None:
-            raise UserError("The model came without a vocabulary; put its vocab.txt beside the weights and load it again.")
-        return self.tokenizer
-
-    def _cut(self, texts: Sequence[Text], long: Long, limit: int | None) -> list[Window]:
-        most = self.config.max_position_embeddings
-        require(isinstance(texts, Sequence) and not isinstance(texts, str), "Give a list of texts.")
-        limit = most if limit is None else limit
-        require(isinstance(limit, int), f"The limit is {limit!r}; it must be a number of pieces.")
-        require(limit <= most, f"The limit of {limit} pieces is above the model's {most} positions.")
-        rows = windows.cut(self._tokenizer(), texts, limit=limit, long=long)
-        if self.config.type_vocab_size < 2:
-            require(all(row.first == len(row.ids) for row in rows), "The model has one token type and takes no pairs.")
-        return rows
-
-    def _run(
-        self, function: Callable[..., Any], rows: Sequence[Window], progress: Progress | None
-    ) -> Iterator[tuple[list[int], Any]]:
-        """Results of a function on batches of windows, as NumPy, with the numbers of the windows in their rows."""
-        pad, limit = self._tokenizer().specials.pad, self.config.max_position_embeddings
-        before: tuple[list[int], Any] | None = None
-        done = 0
-        for numbers, batch in windows.batches(rows, tokens=_tokens(), limit=limit, pad=pad):
-            # The device computes this batch while the host handles the one before.
-            result = function(self.config, self.params, _on_device(batch))
-            if before:
-                yield before[0], jax.device_get(before[1])
-            before = numbers, result
-            done += len(numbers)
-            if progress:
-                progress(done, len(rows))
-        if before:
-            yield before[0], jax.device_get(before[1])
+        if len(layers) == 0:
+            raise UserError("layers is empty; give at least one layer.")
+        for layer in layers:
+            if not isinstance(layer, int) or not -count <= layer < count:
+                raise UserError(f"There is no layer {layer}; the model has {count}: 0 to {count - 1}, or -{count} to -1.")
+        rows = cut_texts(self, texts, long, sequence_length)
+        function = functools.partial(compiled.layer_states, layers=tuple(layer % count for layer in layers))
+        return text_features(self, function, rows, progress)
 
 
 def load(path: epath.PathLike, *, partial: bool = False, head: Head | None = None) -> Bert:
-    """Load a model: a run of ours, a Hugging Face directory, a TensorFlow checkpoint of the original, an old Flax file.
+    """Load a model: a run of this package, a Hugging Face directory, a TensorFlow checkpoint of the original, or a Flax file.
 
-    The format is found out from the files; neither TensorFlow nor PyTorch is needed, and nothing in a file is executed.
-    Doubtful things are warnings.
+    The format is detected from the files. Neither TensorFlow nor PyTorch is needed, and nothing in a file is executed.
+    A :class:`bert_jax.BertWarning` reports anything doubtful.
 
     Args:
       path: a directory, or a file of weights with its config and vocabulary beside it.
-      partial: leave out tensors that do not match, and leave at their initial values parameters that are not given.
-      head: what a classifier is ("classify", "regress", "tag", "choose"), where ``config.json`` does not say it.
+      partial: ignore tensors that do not match, and leave missing parameters at their initial values.
+      head: the kind of a classifier ("sequence_classification", "regression", "token_classification", "multiple_choice")
+        that ``config.json`` does not specify.
 
     Raises:
-      UserError: there is no model, or two, or one that is not BERT, or its parts do not fit each other.
-      Failure: every checkpoint of a run is damaged.
+      UserError: there is no model, or several, or one that is not BERT, or its files do not fit each other.
+      RunError: every checkpoint of a run is damaged.
+
+    Example:
+      >>> bert = bert_jax.load("bert-base-uncased")  # doctest: +SKIP
+      >>> bert.fill_mask("Paris is the [MASK] of France.", top_k=1)  # doctest: +SKIP
+      [[Prediction(token='capital', probability=0.9969...)]]
     """
-    return Bert(*convert.read(path, partial=partial, head=head))
+    return Bert(**vars(convert.read(path, partial=partial, head=head)))
 
 
 def save(bert: Bert, path: epath.PathLike, *, to: Format, verify: bool = False) -> dict[str, Any]:
@@ -295,48 +267,50 @@ def save(bert: Bert, path: epath.PathLike, *, to: Format, verify: bool = False) 
 
     Args:
       bert: the model.
-      path: directory to make.
+      path: directory to create.
       to: its format.
-      verify: read it again and compare every output of both on probe texts.
+      verify: load the directory again and compare every output of both models on probe texts.
 
     Returns:
-      What is also written as ``conversion.json``: name, shape and SHA-256 of each tensor, and the largest absolute
-      difference of each output where it was verified.
+      The content of ``conversion.json``: name, shape and SHA-256 of each tensor, and with ``verify`` the largest absolute
+      difference of each output.
 
     Raises:
-      UserError: ``path`` exists already; or it is to be verified without a vocabulary.
-      Failure: an output is not finite, or a checkpoint cannot be written.
+      UserError: ``path`` exists; or ``verify`` is given for a model without a vocabulary.
+      RunError: an output is not finite, or a checkpoint cannot be written.
+
+    Example:
+      >>> import tempfile
+      >>> from bert_jax.models import init_params
+      >>> config = bert_jax.ModelConfig.size("tiny", vocab_size=100)
+      >>> bert = bert_jax.Bert(config, init_params(config, jax.random.key(0)))
+      >>> with tempfile.TemporaryDirectory() as directory:
+      ...     report = bert_jax.save(bert, f"{directory}/model", to="hf")
+      ...     bert_jax.load(f"{directory}/model").config == config
+      True
     """
 
-    def compare(written: epath.Path) -> dict[str, float]:
+    def compare(directory: epath.Path) -> dict[str, float]:
         with warnings.catch_warnings():
-            # What is doubtful about the model was said when it was loaded.
-            warnings.simplefilter("ignore", Doubt)
-            before, after = (probe(model) for model in (bert, load(written)))
+            # The same warnings were shown when the model was loaded.
+            warnings.simplefilter("ignore", BertWarning)
+            before, after = (probe(model) for model in (bert, load(directory)))
         differences = {name: float(np.abs(value - after[name]).max()) for name, value in before.items()}
         if not all(map(math.isfinite, differences.values())):
-            raise Failure(f"{path} was not written: the model's outputs are not finite ({differences}).")
+            raise RunError(f"{path} was not written: the model's outputs are not finite ({differences}).")
         return differences
 
-    model = convert.Model(bert.config, bert.params, bert.tokenizer, bert.labels)
-    return convert.write(model, path, to, compare=compare if verify else None)
+    return convert.write(bert, path, to, compare=compare if verify else None)
 
 
 def probe(bert: Bert) -> dict[str, np.ndarray]:
-    """Every output of a model on a few texts: hidden, pooled, and the scores of each head."""
-    rows = bert._cut(_PROBES if bert.config.type_vocab_size > 1 else _PROBES[:2], "truncate", None)
-    ((_, batch),) = windows.batches(rows, tokens=1 << 20, limit=bert.config.max_position_embeddings, pad=0)
-    return jax.device_get(compiled.every(bert.config, bert.params, _on_device(batch)))
+    """Every output of a model on a few texts: hidden states, pooled states and the logits of each head."""
+    texts = _PROBE_TEXTS if bert.config.type_vocab_size > 1 else _PROBE_TEXTS[:2]
+    rows = cut_texts(bert, texts, "truncate", None)
+    positions = bert.config.max_position_embeddings
+    ((_, batch),) = windows.batches(rows, tokens=1 << 20, sequence_length=positions, pad=0)
+    return jax.device_get(compiled.all_outputs(bert.config, bert.params, to_device(batch)))
 
 
-def _on_device(batch: Mapping[str, np.ndarray]) -> Batch:
-    return {name: jnp.asarray(value) for name, value in batch.items()}
-
-
-def _tokens() -> int:
-    # A CPU is fastest where a batch's states stay in its caches, an accelerator where there are many.
-    return 1024 if jax.default_backend() == "cpu" else 65536
-
-
-def _unit(vectors: np.ndarray) -> np.ndarray:
+def _normalize(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), np.finfo(np.float32).tiny)

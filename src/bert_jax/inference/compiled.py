@@ -1,4 +1,7 @@
-"""What may be asked of a model and a batch, each a compiled function (config, params, batch)."""
+"""Inference as compiled functions of a config, parameters and a batch.
+
+Batches are those of :func:`bert_jax.data.windows.batches`; one example in a row, so that E = 1.
+"""
 
 from __future__ import annotations
 
@@ -10,67 +13,81 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from bert_jax.config.run import ModelConfig
-from bert_jax.models.encoder import Batch, Encoded, Params, encode, hidden_states
+from bert_jax.batch import Batch, Params
+from bert_jax.config.model import ModelConfig
+from bert_jax.models.encoder import Encoded, encode, hidden_states
 from bert_jax.models.heads import head_logits, heads_of, mlm_logits
 from bert_jax.models.readout import readout
 
 Pooling = Literal["mean", "cls", "max"]
+"""How the states of a text become one vector."""
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def encoded(config: ModelConfig, params: Params, batch: Batch) -> Encoded:
-    """Last states, zero at padding, and pooled states."""
+def encode_batch(config: ModelConfig, params: Params, batch: Batch) -> Encoded:
+    """Last hidden states [B, S, D], zero at padding, and pooled states [B, E, D]."""
     hidden, pooled = encode(config, params, batch)
-    return Encoded(jnp.where(batch["segments"][..., None] > 0, hidden, 0), pooled)
+    return Encoded(jnp.where(batch["segment_ids"][..., None] > 0, hidden, 0), pooled)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def every(config: ModelConfig, params: Params, batch: Batch) -> dict[str, Array]:
-    """Hidden, pooled, and the scores of each head at each token or example; zero at padding."""
+def all_outputs(config: ModelConfig, params: Params, batch: Batch) -> dict[str, Array]:
+    """``hidden`` [B, S, D], ``pooled`` [B, E, D] and the logits of each head for every token or example; zero at padding."""
     encoded = encode(config, params, batch)
-    valid = batch["segments"][..., None] > 0
-    read = readout(config, params, batch) if config.lstm_layers else encoded
+    valid = batch["segment_ids"][..., None] > 0
+    states = readout(config, params, batch) if config.lstm_layers else encoded
     outputs = {"hidden": jnp.where(valid, encoded.hidden, 0), "pooled": encoded.pooled}
     for head in heads_of(params):
         if head == "mlm":
-            logits = mlm_logits(config, params, encoded.hidden, batch["positions"])
+            logits = mlm_logits(config, params, encoded.hidden, batch["position_ids"])
         else:
-            logits = head_logits(config, params, head, read)
+            logits = head_logits(config, params, head, states)
         outputs[head] = jnp.where(valid, logits, 0) if logits.shape[1] == valid.shape[1] else logits
     return {name: value for name, value in outputs.items() if value is not None}
 
 
-@functools.partial(jax.jit, static_argnums=0, static_argnames=("mask", "most", "pieces"))
-def masked(config: ModelConfig, params: Params, batch: Batch, *, mask: int, most: int, pieces: int) -> Float[Array, "B M V"]:
-    """Probabilities of the first ``pieces`` pieces under the first ``most`` kept mask pieces of each row."""
-    positions = jax.lax.top_k((batch["keep"] & (batch["ids"] == mask)).astype(jnp.int32), most)[1]
+@functools.partial(jax.jit, static_argnums=0, static_argnames=("mask_id", "max_masks", "vocab_size"))
+def mask_probabilities(
+    config: ModelConfig, params: Params, batch: Batch, *, mask_id: int, max_masks: int, vocab_size: int
+) -> Float[Array, "B M V"]:
+    """MLM probabilities at the mask tokens of each row.
+
+    Args:
+      config, params: the model.
+      batch: with ``keep`` bool [B, S]; mask tokens outside of it are ignored.
+      mask_id: id of [MASK].
+      max_masks: M, maximum number of mask tokens in a row; a row with fewer is filled up with arbitrary positions.
+      vocab_size: V, number of tokens that receive probability, the first of the model's vocabulary.
+    """
+    is_mask = batch["keep"] & (batch["input_ids"] == mask_id)
+    # top_k returns the lower index first among equal values, so positions are in order.
+    positions = jax.lax.top_k(is_mask.astype(jnp.int32), max_masks)[1]
     logits = mlm_logits(config, params, encode(config, params, batch).hidden, positions)
-    return jax.nn.softmax(logits[..., :pieces], axis=-1)
+    return jax.nn.softmax(logits[..., :vocab_size], axis=-1)
 
 
 @functools.partial(jax.jit, static_argnums=0, static_argnames="layers")
-def states(config: ModelConfig, params: Params, batch: Batch, *, layers: tuple[int, ...]) -> Float[Array, "C B S D"]:
-    """States after chosen layers, 0 the first."""
+def layer_states(config: ModelConfig, params: Params, batch: Batch, *, layers: tuple[int, ...]) -> Float[Array, "C B S D"]:
+    """States after C layers, given by their indices from 0."""
     return hidden_states(config, params, batch)[1:][jnp.array(layers)]
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _mean(config: ModelConfig, params: Params, batch: Batch) -> Float[Array, "B D"]:
+def _sum_states(config: ModelConfig, params: Params, batch: Batch) -> Float[Array, "B D"]:
     hidden = encode(config, params, batch).hidden.astype(jnp.float32)
     return jnp.where(batch["keep"][..., None], hidden, 0.0).sum(1)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _max(config: ModelConfig, params: Params, batch: Batch) -> Float[Array, "B D"]:
+def _max_states(config: ModelConfig, params: Params, batch: Batch) -> Float[Array, "B D"]:
     hidden = encode(config, params, batch).hidden.astype(jnp.float32)
     return jnp.where(batch["keep"][..., None], hidden, -jnp.inf).max(1)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _cls(config: ModelConfig, params: Params, batch: Batch) -> Float[Array, "B D"]:
+def _cls_states(config: ModelConfig, params: Params, batch: Batch) -> Float[Array, "B D"]:
     return encode(config, params, batch).hidden[:, 0].astype(jnp.float32)
 
 
-POOLED: dict[Pooling, Callable[..., Float[Array, "B D"]]] = {"mean": _mean, "max": _max, "cls": _cls}
-"""The part of a window in the vector of its text: a sum, a largest value, or the state of [CLS]."""
+WINDOW_POOLING: dict[Pooling, Callable[..., Float[Array, "B D"]]] = {"mean": _sum_states, "max": _max_states, "cls": _cls_states}
+"""What each window contributes to the vector of its text: a sum, a maximum, or the state of [CLS]."""

@@ -1,1 +1,1 @@
-"""Output that is whole or absent."""
+"""Files: atomic output, local and remote paths, JSON and lines of text with their numbers."""

@@ -1,4 +1,4 @@
-"""Output that gets its name only when it is whole."""
+"""Output files and directories that appear under their final name only when they are complete."""
 
 from __future__ import annotations
 
@@ -14,27 +14,41 @@ from bert_jax.errors import UserError
 
 
 @contextlib.contextmanager
-def new(path: epath.PathLike) -> Iterator[epath.Path]:
-    """A path at which to make a file or a directory; it becomes ``path`` when the block ends without an error.
+def new_path(path: epath.PathLike) -> Iterator[epath.Path]:
+    """Yield a temporary path for a new file or directory, and rename it to ``path`` when the block ends without an error.
+
+    The temporary path lies beside ``path``, so the rename is atomic. When the block raises, everything it wrote is removed, and so
+    are parent directories that were created for it.
 
     Raises:
-      UserError: ``path`` exists already, or cannot be made.
+      UserError: ``path`` exists already or cannot be created.
+
+    Example:
+      >>> import pathlib, tempfile
+      >>> from bert_jax.io import atomic
+      >>> target = pathlib.Path(tempfile.mkdtemp()) / "scores.txt"
+      >>> with atomic.new_path(target) as path:
+      ...     _ = path.write_text("0.93")
+      ...     target.exists()
+      False
+      >>> target.read_text()
+      '0.93'
     """
     path = epath.Path(path)
     if path.exists() or os.path.islink(path):
         raise UserError(f"{path} exists already; remove it or choose another name.")
-    made = [parent for parent in path.parents if not parent.exists()]
+    missing_parents = [parent for parent in path.parents if not parent.exists()]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        work = epath.Path(tempfile.mkdtemp(prefix=f".{path.name[:100]}.", dir=path.parent))
+        work_directory = epath.Path(tempfile.mkdtemp(prefix=f".{path.name[:100]}.", dir=path.parent))
     except OSError as error:
-        raise UserError(f"{path} cannot be made: {error.strerror}.") from None
+        raise UserError(f"{path} cannot be created: {error.strerror}.") from None
     try:
-        yield work / path.name
-        (work / path.name).rename(path)
+        yield work_directory / path.name
+        (work_directory / path.name).rename(path)
     finally:
-        shutil.rmtree(work, ignore_errors=True)
+        shutil.rmtree(work_directory, ignore_errors=True)
         if not path.exists():
-            for parent in made:
+            for parent in missing_parents:
                 with contextlib.suppress(OSError):
                     parent.rmdir()

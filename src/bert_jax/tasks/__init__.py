@@ -1,1 +1,1 @@
-"""The paper's tasks: how each is read, what it asks of a model, and what is done with the answers."""
+"""The tasks of the paper and own data: their files, examples, scores and results; :mod:`bert_jax.tasks.registry` has them all."""

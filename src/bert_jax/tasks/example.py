@@ -1,4 +1,4 @@
-"""What all tasks share: the one form in which a task's examples reach a model."""
+"""The form in which every task hands its examples to a model and reads the outputs."""
 
 from __future__ import annotations
 
@@ -8,89 +8,96 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
-from bert_jax.config.finetuning import Reading
-from bert_jax.config.validation import require
+from bert_jax.config.finetuning import TaskDataConfig
 from bert_jax.errors import UserError
 from bert_jax.tokenizers import Tokenizer
 
+Scores = dict[str, float]
+"""Official scores of a task, by name."""
+Outputs = Sequence[np.ndarray]
+"""A model's outputs for each example; their shape depends on the task (:mod:`bert_jax.tasks.label_layout`)."""
 
-class Part(NamedTuple):
-    """One text, or pair of texts, as the model reads it."""
+
+class EncodedText(NamedTuple):
+    """One text, or a pair of texts, as token ids."""
 
     ids: np.ndarray
     """int32 [N], [CLS] and [SEP] included."""
-    first: int
-    """Pieces of the first text, [CLS] and its [SEP] counted; the rest has the second type."""
+    first_length: int
+    """Tokens of the first text, [CLS] and its [SEP] included; the others have token type 1."""
 
 
 class Example(NamedTuple):
-    """What is asked of a model at once: one part, or the choices of a question."""
+    """A training or evaluation example: one text, or one for each choice of a multiple-choice question."""
 
-    parts: tuple[Part, ...]
+    texts: tuple[EncodedText, ...]
     label: np.ndarray | None
-    """int32 [] a class or the right choice; float32 [] a score; int32 [2] first and last place of a span in ``ids``; int32 [N]
-    a tag for each piece, -1 where none counts. None where it is not known."""
-
-
-Scores = dict[str, float]
+    """int32 [] a class or the right choice; float32 [] a score; float32 [C] 1 for each label of a multi-label example; int32 [2]
+    first and last token of an answer in ``ids``; int32 [N] a tag for each token, -1 for tokens without one. None if unknown."""
 
 
 class Source(NamedTuple):
-    """A task's data, and how it is read."""
+    """A task's data and how to read them."""
 
-    task: str
     data: str
-    """Directory, prefix, or tfds:NAME."""
-    reading: Reading
+    """Directory, prefix of file names, or tfds:NAME."""
+    task_data: TaskDataConfig
     tokenizer: Tokenizer
 
 
 class Split(NamedTuple):
-    """Examples to be scored."""
+    """Examples that are scored together."""
 
     examples: Sequence[Example]
-    score: Callable[[Sequence[np.ndarray]], Scores]
-    """A model's scores of each example -> the task's official scores."""
-    write: Callable[[Sequence[np.ndarray], epath.Path], None]
-    """The same and a directory -> the files that a server or a script wants, if there are any."""
+    score: Callable[[Outputs], Scores]
+    """Computes the task's official scores from the outputs for each example."""
+    write: Callable[[Outputs, epath.Path], None]
+    """Writes the files that a test server or an official script reads into a directory."""
 
 
-class Asked(NamedTuple):
-    """Some examples of a stream, and what is made of a model's scores for them."""
+class StreamChunk(NamedTuple):
+    """Some examples of a stream, and the conversion of a model's outputs to results."""
 
     examples: Sequence[Example]
-    results: Callable[[Sequence[np.ndarray]], list[dict[str, Any]]]
-    """A model's scores of each example -> a JSON object for each of the user's questions."""
+    results: Callable[[Outputs], list[dict[str, Any]]]
+    """Computes a JSON object for each record or question from the outputs for each example."""
 
 
 def find_split(data: epath.PathLike, split: str, names: Mapping[str, Sequence[str]], endings: Sequence[str]) -> epath.Path:
-    """The file that holds a split: in the directory ``data``, or with a prefix before its name: ``data``.train or ``data``_train.
+    """Find the file of a split: in the directory ``data``, or with a prefix, as ``data``.train or ``data``_train.
 
     Args:
       data: directory or prefix.
       split: "train", "dev" or "test".
-      names: what the file of each split may be called, without its ending.
-      endings: what may follow, "" among them if nothing has to.
+      names: possible names of the file of each split, without the ending.
+      endings: possible endings, "" among them if none is needed.
 
     Raises:
-      UserError: there is none, or more than one.
+      UserError: there is no such file, or more than one.
     """
     data = epath.Path(data)
-    require(split in names, f"split is {split!r}; choose one of {', '.join(names)}.")
+    if split not in names:
+        raise UserError(f"split is {split!r}; choose one of {', '.join(names)}.")
     directory, prefixes = (data, [""]) if data.is_dir() else (data.parent, [f"{data.name}.", f"{data.name}_"])
     stems = [f"{prefix}{name}" for prefix in prefixes for name in names[split]]
-    found = [path for stem in stems for ending in endings if (path := directory / f"{stem}{ending}").is_file()]
-    several = ", ".join(path.name for path in found)
-    require(len(found) < 2, f"{several} in {directory} could each be the {split} split; remove all but one.")
-    if not found:
+    paths = [path for stem in stems for ending in endings if (path := directory / f"{stem}{ending}").is_file()]
+    if len(paths) > 1:
+        several = ", ".join(path.name for path in paths)
+        raise UserError(f"{several} in {directory} could each be the {split} split; remove all but one.")
+    if not paths:
         hint = f" {data} is a file; name its directory, or the part of its name before the split." if data.is_file() else ""
         known = ", ".join(ending for ending in endings if ending)
         raise UserError(f"There is no {split} split at {data}: {' or '.join(stems)} in {directory}, with one of {known}.{hint}")
-    return found[0]
+    return paths[0]
 
 
 def probabilities(logits: np.ndarray) -> np.ndarray:
-    """Softmax over the last axis, float64."""
-    powers = np.exp(logits.astype(np.float64) - logits.max(-1, keepdims=True))
-    shares: np.ndarray = powers / powers.sum(-1, keepdims=True)
-    return shares
+    """Softmax over the last axis, float64.
+
+    Example:
+      >>> probabilities(np.zeros(4)).tolist()
+      [0.25, 0.25, 0.25, 0.25]
+    """
+    exponentials = np.exp(logits.astype(np.float64) - logits.max(-1, keepdims=True))
+    normalized: np.ndarray = exponentials / exponentials.sum(-1, keepdims=True)
+    return normalized

@@ -1,154 +1,155 @@
-"""Examples of a task laid out in rows, several to a row, and batches of them whose position can be stored."""
+"""Layout of a task's examples in rows, several to a row, and a resumable stream of shuffled batches."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import grain
 import numpy as np
 
-from bert_jax.data import packing
-from bert_jax.data.pipeline import HostBatch
+from bert_jax.batch import HostBatch
+from bert_jax.config.finetuning import TaskDataConfig
+from bert_jax.data.packing import pack
 from bert_jax.tasks.example import Example
-
-# Most parts in a row; more would only make wide arrays of what is mostly empty.
-_MOST = 32
-
-
-class Place(NamedTuple):
-    """Where an example went."""
-
-    row: int
-    slot: int
-    """Number of its first part in the row."""
-    start: int
-    """Column of its first piece."""
+from bert_jax.tasks.label_layout import LabelLayout, Placement
+from bert_jax.tasks.task import Task
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
-    """How examples of a task share rows; what they share changes neither their scores nor their gradients."""
+class RowLayout:
+    """How examples of a task share rows. Sharing changes neither their outputs nor their gradients.
+
+    Example:
+      >>> from bert_jax.tasks.example import EncodedText
+      >>> from bert_jax.tasks.label_layout import ExampleLabels
+      >>> examples = [Example((EncodedText(np.arange(4), 4),), np.int32(1)) for _ in range(3)]
+      >>> layout = RowLayout("sequence_classification", ExampleLabels(), sequence_length=8)
+      >>> layout.assign(examples)[:, :2].tolist()
+      [[0, 2], [1, -1]]
+    """
 
     head: str
-    """What is asked: "classify", "regress", "tag", "span" or "choose"."""
-    width: int
-    """S, pieces in a row."""
-    parts: int
-    """Parts of an example: 1, or its choices."""
-    packing: bool
-    """Whether examples share rows at all."""
-    pad: int
-    """Id of padding."""
-    multiple: int
-    """Rows of a batch are a multiple of this."""
+    """Head that computes the outputs."""
+    labels: LabelLayout
+    """Where labels stand in a batch."""
+    sequence_length: int
+    """S, tokens in a row."""
+    texts: int = 1
+    """Texts of an example: 1, or the number of its choices."""
+    packing: int = 32
+    """Most texts in a row; 1: one example per row."""
+    pad: int = 0
+    """Token id of padding."""
+    multiple: int = 1
+    """The number of rows of a batch is a multiple of this."""
+
+    @classmethod
+    def for_task(cls, task: Task, task_data: TaskDataConfig, *, texts: int, outputs: int, pad: int, multiple: int) -> RowLayout:
+        """The layout of a task's rows.
+
+        Args:
+          task, task_data: the task and how its data are read.
+          texts: texts of an example.
+          outputs: outputs of the head.
+          pad: token id of padding.
+          multiple: divisor of the number of rows of a batch.
+        """
+        sequence_length, packing = task_data.sequence_length * texts, task_data.packing
+        return cls(task.head, task.label_layout(outputs), sequence_length, texts, packing, pad, multiple)
 
     @property
     def slots(self) -> int:
-        """E, parts in a row."""
-        return max(self.parts, _MOST // self.parts * self.parts) if self.packing else self.parts
+        """E, slots for texts in a row: a multiple of the texts of an example."""
+        return max(self.texts, self.packing // self.texts * self.texts)
 
     def assign(self, examples: Sequence[Example]) -> np.ndarray:
-        """Numbers [R, E / parts] of the examples of each row, -1 where there are fewer."""
-        lengths = np.array([sum(len(part.ids) for part in example.parts) for example in examples])
-        return packing.pack(lengths, self.width, self.slots // self.parts)
+        """Indices [R, E / texts] of the examples of each row, -1 for empty slots."""
+        lengths = np.array([sum(len(text.ids) for text in example.texts) for example in examples])
+        return pack(lengths, self.sequence_length, self.slots // self.texts)
 
     def rows(self, count: int) -> int:
-        """Rows of the batch that holds ``count`` filled ones: more by a quarter at most, so that a task compiles few shapes."""
+        """Rows of the batch that holds ``count`` filled rows: at most a quarter more, so that a task compiles few shapes."""
         groups = -(-count // self.multiple)
         step = 1 << max(groups.bit_length() - 3, 0)
         return -(-groups // step) * step * self.multiple
 
     def lay(
-        self, examples: Sequence[Example], numbers: Sequence[int], assigned: np.ndarray, rows: int
-    ) -> tuple[HostBatch, dict[int, Place]]:
-        """A batch of examples, and where each went.
+        self, examples: Sequence[Example], ids: Sequence[int], assigned: np.ndarray, rows: int
+    ) -> tuple[HostBatch, dict[int, Placement]]:
+        """Lay examples out in a batch.
 
         Args:
-          examples: what :meth:`assign` was given.
-          numbers: of each example, for its dropout.
-          assigned: some rows of what it returned.
-          rows: at least as many; the rest is padding.
+          examples: the argument of :meth:`assign`.
+          ids: an id for each example, from which its dropout is derived.
+          assigned: some rows of the result of :meth:`assign`.
+          rows: rows of the batch, at least as many; the others are padding.
 
         Returns:
-          ``ids, types, positions, segments`` int32 [B, S]; ``examples, cls_positions`` int32 [B, E]; ``labels`` and ``weights``
-          as :func:`bert_jax.training.losses.task` takes them; and row and slot by the place in ``examples``.
+          ``input_ids, token_type_ids, position_ids, segment_ids`` int32 [B, S]; ``example_ids, cls_positions`` int32 [B, E];
+          ``labels`` and ``weights`` as :func:`bert_jax.training.losses.task` takes them; and the placement of each example, by
+          its index in ``examples``.
         """
         batch = self._empty(rows)
-        places: dict[int, Place] = {}
+        placements: dict[int, Placement] = {}
         for row, group in enumerate(assigned):
-            slot = at = 0
-            for one in group[group >= 0].tolist():
-                example = examples[one]
-                places[one] = Place(row, slot, at)
-                self._label(batch, example, places[one])
-                for part in example.parts:
-                    size = len(part.ids)
-                    here = slice(at, at + size)
-                    batch["ids"][row, here] = part.ids
-                    batch["types"][row, at + part.first : at + size] = 1
-                    batch["positions"][row, here] = np.arange(size)
-                    batch["segments"][row, here] = slot + 1
-                    batch["cls_positions"][row, slot] = at
-                    batch["examples"][row, slot] = np.uint32(numbers[one] % 2**32).astype(np.int32)
-                    at, slot = at + size, slot + 1
-        return batch, places
+            slot = start = 0
+            for index in group[group >= 0].tolist():
+                example = examples[index]
+                placements[index] = Placement(row, slot, start)
+                if example.label is not None:
+                    self.labels.write(batch["labels"][row], batch["weights"][row], example, placements[index])
+                for text in example.texts:
+                    size = len(text.ids)
+                    columns = slice(start, start + size)
+                    batch["input_ids"][row, columns] = text.ids
+                    batch["token_type_ids"][row, start + text.first_length : start + size] = 1
+                    batch["position_ids"][row, columns] = np.arange(size)
+                    batch["segment_ids"][row, columns] = slot + 1
+                    batch["cls_positions"][row, slot] = start
+                    batch["example_ids"][row, slot] = np.uint32(ids[index] % 2**32).astype(np.int32)
+                    start, slot = start + size, slot + 1
+        return batch, placements
 
     def _empty(self, rows: int) -> HostBatch:
-        shape, slots = (rows, self.width), (rows, self.slots)
-        batch = {name: np.zeros(shape, np.int32) for name in ("types", "positions", "segments")}
-        batch["ids"] = np.full(shape, self.pad, np.int32)
-        batch |= {name: np.zeros(slots, np.int32) for name in ("examples", "cls_positions")}
-        labels = {"tag": shape, "span": (*slots, 2), "choose": (rows, self.slots // self.parts)}.get(self.head, slots)
-        batch["labels"] = np.zeros(labels, np.float32 if self.head == "regress" else np.int32)
+        shape, slots = (rows, self.sequence_length), (rows, self.slots)
+        batch = {name: np.zeros(shape, np.int32) for name in ("token_type_ids", "position_ids", "segment_ids")}
+        batch["input_ids"] = np.full(shape, self.pad, np.int32)
+        batch |= {name: np.zeros(slots, np.int32) for name in ("example_ids", "cls_positions")}
+        labels = (rows, *self.labels.shape(sequence_length=self.sequence_length, slots=self.slots, texts=self.texts))
+        batch["labels"] = np.zeros(labels, self.labels.dtype)
         batch["weights"] = np.zeros(labels[:2], np.float32)
         return batch
 
-    def _label(self, batch: HostBatch, example: Example, place: Place) -> None:
-        if example.label is None:
-            return
-        labels, weights, row = batch["labels"], batch["weights"], place.row
-        if self.head == "tag":
-            here = slice(place.start, place.start + len(example.label))
-            labels[row, here] = np.maximum(example.label, 0)
-            weights[row, here] = example.label >= 0
-            return
-        slot = place.slot // self.parts
-        labels[row, slot] = example.label + place.start if self.head == "span" else example.label
-        weights[row, slot] = 1.0
-
-    def scores(self, logits: np.ndarray, example: Example, place: Place) -> np.ndarray:
-        """An example's own scores out of a batch's [B, N, C]: [C], or [parts], or [N, C] for its N pieces."""
-        if self.head in ("tag", "span"):
-            return logits[place.row, place.start : place.start + len(example.parts[0].ids)]
-        mine = logits[place.row, place.slot : place.slot + self.parts]
-        return mine[:, 0] if self.head == "choose" else mine[0]
+    def outputs(self, logits: np.ndarray, example: Example, placement: Placement) -> np.ndarray:
+        """The outputs for one example from the logits [B, N, C] of a batch; the shape depends on the label layout."""
+        return self.labels.outputs(logits[placement.row], example, placement)
 
 
-def once(examples: Sequence[Example], layout: Layout, rows: int) -> Iterator[tuple[HostBatch, dict[int, Place]]]:
-    """Every example once, in batches of ``rows`` rows; the last is filled up with padding."""
+def once(examples: Sequence[Example], layout: RowLayout, rows: int) -> Iterator[tuple[HostBatch, dict[int, Placement]]]:
+    """Every example once, in batches of ``rows`` rows; the last batch is filled up with padding."""
     assigned = layout.assign(examples)
     for start in range(0, len(assigned), rows):
         yield layout.lay(examples, range(len(examples)), assigned[start : start + rows], rows)
 
 
 class Shuffled(grain.IterDataset[HostBatch]):
-    """Endless batches of a fixed number of examples, in another order each epoch, which is a function of (seed, epoch).
+    """Endless batches of a fixed number of examples; the order in each epoch is a function of (seed, epoch).
 
     Args:
-      examples: all of them.
-      layout: how they share rows.
+      examples: all examples.
+      layout: how examples share rows.
       size: examples in a batch.
-      seeds: one; or several, of runs that are trained at a time, whose batches get a leading axis.
-      local: rows of a batch -> those that this process makes.
-      more: arrays that every batch carries.
+      seeds: one seed; or the seeds of an ensemble of runs, for which batches get a leading axis.
+      local: maps the number of rows of a batch to the indices of the rows that this process makes.
+      more: arrays that are added to every batch.
     """
 
     def __init__(
         self,
         examples: Sequence[Example],
-        layout: Layout,
+        layout: RowLayout,
         *,
         size: int,
         seeds: int | Sequence[int],
@@ -165,7 +166,7 @@ class Shuffled(grain.IterDataset[HostBatch]):
 
 
 class _Iterator(grain.DatasetIterator[HostBatch]):
-    """The state is the number of the next batch."""
+    """The state is the index of the next batch."""
 
     def __init__(self, source: Shuffled) -> None:
         super().__init__()
@@ -175,19 +176,23 @@ class _Iterator(grain.DatasetIterator[HostBatch]):
 
     def __next__(self) -> HostBatch:
         first = self._next * self._source.size
-        numbers = range(first, first + self._source.size)
+        ids = range(first, first + self._source.size)
         self._next += 1
-        chosen = [[self._example(seed, number) for number in numbers] for seed in self._source.seeds]
-        assigned = [self._source.layout.assign(examples) for examples in chosen]
+        examples = [[self._example(seed, index) for index in ids] for seed in self._source.seeds]
+        assigned = [self._source.layout.assign(run_examples) for run_examples in examples]
         rows = self._source.layout.rows(max(map(len, assigned)))
         local = self._source.local(rows)
-        batches = [self._source.layout.lay(mine, numbers, whose, rows)[0] for mine, whose in zip(chosen, assigned, strict=True)]
-        batch = {name: [each[name][local] for each in batches] for name in batches[0]}
-        return {name: np.stack(each) if self._source.stacked else each[0] for name, each in batch.items()} | self._source.more
+        batches = [
+            self._source.layout.lay(run_examples, ids, run_rows, rows)[0]
+            for run_examples, run_rows in zip(examples, assigned, strict=True)
+        ]
+        batch = {name: [run_batch[name][local] for run_batch in batches] for name in batches[0]}
+        joined = {name: np.stack(values) if self._source.stacked else values[0] for name, values in batch.items()}
+        return joined | self._source.more
 
-    def _example(self, seed: int, number: int) -> Example:
-        """An example by its number, counted on over epochs."""
-        epoch, place = divmod(number, len(self._source.examples))
+    def _example(self, seed: int, index: int) -> Example:
+        """The example with an index that counts on over the epochs."""
+        epoch, place = divmod(index, len(self._source.examples))
         if (seed, epoch) not in self._orders:
             self._orders = {key: order for key, order in self._orders.items() if key[1] >= epoch - 1}
             self._orders[seed, epoch] = np.random.default_rng([seed, epoch]).permutation(len(self._source.examples))

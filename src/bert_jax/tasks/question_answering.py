@@ -1,7 +1,8 @@
-"""SQuAD as a task: windows in, answers out (Devlin et al. 2018, sections 4.2 and 4.3)."""
+"""Extractive question answering on SQuAD 1.1 and 2.0 (Devlin et al. 2018, sections 4.2 and 4.3)."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
@@ -10,100 +11,141 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from bert_jax.config.validation import require
+from bert_jax.errors import UserError
 from bert_jax.tasks import squad, squad_answers
-from bert_jax.tasks.example import Asked, Example, Scores, Source, Split, find_split
-from bert_jax.tasks.metrics import squad as scoring
+from bert_jax.tasks.example import Example, Outputs, Scores, Source, Split, StreamChunk, find_split
+from bert_jax.tasks.label_layout import SpanLabels
+from bert_jax.tasks.metrics import squad as squad_metrics
 from bert_jax.tasks.squad import Feature, Question
 from bert_jax.tasks.squad_answers import Answers
 
-# Questions whose windows are scored at a time.
+# Questions with windows that are scored at a time.
 _CHUNK = 512
+# A logit that no other one comes near.
+_CERTAIN = 1e3
 
 
-def train(source: Source) -> list[Example]:
-    """Windows of all training questions.
+@dataclasses.dataclass(frozen=True)
+class QuestionAnswering:
+    """Answers to questions as spans of a context; in version 2.0 a question may have no answer.
 
-    Raises:
-      UserError: the file is missing, or a question is refused.
+    Example:
+      >>> QuestionAnswering("squad2", version="2.0").main_score
+      'best_f1'
     """
-    questions = squad.read(_file(source, "train"), training=True)
-    if source.task == "squad":
-        impossible = [question.where for question in questions if question.impossible]
-        require(not impossible, f"{(impossible or [''])[0]}: no answer, which SQuAD 1.1 does not know; use the task squad2.")
-    return [_example(feature) for feature in _features(source, questions, training=True)]
 
+    name: str
+    version: squad_metrics.Version
 
-def split(source: Source, name: str, threshold: float) -> Split:
-    """A split with the official scores; ``threshold`` is the null odds above which no answer is given."""
-    questions = squad.read(_file(source, name), training=False)
-    features = _features(source, questions, training=False)
-    read = functools.partial(_answers, source, questions, features, threshold)
-    gold = {question.id: [answer.text for answer in question.answers] for question in questions}
+    head = "question_answering"
+    dev_splits = ("dev",)
+    perfect = 100.0
+    named_outputs = False
 
-    def score(outputs: Sequence[np.ndarray]) -> Scores:
-        found = read(outputs)
-        version: scoring.Version = "2.0" if source.task == "squad2" else "1.1"
-        # The threshold has been applied to the predictions already.
-        raw = read(outputs, np.inf).predictions if source.task == "squad2" else found.predictions
-        if source.task == "squad":
-            return dict(scoring.score(gold, raw, version=version))
-        return dict(scoring.score(gold, raw, found.null_odds, threshold=threshold, version=version))
+    @property
+    def main_score(self) -> str:
+        """F1; for version 2.0 at the best threshold, because the threshold is chosen on the development set."""
+        return "best_f1" if self._unanswerable else "f1"
 
-    return Split([_example(feature) for feature in features], score, lambda outputs, path: squad_answers.write(read(outputs), path))
+    def outputs(self, labels: Sequence[str]) -> int:
+        """Two: start and end."""
+        return 2
 
+    def label_layout(self, outputs: int) -> SpanLabels:
+        """int32 [B, E, 2]."""
+        return SpanLabels()
 
-def stream(source: Source, path: epath.PathLike, threshold: float) -> Iterator[Asked]:
-    """A file's questions, some hundred at a time."""
-    questions = iter(squad.read(path, training=False, skip_misplaced=True))
-    while chunk := list(itertools.islice(questions, _CHUNK)):
-        features = _features(source, chunk, training=False)
-        results = functools.partial(_results, functools.partial(_answers, source, chunk, features, threshold))
-        yield Asked([_example(feature) for feature in features], results)
+    def train(self, source: Source) -> tuple[list[Example], tuple[str, ...]]:
+        """Windows of all training questions."""
+        questions = squad.read(self._file(source, "train"), training=True)
+        unanswerable = next((question.where for question in questions if question.impossible), None)
+        if not self._unanswerable and unanswerable is not None:
+            raise UserError(f"{unanswerable}: the question has no answer, which SQuAD 1.1 does not allow; use the task squad2.")
+        return [_example(feature) for feature in _features(source, questions, training=True)], ()
+
+    def split(self, source: Source, name: str, labels: Sequence[str], *, threshold: float = 0.0) -> Split:
+        """A split with the scores of the official scripts."""
+        questions = squad.read(self._file(source, name), training=False)
+        features = _features(source, questions, training=False)
+        answers_of = functools.partial(self._answers, source, questions, features)
+        gold = {question.id: [answer.text for answer in question.answers] for question in questions}
+
+        def score(outputs: Outputs) -> Scores:
+            if not self._unanswerable:
+                return dict(squad_metrics.score(gold, answers_of(threshold, outputs).predictions, version=self.version))
+            # The metric applies the threshold itself, to the best answers.
+            best = answers_of(np.inf, outputs)
+            return dict(squad_metrics.score(gold, best.predictions, best.null_odds, threshold=threshold, version=self.version))
+
+        def write(outputs: Outputs, directory: epath.Path) -> None:
+            squad_answers.write(answers_of(threshold, outputs), directory)
+
+        return Split([_example(feature) for feature in features], score, write)
+
+    def stream(
+        self, source: Source, path: epath.PathLike, labels: Sequence[str], *, threshold: float = 0.0
+    ) -> Iterator[StreamChunk]:
+        """The questions of a file, a few hundred at a time."""
+        questions = iter(squad.read(path, training=False, skip_misplaced=True))
+        while chunk := list(itertools.islice(questions, _CHUNK)):
+            features = _features(source, chunk, training=False)
+            answers_of = functools.partial(self._answers, source, chunk, features, threshold)
+            yield StreamChunk([_example(feature) for feature in features], functools.partial(_results, answers_of))
+
+    def constant_score(self, examples: Sequence[Example], labels: Sequence[str], split: Split) -> float:
+        """Score of answering no question in version 2.0; 0 in version 1.1, which has no constant answer."""
+        if not self._unanswerable:
+            return 0.0
+        outputs = [np.zeros((len(example.texts[0].ids), 2)) for example in split.examples]
+        for logits in outputs:
+            # [CLS] as start and end stands for no answer.
+            logits[0] = _CERTAIN
+        return split.score(outputs)[self.main_score]
+
+    @property
+    def _unanswerable(self) -> bool:
+        return self.version == "2.0"
+
+    def _answers(
+        self, source: Source, questions: Sequence[Question], features: Sequence[Feature], threshold: float, outputs: Outputs
+    ) -> Answers:
+        return squad_answers.answer(
+            questions,
+            features,
+            [logits[:, 0] for logits in outputs],
+            [logits[:, 1] for logits in outputs],
+            n_best=source.task_data.n_best,
+            max_answer_length=source.task_data.max_answer_length,
+            threshold=threshold,
+            negative=self._unanswerable,
+        )
+
+    def _file(self, source: Source, split: str) -> epath.Path:
+        """The file of a split, under SQuAD's own name or a short one."""
+        names = {name: (f"{name}-v{self.version}", name) for name in ("train", "dev", "test")}
+        return find_split(source.data, split, names, (".json", ".json.gz"))
 
 
 def _features(source: Source, questions: Sequence[Question], *, training: bool) -> list[Feature]:
-    reading = source.reading
+    task_data = source.task_data
     return squad.features(
-        source.tokenizer, questions, length=reading.length, stride=reading.stride, query=reading.query, training=training
+        source.tokenizer,
+        questions,
+        sequence_length=task_data.sequence_length,
+        doc_stride=task_data.doc_stride,
+        max_query_length=task_data.max_query_length,
+        training=training,
     )
 
 
 def _example(feature: Feature) -> Example:
-    return Example((feature.part,), feature.answer)
+    return Example((feature.text,), feature.answer)
 
 
-def _answers(
-    source: Source,
-    questions: Sequence[Question],
-    features: Sequence[Feature],
-    threshold: float,
-    outputs: Sequence[np.ndarray],
-    other: float | None = None,
-) -> Answers:
-    return squad_answers.answer(
-        questions,
-        features,
-        [each[:, 0] for each in outputs],
-        [each[:, 1] for each in outputs],
-        n_best=source.reading.n_best,
-        longest=source.reading.longest,
-        threshold=threshold if other is None else other,
-        negative=source.task == "squad2",
-    )
-
-
-def _results(read: Callable[[Sequence[np.ndarray]], Answers], outputs: Sequence[np.ndarray]) -> list[dict[str, Any]]:
-    found = read(outputs)
+def _results(answers_of: Callable[[Outputs], Answers], outputs: Outputs) -> list[dict[str, Any]]:
+    answers = answers_of(outputs)
     return [
-        {"id": key, "answer": answer, "candidates": found.nbest[key]}
-        | ({"null_odds": found.null_odds[key]} if key in found.null_odds else {})
-        for key, answer in found.predictions.items()
+        {"id": key, "answer": answer, "candidates": answers.nbest[key]}
+        | ({"null_odds": answers.null_odds[key]} if key in answers.null_odds else {})
+        for key, answer in answers.predictions.items()
     ]
-
-
-def _file(source: Source, name: str) -> epath.Path:
-    """A split's file, under SQuAD's own name for it or ours."""
-    version = "2.0" if source.task == "squad2" else "1.1"
-    names = {split: (f"{split}-v{version}", split) for split in ("train", "dev", "test")}
-    return find_split(source.data, name, names, (".json", ".json.gz"))

@@ -1,159 +1,198 @@
-"""Classification and regression of texts and pairs: GLUE's tasks and anybody's tables."""
+"""Classification and regression of texts and pairs: the tasks of GLUE and own tables (Devlin et al. 2018, section 4.1)."""
 
 from __future__ import annotations
 
+import abc
+import dataclasses
 import functools
 import itertools
-import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from etils import epath
 
-from bert_jax.config.validation import require
-from bert_jax.data import windows
 from bert_jax.errors import UserError
-from bert_jax.io import atomic
-from bert_jax.tasks import glue, metrics, tables
-from bert_jax.tasks.example import Asked, Example, Part, Scores, Source, Split, probabilities
+from bert_jax.tasks import glue, metrics, record_labels, records, tables
+from bert_jax.tasks.example import Example, Outputs, Scores, Source, Split, StreamChunk, probabilities
+from bert_jax.tasks.glue import Glue
+from bert_jax.tasks.label_layout import ExampleLabels
 from bert_jax.tasks.tables import Record
-from bert_jax.tokenizers import Tokenizer
 
-_METRICS: dict[str, tuple[str, ...]] = {"classify": ("accuracy", "macro_f1", "matthews"), "regress": ("pearson", "spearman", "mae")}
-_MAIN = {"classify": "accuracy", "regress": "pearson"}
 # Records that are read, scored and written at a time.
 _CHUNK = 4096
 
 
-def head(task: str) -> str:
-    """The head that a task stands on: "classify" or "regress"."""
-    if task in glue.TASKS:
-        return "classify" if glue.TASKS[task].labels else "regress"
-    return task
+@dataclasses.dataclass(frozen=True)
+class _SequenceTask(abc.ABC):
+    """A task with one label for each text or pair, on own tables or, with a description, on a task of GLUE."""
+
+    name: str
+    glue: Glue | None = None
+
+    perfect = 1.0
+
+    @property
+    def main_score(self) -> str:
+        """The paper's score for a task of GLUE; accuracy or Pearson correlation otherwise."""
+        return self.glue.main_score if self.glue else self._metrics[0]
+
+    @property
+    def dev_splits(self) -> tuple[str, ...]:
+        files = self.glue.files if self.glue else {}
+        return tuple(split for split in files if split.startswith("dev")) or ("dev",)
+
+    def train(self, source: Source) -> tuple[list[Example], tuple[str, ...]]:
+        """Training examples and the names of their classes, which are empty for scores."""
+        rows = self._read(source, "train")
+        names = self.glue.labels if self.glue else self._names(rows)
+        return self._examples(source, rows, names), names
+
+    def split(self, source: Source, name: str, labels: Sequence[str], *, threshold: float = 0.0) -> Split:
+        """A split with its official scores; a test split is written as a submission to GLUE's server."""
+        rows = self._read(source, name)
+        examples = self._examples(source, rows, labels)
+        score = functools.partial(self._score, labels, examples)
+        return Split(examples, score, functools.partial(self._write, name, rows, labels))
+
+    def stream(
+        self, source: Source, path: epath.PathLike, labels: Sequence[str], *, threshold: float = 0.0
+    ) -> Iterator[StreamChunk]:
+        """The records of a file, a few thousand at a time."""
+        columns = records.columns_of(source.task_data)
+        if self.glue and columns == tables.Columns():
+            texts = self.glue.files["test"].texts
+            columns = tables.Columns(text=texts[0], text_b=texts[1] if len(texts) > 1 else "text_b")
+        rows = tables.read(path, columns, labelled=False)
+        while chunk := list(itertools.islice(rows, _CHUNK)):
+            unlabelled = [record._replace(label=None) for record in chunk]
+            yield StreamChunk(self._examples(source, unlabelled, labels), functools.partial(self._results, chunk, labels))
+
+    def constant_score(self, examples: Sequence[Example], labels: Sequence[str], split: Split) -> float:
+        """Score of the most frequent class, or of the mean score, of the training examples."""
+        known = np.concatenate([np.ravel(example.label) for example in examples if example.label is not None])
+        return split.score([self._constant(known, labels)] * len(split.examples))[self.main_score]
+
+    @property
+    @abc.abstractmethod
+    def _metrics(self) -> tuple[str, ...]:
+        """Names of the scores, the main one first."""
+
+    @abc.abstractmethod
+    def _names(self, rows: Sequence[Record]) -> tuple[str, ...]:
+        """Names of the outputs."""
+
+    @abc.abstractmethod
+    def _values(self, rows: Sequence[Record], labels: Sequence[str]) -> np.ndarray:
+        """The label of each record as a number."""
+
+    @abc.abstractmethod
+    def _predicted(self, outputs: Outputs) -> np.ndarray:
+        """The predicted class or score of each example."""
+
+    @abc.abstractmethod
+    def _results(self, rows: Sequence[Record], labels: Sequence[str], outputs: Outputs) -> list[dict[str, Any]]:
+        """A JSON object for each record."""
+
+    @abc.abstractmethod
+    def _constant(self, known: np.ndarray, labels: Sequence[str]) -> np.ndarray:
+        """Outputs that predict the most frequent answer among the known labels."""
+
+    def _read(self, source: Source, split: str) -> list[Record]:
+        return glue.read(self.name, source.data, split) if self.glue else records.read_split(source, self.name, split)
+
+    def _examples(self, source: Source, rows: Sequence[Record], labels: Sequence[str]) -> list[Example]:
+        texts = records.encode(source.tokenizer, rows, sequence_length=source.task_data.sequence_length)
+        if not rows or any(record.label is None for record in rows):
+            return [Example((text,), None) for text in texts]
+        return [Example((text,), value) for text, value in zip(texts, self._values(rows, labels), strict=True)]
+
+    def _score(self, labels: Sequence[str], examples: Sequence[Example], outputs: Outputs) -> Scores:
+        if any(example.label is None for example in examples):
+            raise UserError("This split has no labels to score against; predict it instead.")
+        gold, predicted = np.array([example.label for example in examples]), self._predicted(outputs)
+        names = self.glue.metrics if self.glue else self._metrics
+        positive = None if self.glue is None or self.glue.positive is None else [*labels].index(self.glue.positive)
+        return metrics.score(names, gold, predicted, positive=positive)
+
+    def _write(self, split: str, rows: Sequence[Record], labels: Sequence[str], outputs: Outputs, directory: epath.Path) -> None:
+        """A submission for a test split of GLUE; the results as JSON lines otherwise."""
+        if self.glue and split in self.glue.submissions:
+            ids = [record.id for record in rows]
+            glue.write_submission(self.name, split, ids, self._predicted(outputs), labels, directory)
+        else:
+            records.write_results(directory / f"{split}.jsonl", self._results(rows, labels, outputs))
 
 
-def main_score(task: str) -> str:
-    """The score by which models of a task are compared: the paper's in GLUE, accuracy or Pearson's correlation else."""
-    return glue.TASKS[task].headline if task in glue.TASKS else _MAIN[task]
+@dataclasses.dataclass(frozen=True)
+class SequenceClassification(_SequenceTask):
+    """One class for each text or pair.
 
-
-def train(source: Source) -> tuple[list[Example], tuple[str, ...]]:
-    """Training examples, and the names of their classes, none for scores.
-
-    Raises:
-      UserError: as the readers of files say.
+    Example:
+      >>> SequenceClassification("classify").outputs(("no", "yes"))
+      2
     """
-    records = _read(source, "train")
-    if source.task in glue.TASKS:
-        names = glue.TASKS[source.task].labels
-    else:
-        names = tables.class_labels(records) if head(source.task) == "classify" else ()
-    return _examples(source, records, names), names
+
+    head = "sequence_classification"
+    named_outputs = True
+    _metrics = ("accuracy", "macro_f1", "matthews")
+
+    def outputs(self, labels: Sequence[str]) -> int:
+        """One for each class."""
+        return len(labels)
+
+    def label_layout(self, outputs: int) -> ExampleLabels:
+        """int32 [B, E]."""
+        return ExampleLabels()
+
+    def _names(self, rows: Sequence[Record]) -> tuple[str, ...]:
+        return record_labels.class_labels(rows)
+
+    def _values(self, rows: Sequence[Record], labels: Sequence[str]) -> np.ndarray:
+        return record_labels.class_ids(rows, labels)
+
+    def _predicted(self, outputs: Outputs) -> np.ndarray:
+        return np.array([np.argmax(logits) for logits in outputs])
+
+    def _results(self, rows: Sequence[Record], labels: Sequence[str], outputs: Outputs) -> list[dict[str, Any]]:
+        results = []
+        for record, logits in zip(rows, outputs, strict=True):
+            rounded = [round(float(probability), 6) for probability in probabilities(logits)]
+            by_label = dict(zip(labels, rounded, strict=True))
+            results.append({"id": record.id, "label": labels[int(np.argmax(logits))], "probabilities": by_label})
+        return results
+
+    def _constant(self, known: np.ndarray, labels: Sequence[str]) -> np.ndarray:
+        return np.eye(len(labels))[np.argmax(np.bincount(known, minlength=len(labels)))]
 
 
-def splits(task: str) -> tuple[str, ...]:
-    """Splits that a task is evaluated on."""
-    names = glue.TASKS[task].files if task in glue.TASKS else ("dev",)
-    return tuple(name for name in names if name.startswith("dev")) or ("dev",)
+@dataclasses.dataclass(frozen=True)
+class Regression(_SequenceTask):
+    """A score for each text or pair."""
 
+    head = "regression"
+    named_outputs = False
+    _metrics = ("pearson", "spearman", "mae")
 
-def split(source: Source, name: str, labels: Sequence[str]) -> Split:
-    """A split with its scores.
+    def outputs(self, labels: Sequence[str]) -> int:
+        """One."""
+        return 1
 
-    Args:
-      source: the task.
-      name: "dev", "test", of MNLI also "dev_mismatched" and "test_mismatched".
-      labels: the model's classes, in the order of its outputs.
+    def label_layout(self, outputs: int) -> ExampleLabels:
+        """float32 [B, E]."""
+        return ExampleLabels(np.float32)
 
-    Raises:
-      UserError: it holds a label that the model does not know; and as the readers of files say.
-    """
-    records = _read(source, name)
-    examples = _examples(source, records, labels)
-    score = functools.partial(_score, source.task, labels, examples)
-    return Split(examples, score, functools.partial(_write, source.task, name, records, labels))
+    def _names(self, rows: Sequence[Record]) -> tuple[str, ...]:
+        return ()
 
+    def _values(self, rows: Sequence[Record], labels: Sequence[str]) -> np.ndarray:
+        return record_labels.scores(rows)
 
-def stream(source: Source, path: epath.PathLike, labels: Sequence[str]) -> Iterator[Asked]:
-    """A file's records, a few thousand at a time; labels in it are not looked at."""
-    task, columns = source.task, _columns(source)
-    if task in glue.TASKS and columns == tables.Columns():
-        texts = glue.TASKS[task].files["test"].texts
-        columns = tables.Columns(text=texts[0], text_b=texts[1] if len(texts) > 1 else "text_b")
-    records = tables.read(path, columns, labelled=False)
-    while chunk := list(itertools.islice(records, _CHUNK)):
-        unknown = [record._replace(label=None) for record in chunk]
-        yield Asked(_examples(source, unknown, labels), functools.partial(_results, head(task), chunk, labels))
+    def _predicted(self, outputs: Outputs) -> np.ndarray:
+        return np.array([logits[0] for logits in outputs])
 
+    def _results(self, rows: Sequence[Record], labels: Sequence[str], outputs: Outputs) -> list[dict[str, Any]]:
+        return [{"id": record.id, "score": float(logits[0])} for record, logits in zip(rows, outputs, strict=True)]
 
-def _read(source: Source, name: str) -> list[Record]:
-    if source.task in glue.TASKS:
-        return glue.read(source.task, source.data, name)
-    require(not source.data.startswith("tfds:"), f"{source.data}: only GLUE's tasks are read from TFDS; give files.")
-    require(name in ("train", "dev", "test"), f"{source.task} has no split {name!r}; choose one of train, dev, test.")
-    path = tables.split_file(source.data, name)
-    return list(tables.read(path, _columns(source), labelled=name != "test"))
-
-
-def _columns(source: Source) -> tables.Columns:
-    reading = source.reading
-    return tables.Columns(label=reading.label, text=reading.text, text_b=reading.text_b, order=reading.columns)
-
-
-def _examples(source: Source, records: Sequence[Record], labels: Sequence[str]) -> list[Example]:
-    parts = text_parts(source.tokenizer, [_text(record) for record in records], source.reading.length)
-    if not records or any(record.label is None for record in records):
-        return [Example((part,), None) for part in parts]
-    values = tables.class_ids(records, labels) if head(source.task) == "classify" else tables.scores(records)
-    return [Example((part,), value) for part, value in zip(parts, values, strict=True)]
-
-
-def text_parts(tokenizer: Tokenizer, texts: Sequence[windows.Text], length: int) -> Iterator[Part]:
-    """Texts and pairs as the model reads them, cut to ``length`` pieces from the end of the longer text."""
-    for window in windows.cut(tokenizer, texts, limit=length, long="truncate"):
-        yield Part(window.ids, window.first)
-
-
-def _text(record: Record) -> windows.Text:
-    return record.texts[0] if len(record.texts) == 1 else (record.texts[0], record.texts[1])
-
-
-def _score(task: str, labels: Sequence[str], examples: Sequence[Example], outputs: Sequence[np.ndarray]) -> Scores:
-    if any(example.label is None for example in examples):
-        raise UserError("This split has no labels to score against; predict it instead.")
-    gold, predicted = np.array([example.label for example in examples]), _predicted(head(task), outputs)
-    names, positive = _METRICS[head(task)], None
-    if task in glue.TASKS:
-        names = glue.TASKS[task].metrics
-        if (name := glue.TASKS[task].positive) is not None:
-            positive = [*labels].index(name)
-    return metrics.score(names, gold, predicted, positive=positive)
-
-
-def _predicted(head: str, outputs: Iterable[np.ndarray]) -> np.ndarray:
-    return np.array([np.argmax(each) if head == "classify" else each[0] for each in outputs])
-
-
-def _write(
-    task: str, name: str, records: Sequence[Record], labels: Sequence[str], outputs: Sequence[np.ndarray], directory: epath.Path
-) -> None:
-    """GLUE's submission of a test split; of others the results as JSON lines."""
-    if task in glue.TASKS and name in glue.TASKS[task].submissions:
-        ids = [record.id for record in records]
-        glue.write_submission(task, name, ids, _predicted(head(task), outputs), labels, directory)
-        return
-    with atomic.new(directory / f"{name}.jsonl") as path:
-        lines = (json.dumps(found, ensure_ascii=False) for found in _results(head(task), records, labels, outputs))
-        path.write_text("".join(f"{line}\n" for line in lines))
-
-
-def _results(head: str, records: Sequence[Record], labels: Sequence[str], outputs: Sequence[np.ndarray]) -> list[dict[str, Any]]:
-    if head == "regress":
-        return [{"id": record.id, "score": float(each[0])} for record, each in zip(records, outputs, strict=True)]
-    found = []
-    for record, each in zip(records, outputs, strict=True):
-        shares = probabilities(each)
-        shown = {label: round(float(share), 6) for label, share in zip(labels, shares, strict=True)}
-        found.append({"id": record.id, "label": labels[int(np.argmax(each))], "probabilities": shown})
-    return found
+    def _constant(self, known: np.ndarray, labels: Sequence[str]) -> np.ndarray:
+        return np.array([known.mean()])

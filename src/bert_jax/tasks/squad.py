@@ -1,4 +1,4 @@
-"""SQuAD 1.1 and 2.0 (Rajpurkar et al. 2016, 2018): questions from files, and windows of their contexts, as in ``run_squad.py``."""
+"""SQuAD 1.1 and 2.0 (Rajpurkar et al. 2016, 2018): reading of questions, and windows of contexts as in ``run_squad.py``."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
-from bert_jax.config.validation import parse_json, require
-from bert_jax.errors import Doubt, UserError
-from bert_jax.tasks.example import Part
+from bert_jax.errors import BertWarning, UserError
+from bert_jax.io.parsing import parse_json
+from bert_jax.tasks.example import EncodedText
 from bert_jax.tokenizers import Tokenizer
 
 
@@ -23,7 +23,7 @@ class Answer(NamedTuple):
 
     text: str
     start: int
-    """Its first character in the context."""
+    """Index of its first character in the context."""
 
 
 class Question(NamedTuple):
@@ -33,9 +33,9 @@ class Question(NamedTuple):
     question: str
     context: str
     answers: tuple[Answer, ...]
-    """One when training, if the question is not impossible; several annotators' when evaluating. May be empty."""
+    """One answer for training, those of several annotators for evaluation; empty if there is none or it is unknown."""
     impossible: bool
-    """The file says that the context holds no answer (SQuAD 2.0)."""
+    """Whether the file marks the question as one without an answer in the context (SQuAD 2.0)."""
     where: str
     """File and id, for messages."""
 
@@ -44,37 +44,38 @@ class Feature(NamedTuple):
     """One window of a context, with its question."""
 
     question: int
-    """Number of the question among those that were given."""
-    part: Part
+    """Index of the question."""
+    text: EncodedText
     """[CLS] question [SEP] window [SEP]."""
     offset: int
-    """Place of the window's first piece in ``part.ids``."""
+    """Index of the window's first token in ``text.ids``."""
     spans: np.ndarray
-    """int32 [C, 2], first character in the context of each piece of the window, and the one after its last."""
+    """int32 [C, 2], start and end of the characters of each token of the window in the context; the end is exclusive."""
     max_context: np.ndarray
-    """bool [C], whether no other window shows more on both sides of the piece; true for it in one window alone."""
+    """bool [C], whether this window has the most context on both sides of the token; true in exactly one window."""
     answer: np.ndarray | None
-    """int32 [2], places of the answer's first and last piece in ``part.ids``; 0, 0 where the window does not hold all of it, or
-    there is none. None when not training."""
+    """int32 [2], indices of the answer's first and last token in ``text.ids``; 0, 0 if the window does not contain all of it or
+    there is none. None for evaluation."""
 
 
 def read(path: epath.PathLike, *, training: bool, skip_misplaced: bool = False) -> list[Question]:
-    """Questions of a file in SQuAD's format, of either version, in order; ``.gz`` is unpacked.
+    """Questions of a file in the format of SQuAD 1.1 or 2.0, in order; ``.gz`` is decompressed.
 
     Args:
       path: a file, local or remote.
-      training: whether answers are needed. Without, a question may have none: what has none is not answered (2.0) or not
-        known, as in a test set. The original trains on files with one answer a question; of several, the first counts.
-      skip_misplaced: pass over answers whose text is not at ``answer_start`` (the original warns and skips those it cannot find
-        nearby): when training their questions are left out; else they stay, because scores look at the text alone.
+      training: whether answers are needed. For evaluation a question may have none, because it is impossible or, as in a test
+        set, its answers are unknown. The original trains on one answer for each question; of several the first counts.
+      skip_misplaced: accept answers with a text that is not at ``answer_start`` (the original warns, and skips those that it
+        cannot find nearby). For training their questions are left out; for evaluation they are kept, because scores compare
+        texts only.
 
     Raises:
-      UserError: the file is missing or no such JSON, an id stands twice, something is missing or empty, an impossible question
-        has answers, one that is not has none when training, or an answer is not where it should be. The sentence names the
-        file and the question.
+      UserError: the file is missing or has another format, an id occurs twice, a value is missing or empty, an impossible
+        question has answers, another one has none in training, or an answer is misplaced. The sentence names the file and
+        the question.
 
     Warns:
-      Doubt: how many answers were passed over.
+      BertWarning: the number of misplaced answers.
     """
     path = epath.Path(path)
     questions: list[Question] = []
@@ -82,62 +83,73 @@ def read(path: epath.PathLike, *, training: bool, skip_misplaced: bool = False) 
     misplaced: list[str] = []
     for context, entry, where in _entries(_load(path), str(path)):
         question = _question(context, entry, where, str(path))
-        require(question.id not in seen, f"{question.where}: the id stands twice; every question needs one of its own.")
+        if question.id in seen:
+            raise UserError(f"{question.where}: the id occurs twice; give every question a unique id.")
         seen.add(question.id)
-        require(
-            not training or question.impossible or bool(question.answers),
-            f"{question.where}: no answers; training needs one, or is_impossible set to true.",
-        )
-        wrong = [said for answer in question.answers if (said := _misplaced(question, answer))]
-        misplaced += wrong[:1]
-        require(not wrong or skip_misplaced, f"{''.join(wrong[:1])}; mend it, or skip such answers.")
-        if not (wrong and training):
+        if training and not question.impossible and not question.answers:
+            raise UserError(f"{question.where}: no answers; training needs one, or is_impossible set to true.")
+        errors = [error for answer in question.answers if (error := _misplaced(question, answer))]
+        misplaced += errors[:1]
+        if errors and not skip_misplaced:
+            raise UserError(f"{errors[0]}; repair it, or skip such answers.")
+        if not (errors and training):
             questions.append(question)
-    require(bool(questions), f"{path} holds no questions{' whose answers are where they should be' if misplaced else ''}.")
+    if not questions:
+        raise UserError(f"{path} holds no questions{' with answers at their places' if misplaced else ''}.")
     if misplaced:
-        done = "left out because" if training else "kept although"
+        action = "left out because" if training else "kept although"
         warnings.warn(
-            f"{len(misplaced):,} of the questions of {path} were {done} an answer is misplaced; the first is {misplaced[0]}.",
-            Doubt,
+            f"{len(misplaced):,} of the questions of {path} were {action} an answer is misplaced; the first is {misplaced[0]}.",
+            BertWarning,
             stacklevel=2,
         )
     return questions
 
 
 def features(
-    tokenizer: Tokenizer, questions: Sequence[Question], *, length: int = 384, stride: int = 128, query: int = 64, training: bool
+    tokenizer: Tokenizer,
+    questions: Sequence[Question],
+    *,
+    sequence_length: int = 384,
+    doc_stride: int = 128,
+    max_query_length: int = 64,
+    training: bool,
 ) -> list[Feature]:
-    """Windows of all questions, in order: at least one for each.
+    """Windows of all questions, in order; at least one for each.
 
-    The original (``convert_examples_to_features``) finds an answer's pieces by tokenizing it once more and comparing; here
-    characters are compared: from the first piece that holds one of the answer's to the last. Where the answer stands twice in
-    a word ("1-1"), or its ends cut a piece, the original takes the first or the whole word instead.
+    The original (``convert_examples_to_features``) finds the tokens of an answer by tokenizing it again and comparing tokens.
+    This function compares characters: the answer runs from the first token with one of its characters to the last. If the
+    answer occurs twice in a word ("1-1"), or its ends cut a token, the original takes the first or the whole word instead.
 
     Args:
       tokenizer: the model's.
-      questions: what :func:`read` returns, or a part of it.
-      length: most pieces in a window, question and special pieces counted.
-      stride: pieces from the start of one window to that of the next.
-      query: pieces of a question that are kept.
-      training: whether to find the places of the answers.
+      questions: consecutive questions from :func:`read`.
+      sequence_length: most tokens of a window, question and special tokens included.
+      doc_stride: tokens from the start of one window to the start of the next.
+      max_query_length: most tokens of a question; the others are cut off.
+      training: whether to find the tokens of the answers.
 
     Raises:
-      UserError: ``length`` leaves no room for a context, a context has no pieces, or an answer has none.
+      UserError: ``sequence_length`` leaves no room for a context, or a context or an answer has no tokens.
     """
-    require(stride > 0 and query >= 0, f"stride is {stride} and query {query}; they must be at least 1 and 0.")
-    require(length > query + 3, f"length is {length}; it must be greater than query + 3, which is {query + 3}.")
-    numbers = {context: number for number, context in enumerate(dict.fromkeys(question.context for question in questions))}
-    contexts = tokenizer.align([*numbers])
-    asked = tokenizer.encode([question.question for question in questions])
-    cls, sep = tokenizer.specials.cls, tokenizer.specials.sep
-    made: list[Feature] = []
-    for number, (question, pieces) in enumerate(zip(questions, asked, strict=True)):
-        context = contexts[numbers[question.context]]
-        require(len(context.ids) > 0, f"{question.where}: the tokenizer finds nothing in its context; remove the question.")
-        head = np.array([cls, *pieces.ids[:query].tolist(), sep], np.int32)
-        starts, ends = _windows(len(context.ids), length - len(head) - 1, stride)
+    if doc_stride <= 0 or max_query_length < 0:
+        raise UserError(f"doc_stride is {doc_stride} and max_query_length {max_query_length}; they must be at least 1 and 0.")
+    least = max_query_length + 3
+    if sequence_length <= least:
+        raise UserError(f"sequence_length is {sequence_length}; it must be greater than max_query_length + 3, which is {least}.")
+    index = {context: index for index, context in enumerate(dict.fromkeys(question.context for question in questions))}
+    contexts = tokenizer.align([*index])
+    queries = tokenizer.encode([question.question for question in questions])
+    cls, sep = tokenizer.special_tokens.cls, tokenizer.special_tokens.sep
+    windows: list[Feature] = []
+    for question_index, (question, query) in enumerate(zip(questions, queries, strict=True)):
+        context = contexts[index[question.context]]
+        if not len(context.ids):
+            raise UserError(f"{question.where}: the context has no tokens; remove the question.")
+        head = np.array([cls, *query.ids[:max_query_length].tolist(), sep], np.int32)
+        starts, ends = _windows(len(context.ids), sequence_length - len(head) - 1, doc_stride)
         best = _max_context(starts, ends)
-        answer = _pieces(question, context.spans) if training else None
+        answer = _answer_tokens(question, context.spans) if training else None
         for window, (start, end) in enumerate(zip(starts.tolist(), ends.tolist(), strict=True)):
             ids = np.concatenate([head, context.ids[start:end], [sep]], dtype=np.int32)
             places = None
@@ -145,20 +157,21 @@ def features(
                 inside = answer is not None and start <= answer[0] and answer[1] < end
                 shift = len(head) - start
                 places = np.array([answer[0] + shift, answer[1] + shift] if answer and inside else [0, 0], np.int32)
-            mine = np.ones(end - start, np.bool_) if best is None else best[start:end] == window
-            made.append(Feature(number, Part(ids, len(head)), len(head), context.spans[start:end], mine, places))
-    return made
+            max_context = np.ones(end - start, np.bool_) if best is None else best[start:end] == window
+            text = EncodedText(ids, len(head))
+            windows.append(Feature(question_index, text, len(head), context.spans[start:end], max_context, places))
+    return windows
 
 
-def _windows(pieces: int, room: int, stride: int) -> tuple[np.ndarray, np.ndarray]:
-    """First piece of each window and the one after its last, int64 [W]; the last window ends with the text."""
+def _windows(tokens: int, room: int, stride: int) -> tuple[np.ndarray, np.ndarray]:
+    """Start and exclusive end of each window, int64 [W]; the last window ends with the text."""
     step = min(room, stride)
-    starts = np.arange(1 + max(0, -(-(pieces - room) // step))) * step
-    return starts, np.minimum(starts + room, pieces)
+    starts = np.arange(1 + max(0, -(-(tokens - room) // step))) * step
+    return starts, np.minimum(starts + room, tokens)
 
 
 def _max_context(starts: np.ndarray, ends: np.ndarray) -> np.ndarray | None:
-    """Number of the window in which each piece has the most on both sides, int64 [N]; None where there is one window."""
+    """Index of the window in which each token has the most context on both sides, int64 [N]; None if there is one window."""
     if len(starts) == 1:
         return None
     places = np.arange(ends[-1])
@@ -168,15 +181,17 @@ def _max_context(starts: np.ndarray, ends: np.ndarray) -> np.ndarray | None:
     return np.where((left >= 0) & (right >= 0), score, -math.inf).argmax(axis=0)
 
 
-def _pieces(question: Question, spans: np.ndarray) -> tuple[int, int] | None:
-    """First and last piece of the context that hold a character of the answer; None for an impossible question."""
+def _answer_tokens(question: Question, spans: np.ndarray) -> tuple[int, int] | None:
+    """First and last token of the context with a character of the answer; None for an impossible question."""
     if question.impossible:
         return None
-    require(bool(question.answers), f"{question.where}: no answers; training needs one.")
+    if not question.answers:
+        raise UserError(f"{question.where}: no answers; training needs one.")
     text, start = question.answers[0]
     first = int(np.searchsorted(spans[:, 1], start, side="right"))
     last = int(np.searchsorted(spans[:, 0], start + len(text), side="left")) - 1
-    require(first <= last, f"{question.where}: the tokenizer finds nothing in its answer {text!r}; remove the question.")
+    if first > last:
+        raise UserError(f"{question.where}: the answer {text!r} has no tokens; remove the question.")
     return first, last
 
 
@@ -188,7 +203,7 @@ def _load(path: epath.Path) -> Any:
     except FileNotFoundError:
         raise UserError(f"There is no file {path}.") from None
     except (IsADirectoryError, NotADirectoryError):
-        raise UserError(f"{path} is a directory, not a file of SQuAD's.") from None
+        raise UserError(f"{path} is a directory, not a file of SQuAD.") from None
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise UserError(f"{path} is not a whole gzip file: {error}.") from None
     return parse_json(content, str(path))
@@ -204,14 +219,17 @@ def _entries(value: Any, path: str) -> Iterator[tuple[str, dict[str, Any], str]]
 
 
 def _each(value: Any, key: str, where: str) -> Iterator[tuple[Any, str]]:
-    require(isinstance(value, dict), f"{where} is {_kind(value)}, not an object with {key!r} as in SQuAD's files.")
+    if not isinstance(value, dict):
+        raise UserError(f"{where} is {_kind(value)}, not an object with {key!r} as in SQuAD's files.")
     items = _get(value, key, where)
-    require(isinstance(items, list), f"{where}: {key!r} is {_kind(items)}, not a list as in SQuAD's files.")
-    return ((item, f"{where}, {key}[{number}]") for number, item in enumerate(items))
+    if not isinstance(items, list):
+        raise UserError(f"{where}: {key!r} is {_kind(items)}, not a list as in SQuAD's files.")
+    return ((item, f"{where}, {key}[{index}]") for index, item in enumerate(items))
 
 
 def _get(value: dict[str, Any], key: str, where: str) -> Any:
-    require(key in value, f"{where} has no {key!r}; SQuAD's files have it.")
+    if key not in value:
+        raise UserError(f"{where} has no {key!r}; SQuAD's files have it.")
     return value[key]
 
 
@@ -220,9 +238,11 @@ def _kind(value: Any) -> str:
 
 
 def _text(value: Any, key: str, where: str) -> str:
-    require(isinstance(value, dict), f"{where} is {_kind(value)}, not an object with {key!r} as in SQuAD's files.")
+    if not isinstance(value, dict):
+        raise UserError(f"{where} is {_kind(value)}, not an object with {key!r} as in SQuAD's files.")
     text = _get(value, key, where)
-    require(isinstance(text, str) and bool(text.strip()), f"{where}: {key!r} is {_short(text)}; it must be text, not empty.")
+    if not isinstance(text, str) or not text.strip():
+        raise UserError(f"{where}: {key!r} is {_short(text)}; it must be text, not empty.")
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -236,28 +256,30 @@ def _short(value: Any) -> str:
 
 
 def _question(context: str, entry: Any, where: str, path: str) -> Question:
-    name = _text(entry, "id", where)
-    where = f"{path}, question {name!r}"
+    question_id = _text(entry, "id", where)
+    where = f"{path}, question {question_id!r}"
     impossible = entry.get("is_impossible", False)
-    require(isinstance(impossible, bool), f"{where}: is_impossible is {_short(impossible)}; it must be true or false.")
+    if not isinstance(impossible, bool):
+        raise UserError(f"{where}: is_impossible is {_short(impossible)}; it must be true or false.")
     answers = tuple(_answer(answer, place) for answer, place in _each({"answers": [], **entry}, "answers", where))
     if impossible and answers:
         raise UserError(f"{where}: is_impossible is true, but there is the answer {_short(answers[0].text)}.")
-    return Question(name, _text(entry, "question", where), context, answers, impossible, where)
+    return Question(question_id, _text(entry, "question", where), context, answers, impossible, where)
 
 
 def _answer(value: Any, where: str) -> Answer:
     text = _text(value, "text", where)
     start = _get(value, "answer_start", where)
-    right = isinstance(start, int) and not isinstance(start, bool) and start >= 0
-    require(right, f"{where}: answer_start is {_short(start)}; it must be the number of a character.")
+    if not isinstance(start, int) or isinstance(start, bool) or start < 0:
+        raise UserError(f"{where}: answer_start is {_short(start)}; it must be the index of a character.")
     return Answer(text, start)
 
 
 def _misplaced(question: Question, answer: Answer) -> str:
-    """What is wrong with the place of an answer; empty if it is right."""
-    there = question.context[answer.start : answer.start + len(answer.text)]
-    if there == answer.text:
+    """What is wrong with the place of an answer; empty if nothing is."""
+    text = question.context[answer.start : answer.start + len(answer.text)]
+    if text == answer.text:
         return ""
-    found = f"stands {_short(there)}" if there else f"the context has ended (it has {len(question.context):,} characters)"
-    return f"{question.where}: the answer {_short(answer.text)} should be at character {answer.start}, but there {found}"
+    length = f"{len(question.context):,} characters"
+    actual = f"the context has {_short(text)} there" if text else f"the context ends before (it has {length})"
+    return f"{question.where}: the answer {_short(answer.text)} should be at character {answer.start}, but {actual}"

@@ -1,4 +1,4 @@
-"""From the logits of windows to answers, as ``write_predictions`` of the original's ``run_squad.py`` finds them."""
+"""Answers from the logits of windows, as ``write_predictions`` of the original's ``run_squad.py`` computes them."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ from typing import NamedTuple, TypedDict
 import numpy as np
 from etils import epath
 
-from bert_jax.config.validation import require
-from bert_jax.errors import Failure, UserError
+from bert_jax.errors import RunError, UserError
 from bert_jax.io import atomic
 from bert_jax.tasks.squad import Feature, Question
 
 PREDICTIONS, NBEST, ODDS = "predictions.json", "nbest_predictions.json", "null_odds.json"
 """The files that :func:`write` makes, named as the original names them."""
-# What the original answers where it finds nothing.
+# The original's answer if there is no candidate.
 _NOTHING = "empty"
 
 
@@ -28,7 +27,7 @@ class Candidate(TypedDict):
 
     text: str
     probability: float
-    """Softmax of the sums of both logits over the candidates that are listed for the question."""
+    """Softmax of the sums of both logits over the candidates of the question."""
     start_logit: float
     end_logit: float
 
@@ -37,25 +36,25 @@ class Answers(NamedTuple):
     """Answers by question id, in the order of the questions."""
 
     predictions: dict[str, str]
-    """An exact part of the context; empty for no answer."""
+    """A part of the context; empty for no answer."""
     nbest: dict[str, list[Candidate]]
-    """Best first; empty text stands for no answer."""
+    """Best first; an empty text stands for no answer."""
     null_odds: dict[str, float]
-    """Score of no answer less that of the best answer, each a sum of two logits; no entries where every question has an answer."""
+    """Score of no answer minus that of the best answer, each a sum of two logits; empty for SQuAD 1.1."""
 
 
-class _Found(NamedTuple):
+class _Span(NamedTuple):
     text: str
     start: float
     end: float
 
 
 class _Pairs(NamedTuple):
-    """Pairs of a start and an end, [P] each; ``feature`` is a number among the features of one question."""
+    """Pairs of a start and an end, [P] each; ``feature`` is an index into the features of one question."""
 
     feature: np.ndarray
     first: np.ndarray
-    """Number of a piece of the window."""
+    """Index of a token of the window."""
     last: np.ndarray
     start: np.ndarray
     """float64, logits."""
@@ -69,54 +68,53 @@ def answer(
     ends: Sequence[np.ndarray],
     *,
     n_best: int = 20,
-    longest: int = 30,
+    max_answer_length: int = 30,
     threshold: float = 0.0,
     negative: bool,
 ) -> Answers:
-    """The best answers of some questions. For many, call it with a slice of them at a time, and :func:`join`.
+    """The best answers of some questions. For many questions, call it for slices of them, and :func:`join` the results.
 
-    Of each window the ``n_best`` best starts meet the ``n_best`` best ends; a pair counts if both are pieces of the context, the
-    start has its maximal context here, and the end is neither before it nor too far. The text is the slice of the context from
-    the start's first character to the end's last; the original has no offsets, and guesses it (``get_final_text``). It also
-    ranks the logits of padding, of which there are none here.
+    In each window the ``n_best`` best starts are paired with the ``n_best`` best ends. A pair counts if both are tokens of the
+    context, the start has its maximal context in this window, and the end is neither before the start nor too far behind it.
+    The text is the slice of the context from the first character of the start to the last of the end; the original has no
+    offsets, and reconstructs it (``get_final_text``). The original also ranks the logits of padding, which are absent here.
 
     Args:
-      questions: consecutive ones of those that the features were made of.
+      questions: consecutive questions.
       features: all windows of these questions, in order.
-      starts: for each feature, float [N] logits over the places of ``part.ids``.
+      starts: for each feature, float [N] logits over the tokens of ``text.ids``.
       ends: the same for ends.
-      n_best: starts and ends that are looked at in a window, and answers that are listed for a question; no answer may be added.
-      longest: most pieces in an answer.
-      threshold: no answer is chosen where its odds are greater.
-      negative: whether no answer is a choice (SQuAD 2.0). Its score is the sum of the logits of [CLS] where that is least among the
-        windows. Where no pair counts it is chosen, with its own score as the odds (the original fails); without this choice
-        the answer is "empty" there, as in the original.
+      n_best: starts and ends that are paired in a window, and candidates that are listed for a question, in addition to no answer.
+      max_answer_length: most tokens of an answer.
+      threshold: no answer is chosen if the null odds are greater.
+      negative: whether a question may have no answer (SQuAD 2.0). The score of no answer is the least sum of the logits of
+        [CLS] of all windows. If no pair counts, no answer is chosen, with its own score as null odds (the original fails). If
+        every question has an answer, the answer is "empty" then, as in the original.
 
     Raises:
       UserError: questions, features and logits do not belong together.
-      Failure: a logit is not finite.
+      RunError: a logit is not finite.
     """
-    require(n_best > 0 and longest > 0, f"n_best is {n_best} and longest {longest}; both must be greater than 0.")
-    require(
-        len(features) == len(starts) == len(ends),
-        f"There are logits for {len(starts):,} starts and {len(ends):,} ends, but {len(features):,} features.",
-    )
-    found = Answers({}, {}, {})
+    if n_best <= 0 or max_answer_length <= 0:
+        raise UserError(f"n_best is {n_best} and max_answer_length {max_answer_length}; both must be greater than 0.")
+    if not len(features) == len(starts) == len(ends):
+        raise UserError(f"There are logits for {len(starts):,} starts and {len(ends):,} ends, but {len(features):,} features.")
+    answers = Answers({}, {}, {})
     for question, group in zip(questions, _groups(questions, features), strict=True):
-        mine = [features[place] for place in group]
-        logits = [_logits(question, features[place], starts[place], ends[place]) for place in group]
-        null = min((float(pair[0, 0]) + float(pair[1, 0]), number) for number, pair in enumerate(logits)) if negative else None
-        nothing = _Found("", *logits[null[1]][:, 0].tolist()) if null else None
-        listed = _best(question, mine, logits, n_best, longest, nothing)
-        best = next((entry for entry in listed if entry.text), None)
-        found.nbest[question.id] = _candidates(listed)
+        windows = [features[index] for index in group]
+        logits = [_logits(question, features[index], starts[index], ends[index]) for index in group]
+        null = min((float(pair[0, 0]) + float(pair[1, 0]), window) for window, pair in enumerate(logits)) if negative else None
+        nothing = _Span("", *logits[null[1]][:, 0].tolist()) if null else None
+        listed = _best(question, windows, logits, n_best, max_answer_length, nothing)
+        best = next((span for span in listed if span.text), None)
+        answers.nbest[question.id] = _candidates(listed)
         if null is None:
-            found.predictions[question.id] = listed[0].text
+            answers.predictions[question.id] = listed[0].text
             continue
         odds = null[0] - best.start - best.end if best else null[0]
-        found.null_odds[question.id] = odds
-        found.predictions[question.id] = best.text if best and odds <= threshold else ""
-    return found
+        answers.null_odds[question.id] = odds
+        answers.predictions[question.id] = best.text if best and odds <= threshold else ""
+    return answers
 
 
 def join(parts: Iterable[Answers]) -> Answers:
@@ -130,59 +128,59 @@ def join(parts: Iterable[Answers]) -> Answers:
 
 
 def write(answers: Answers, directory: epath.PathLike) -> None:
-    """Write ``predictions.json``, ``nbest_predictions.json`` and, where no answer is a choice, ``null_odds.json``.
+    """Write ``predictions.json``, ``nbest_predictions.json`` and, for SQuAD 2.0, ``null_odds.json``.
 
     Raises:
-      UserError: one of them exists already; nothing is written then.
+      UserError: one of the files exists already; nothing is written then.
     """
     directory = epath.Path(directory)
     contents = {PREDICTIONS: answers.predictions, NBEST: answers.nbest, ODDS: answers.null_odds}
     with contextlib.ExitStack() as stack:
         for name, content in contents.items():
             if content or name != ODDS:
-                stack.enter_context(atomic.new(directory / name)).write_text(json.dumps(content, indent=4) + "\n")
+                stack.enter_context(atomic.new_path(directory / name)).write_text(json.dumps(content, indent=4) + "\n")
 
 
 def _groups(questions: Sequence[Question], features: Sequence[Feature]) -> list[list[int]]:
-    """Places of the features of each question."""
-    groups = [[*group] for _, group in itertools.groupby(range(len(features)), key=lambda place: features[place].question)]
-    numbers = [features[group[0]].question for group in groups]
-    first = numbers[0] if numbers else 0
-    if numbers != [*range(first, first + len(questions))]:
+    """Indices of the features of each question."""
+    groups = [[*group] for _, group in itertools.groupby(range(len(features)), key=lambda index: features[index].question)]
+    indices = [features[group[0]].question for group in groups]
+    first = indices[0] if indices else 0
+    if indices != [*range(first, first + len(questions))]:
         raise UserError(
-            f"The features are of {len(numbers):,} questions that do not follow each other as the {len(questions):,} given do; "
-            "give all features of consecutive questions, in order."
+            f"The features of {len(indices):,} questions do not match the {len(questions):,} questions that are given; give all "
+            "features of consecutive questions, in order."
         )
     return groups
 
 
 def _logits(question: Question, feature: Feature, start: np.ndarray, end: np.ndarray) -> np.ndarray:
-    """Both logits, float64 [2, N]: what a float32 means exactly, so that sums are those of the original."""
-    size = (len(feature.part.ids),)
+    """Both logits, float64 [2, N], because the original sums them in float64."""
+    size = (len(feature.text.ids),)
     if not np.shape(start) == np.shape(end) == size:
         raise UserError(
-            f"{question.where}: logits of shapes {np.shape(start)} and {np.shape(end)} for a window of {size[0]} pieces; give one "
-            "of each for every piece, and none for padding."
+            f"{question.where}: logits of shapes {np.shape(start)} and {np.shape(end)} for a window of {size[0]} tokens; give one "
+            "start and one end for every token, and none for padding."
         )
     both = np.stack([start, end]).astype(np.float64)
     if not np.isfinite(both).all():
-        raise Failure(f"{question.where}: the model's logits are not finite; its parameters are damaged.")
+        raise RunError(f"{question.where}: the model's logits are not finite; its parameters are damaged.")
     return both
 
 
-def _pairs(number: int, feature: Feature, logits: np.ndarray, n_best: int, longest: int) -> _Pairs:
-    """The pairs of one window that count, by start and then end from the best down."""
+def _pairs(index: int, feature: Feature, logits: np.ndarray, n_best: int, max_answer_length: int) -> _Pairs:
+    """The pairs of one window that count, sorted by start and then by end, the best first."""
     count = len(feature.spans)
-    # Ranked before places outside of the context are dropped, as in the original; of equal ones the first.
+    # Tokens are ranked before those outside of the context are removed, as in the original; ties keep their order.
     first, last = np.argsort(-logits, axis=1, kind="stable")[:, :n_best] - feature.offset
     first = first[(first >= 0) & (first < count)]
     first = first[feature.max_context[first]]
     last = last[(last >= 0) & (last < count)]
     length = last - first[:, None] + 1
-    rows, columns = np.nonzero((length > 0) & (length <= longest))
+    rows, columns = np.nonzero((length > 0) & (length <= max_answer_length))
     first, last = first[rows], last[columns]
     start, end = logits[0, first + feature.offset], logits[1, last + feature.offset]
-    return _Pairs(np.full(len(first), number), first, last, start, end)
+    return _Pairs(np.full(len(first), index), first, last, start, end)
 
 
 def _best(
@@ -190,15 +188,15 @@ def _best(
     features: Sequence[Feature],
     logits: Sequence[np.ndarray],
     n_best: int,
-    longest: int,
-    nothing: _Found | None,
-) -> list[_Found]:
-    """The best answers with different texts, at least one; no answer among or after them if it is a choice."""
-    windows = [_pairs(number, feature, logits[number], n_best, longest) for number, feature in enumerate(features)]
+    max_answer_length: int,
+    nothing: _Span | None,
+) -> list[_Span]:
+    """The best answers with different texts, at least one; no answer is among or after them if it is allowed."""
+    windows = [_pairs(index, feature, logits[index], n_best, max_answer_length) for index, feature in enumerate(features)]
     pairs = _Pairs(*(np.concatenate(column) for column in zip(*windows, strict=True)))
-    # Whoever comes first stays first of equals; no answer comes last.
+    # The sort is stable: ties keep their order, and no answer comes last.
     scores = np.append(pairs.start + pairs.end, [nothing.start + nothing.end] if nothing else [])
-    listed: dict[str, _Found] = {}
+    listed: dict[str, _Span] = {}
     for pair in np.argsort(-scores, kind="stable").tolist():
         if len(listed) == n_best:
             break
@@ -206,21 +204,21 @@ def _best(
             listed[""] = nothing
             continue
         spans = features[int(pairs.feature[pair])].spans
-        # Some pieces are a space, or nothing.
+        # A token may be a space, or empty.
         text = question.context[spans[pairs.first[pair], 0] : spans[pairs.last[pair], 1]].strip()
         if text and text not in listed:
-            listed[text] = _Found(text, float(pairs.start[pair]), float(pairs.end[pair]))
+            listed[text] = _Span(text, float(pairs.start[pair]), float(pairs.end[pair]))
     if nothing:
         listed.setdefault("", nothing)
-    return [*listed.values()] or [_Found(_NOTHING, 0.0, 0.0)]
+    return [*listed.values()] or [_Span(_NOTHING, 0.0, 0.0)]
 
 
-def _candidates(listed: Sequence[_Found]) -> list[Candidate]:
-    scores = [entry.start + entry.end for entry in listed]
+def _candidates(listed: Sequence[_Span]) -> list[Candidate]:
+    scores = [span.start + span.end for span in listed]
     highest = max(scores)
-    shares = [math.exp(score - highest) for score in scores]
-    total = sum(shares)
+    exponentials = [math.exp(score - highest) for score in scores]
+    total = sum(exponentials)
     return [
-        Candidate(text=entry.text, probability=share / total, start_logit=entry.start, end_logit=entry.end)
-        for entry, share in zip(listed, shares, strict=True)
+        Candidate(text=span.text, probability=exponential / total, start_logit=span.start, end_logit=span.end)
+        for span, exponential in zip(listed, exponentials, strict=True)
     ]

@@ -1,4 +1,4 @@
-"""Two tokenizers behind one protocol, told apart by their files."""
+"""WordPiece and SentencePiece tokenizers behind one protocol, told apart by their files."""
 
 from __future__ import annotations
 
@@ -10,61 +10,95 @@ from etils import epath
 
 from bert_jax.errors import UserError
 from bert_jax.io import atomic
-from bert_jax.tokenizers.protocol import MASK, Pieces, Specials, Tokenizer
+from bert_jax.tokenizers.protocol import MASK, AlignedText, SpecialTokens, TokenizedText, Tokenizer
 from bert_jax.tokenizers.sentencepiece import MODEL, SentencePiece
 from bert_jax.tokenizers.wordpiece import CONFIG, JSON, VOCAB, WordPiece, unpack
 
 __all__ = [
-    "CONFIG", "MASK", "ORIGINAL", "VOCABULARIES", "Kind", "Pieces", "Specials", "Tokenizer", "create", "digest", "from_files",
-    "load", "save", "train",
-]  # fmt: skip
+    "CONFIG",
+    "MASK",
+    "ORIGINAL_SETTINGS",
+    "VOCABULARIES",
+    "AlignedText",
+    "Kind",
+    "SpecialTokens",
+    "TokenizedText",
+    "Tokenizer",
+    "create",
+    "digest",
+    "from_files",
+    "load",
+    "save",
+    "train",
+]
 
 VOCABULARIES = (VOCAB, JSON, MODEL)
-"""Names of the files of which one holds the pieces."""
-ORIGINAL = {"max_input_chars_per_word": 200}
-"""What the original does where a WordPiece config says nothing and transformers does something else."""
+"""File names of vocabularies; a tokenizer's directory contains one of them."""
+ORIGINAL_SETTINGS = {"max_input_chars_per_word": 200}
+"""Settings of the original WordPiece code for which transformers has other defaults."""
 Kind = Literal["wordpiece", "unigram", "bpe"]
+"""Algorithm of a vocabulary; "unigram" and "bpe" are SentencePiece models."""
 
 
 def train(texts: Callable[[], Iterable[str]], *, kind: Kind, size: int, lowercase: bool = True) -> Tokenizer:
-    """Learn a vocabulary from the sentences that ``texts()`` gives, the same ones each time it is called.
+    """Learn a vocabulary.
+
+    Args:
+      texts: returns the sentences to learn from, the same ones at every call; WordPiece reads them twice.
+      kind: algorithm.
+      size: number of tokens, special tokens included. WordPiece may return fewer.
+      lowercase: fold case; WordPiece then also strips accents.
 
     Raises:
-      UserError: the text does not yield what was asked.
+      UserError: the text does not yield a vocabulary of this size.
+
+    Example:
+      >>> from bert_jax import tokenizers
+      >>> texts = lambda: ["a small text to learn from", "and another small text"] * 10
+      >>> tokenizer = tokenizers.train(texts, kind="wordpiece", size=60)
+      >>> tokenizer.tokens[:5]
+      ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]']
+      >>> ids = tokenizer.encode(["another text"])[0].ids
+      >>> tokenizer.decode(ids)
+      'another text'
     """
     if kind == "wordpiece":
         return WordPiece.train(texts, size, lowercase=lowercase)
     return SentencePiece.train(texts, size, model=kind, lowercase=lowercase)
 
 
-def from_files(contents: dict[str, bytes]) -> Tokenizer:
-    """The tokenizer that these files hold."""
-    if VOCAB in contents:
-        return WordPiece(contents)
-    if MODEL in contents:
-        return SentencePiece(contents)
-    raise UserError(f"Neither {VOCAB} nor {MODEL} is among the files {sorted(contents)}.")
+def from_files(files: dict[str, bytes]) -> Tokenizer:
+    """Make a tokenizer from the contents of its files, by file name.
+
+    Raises:
+      UserError: no file is a vocabulary, or the vocabulary is invalid.
+    """
+    if VOCAB in files:
+        return WordPiece(files)
+    if MODEL in files:
+        return SentencePiece(files)
+    raise UserError(f"Neither {VOCAB} nor {MODEL} is among the files {sorted(files)}.")
 
 
 def load(directory: epath.PathLike) -> Tokenizer:
-    """Read a tokenizer from a directory.
+    """Read a tokenizer from a directory with ``vocab.txt``, ``tokenizer.json`` or ``spiece.model``.
 
     Raises:
-      UserError: the directory is missing, holds no vocabulary, or a bad one.
+      UserError: the directory is missing, contains no vocabulary, or contains an invalid one.
     """
     directory = epath.Path(directory)
     if not directory.is_dir():
-        raise UserError(f"There is no directory {directory}; `bert-jax vocab` makes one.")
-    contents = {name: (directory / name).read_bytes() for name in (*VOCABULARIES, CONFIG) if (directory / name).is_file()}
-    if JSON in contents and MODEL not in contents:
-        contents = unpack(contents)
-    if VOCAB not in contents and MODEL not in contents:
-        raise UserError(f"{directory} holds no {VOCAB}, {JSON} or {MODEL}; `bert-jax vocab` makes one.")
-    return from_files(contents)
+        raise UserError(f"There is no directory {directory}; create a vocabulary with `bert-jax vocab`.")
+    files = {name: (directory / name).read_bytes() for name in (*VOCABULARIES, CONFIG) if (directory / name).is_file()}
+    if JSON in files and MODEL not in files:
+        files = unpack(files)
+    if VOCAB not in files and MODEL not in files:
+        raise UserError(f"{directory} contains no {VOCAB}, {JSON} or {MODEL}; create a vocabulary with `bert-jax vocab`.")
+    return from_files(files)
 
 
 def save(tokenizer: Tokenizer, directory: epath.PathLike) -> None:
-    """Write a tokenizer's files into a directory, which is made if need be."""
+    """Write a tokenizer's files into a directory, which is created if it does not exist."""
     directory = epath.Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     for name, content in tokenizer.files.items():
@@ -72,17 +106,17 @@ def save(tokenizer: Tokenizer, directory: epath.PathLike) -> None:
 
 
 def create(tokenizer: Tokenizer, directory: epath.PathLike) -> None:
-    """Make a tokenizer's directory, which appears under its name only when it is whole.
+    """Write a tokenizer as a new directory, which appears under its name only when it is complete.
 
     Raises:
-      UserError: it exists already.
+      UserError: the directory exists already or cannot be created.
     """
-    with atomic.new(directory) as path:
+    with atomic.new_path(directory) as path:
         save(tokenizer, path)
 
 
 def digest(tokenizer: Tokenizer) -> str:
-    """Hex digest of a tokenizer's files: equal for equal tokenizers."""
+    """Return a hex digest of a tokenizer's files, equal for equal tokenizers."""
     summary = hashlib.blake2b(digest_size=16)
     for name, content in sorted(tokenizer.files.items()):
         summary.update(name.encode() + b"\0" + content)

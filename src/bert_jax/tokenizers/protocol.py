@@ -1,4 +1,4 @@
-"""What the rest of the package knows of a tokenizer, and the names every vocabulary has to hold."""
+"""The tokenizer interface that the rest of the package uses, and the special tokens of every vocabulary."""
 
 from __future__ import annotations
 
@@ -9,32 +9,33 @@ import numpy as np
 
 from bert_jax.errors import UserError
 
-PAD, UNK, CLS, SEP, MASK = SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+PAD, UNK, CLS, SEP, MASK = SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
-class Pieces(NamedTuple):
-    """A tokenized text."""
-
-    ids: np.ndarray
-    """int32 [N]."""
-    starts: np.ndarray
-    """bool [N], whether a piece begins a word."""
-
-
-class Aligned(NamedTuple):
-    """A tokenized text, and where in it each piece comes from."""
+class TokenizedText(NamedTuple):
+    """Token ids of a text."""
 
     ids: np.ndarray
     """int32 [N]."""
-    starts: np.ndarray
-    """bool [N], whether a piece begins a word."""
+    word_starts: np.ndarray
+    """bool [N], whether a token is the first of a word."""
+
+
+class AlignedText(NamedTuple):
+    """Token ids of a text with the characters that each token covers."""
+
+    ids: np.ndarray
+    """int32 [N]."""
+    word_starts: np.ndarray
+    """bool [N], whether a token is the first of a word."""
     spans: np.ndarray
-    """int32 [N, 2], first character of each piece in the text and the one after its last. Neither column ever falls. Pieces of
-    one character (a Hangul syllable, a fraction) share its span; a piece that is only a space has an empty one."""
+    """int32 [N, 2], index of the first character of each token and of the one after its last; both columns are
+    non-decreasing. Tokens of one character (a Hangul syllable, a fraction) share its span; a token that is only a space has an
+    empty span."""
 
 
-class Specials(NamedTuple):
-    """Ids of the five special pieces."""
+class SpecialTokens(NamedTuple):
+    """Ids of the five special tokens."""
 
     pad: int
     unk: int
@@ -45,43 +46,47 @@ class Specials(NamedTuple):
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """Text to pieces and back; an instance is its files, byte for byte."""
+    """Convert text to token ids and back; an instance is determined by its files, byte for byte."""
 
     files: dict[str, bytes]
-    """File name -> content; what a directory, a corpus and a checkpoint keep."""
-    pieces: list[str]
-    """Piece of each id."""
-    specials: Specials
+    """Contents of its files by name, as stored in a directory, a corpus and a checkpoint."""
+    tokens: list[str]
+    """Token of each id."""
+    special_tokens: SpecialTokens
 
-    def encode(self, texts: Sequence[str]) -> list[Pieces]:
-        """Pieces of each text, without special pieces; a literal [MASK] in a text is ordinary text."""
+    def encode(self, texts: Sequence[str]) -> list[TokenizedText]:
+        """Tokenize each text, without adding special tokens; a literal [MASK] in a text is ordinary text."""
         ...
 
-    def align(self, texts: Sequence[str]) -> list[Aligned]:
-        """What :meth:`encode` gives, with the characters of the text that each piece stands for."""
+    def align(self, texts: Sequence[str]) -> list[AlignedText]:
+        """Tokenize each text as ``encode`` does, with the characters of each token."""
         ...
 
-    def doubts(self) -> list[str]:
-        """What in its files speaks against its settings, in sentences."""
+    def warnings(self) -> list[str]:
+        """Return signs that its files contradict its settings, one sentence each."""
         ...
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Readable text of pieces."""
+        """Return the text of token ids."""
         ...
 
 
-def find_specials(pieces: Iterable[str], where: str) -> Specials:
-    """Ids of the special pieces.
+def find_special_tokens(tokens: Iterable[str], where: str) -> SpecialTokens:
+    """Find the ids of the special tokens in a vocabulary.
+
+    Args:
+      tokens: token of each id.
+      where: name of the vocabulary in error messages.
 
     Raises:
-      UserError: one is missing, or a piece stands twice.
+      UserError: a special token is missing, or a token occurs twice.
     """
-    index: dict[str, int] = {}
-    for number, piece in enumerate(pieces):
-        if piece in index:
-            raise UserError(f"{where} holds {piece!r} twice, as ids {index[piece]} and {number}.")
-        index[piece] = number
-    missing = [piece for piece in SPECIALS if piece not in index]
+    ids: dict[str, int] = {}
+    for token_id, token in enumerate(tokens):
+        if token in ids:
+            raise UserError(f"{where} contains {token!r} twice, as ids {ids[token]} and {token_id}.")
+        ids[token] = token_id
+    missing = [token for token in SPECIAL_TOKENS if token not in ids]
     if missing:
-        raise UserError(f"{where} has no {', '.join(missing)}; a BERT vocabulary needs {' '.join(SPECIALS)}.")
-    return Specials(*(index[piece] for piece in SPECIALS))
+        raise UserError(f"{where} has no {', '.join(missing)}; a BERT vocabulary needs {' '.join(SPECIAL_TOKENS)}.")
+    return SpecialTokens(*(ids[token] for token in SPECIAL_TOKENS))

@@ -1,93 +1,151 @@
-"""Several runs that differ in seed and learning rate, in one program."""
+"""An ensemble of runs that differ in seed and learning rate, in one program."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import SingleDeviceSharding
 
+from bert_jax.batch import HostBatch, Params
 from bert_jax.errors import UserError
-from bert_jax.training.launchers import Launcher
 
 
-def groups(count: int, together: int) -> list[range]:
-    """Numbers of the runs that are computed side by side."""
-    return [range(first, min(first + together, count)) for first in range(0, count, together)]
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["items"], meta_fields=[])
+@dataclasses.dataclass(frozen=True)
+class Groups:
+    """Values of an ensemble: one for each group of runs that is computed side by side.
+
+    The arrays of a group have a leading axis of runs, unless the group is a single run, which is computed exactly as if it
+    were alone.
+    """
+
+    items: list[Any]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.items)
 
 
-def together(count: int, size: int) -> int:
+def group_runs(count: int, runs_per_device: int) -> list[range]:
+    """Indices of the runs in each group."""
+    return [range(first, min(first + runs_per_device, count)) for first in range(0, count, runs_per_device)]
+
+
+def default_runs_per_device(count: int, size: int) -> int:
     """How many runs of a model with ``size`` bytes of parameters one device computes side by side.
 
-    On a CPU one: small products side by side are slower there than one after the other. Elsewhere as many as there is
-    memory for, with parameters, moments and gradients in half of it.
+    On a CPU one: small products side by side are slower there than one after the other. Elsewhere as many as fit, with
+    parameters, moments and gradients in half of the memory.
     """
     stats = jax.local_devices()[0].memory_stats()
     return 1 if stats is None else max(1, min(count, stats["bytes_limit"] // (8 * size)))
 
 
-def launch(count: int, *, together: int) -> Launcher:
-    """A launcher of ``count`` runs, of which ``together`` at a time are mapped by ``vmap``.
+class EnsembleLauncher:
+    """A :class:`bert_jax.training.launchers.Launcher` of several runs, some of them side by side by ``vmap``.
 
-    Groups take turns on the devices. States, batches and results are lists over groups; in a group arrays have a leading axis of
-    runs, unless it is a single one: that is computed exactly as if it were alone.
+    Groups take turns on the local devices. States, batches and results are :class:`Groups`.
+
+    Args:
+      count: runs.
+      runs_per_device: runs in a group.
 
     Raises:
       UserError: there are several processes.
     """
-    if jax.process_count() > 1:
-        raise UserError("Several seeds or learning rates at a time are for one process; start one command on each host.")
-    parts = groups(count, together)
-    places = [SingleDeviceSharding(device) for device, _ in zip(itertools.cycle(jax.local_devices()), parts, strict=False)]
 
-    def compile(step: Callable[..., Any], donate: bool = False) -> Callable[..., Any]:
-        numbers = 0 if donate else ()
-        alone, mapped = jax.jit(step, donate_argnums=numbers), jax.jit(jax.vmap(step), donate_argnums=numbers)
+    axis_name: str | None = None
+    shards = 1
 
-        def run(states: Sequence[Any], batches: Sequence[Any]) -> Any:
-            found = [
-                (alone if len(part) == 1 else mapped)(state, batch)
-                for part, state, batch in zip(parts, states, batches, strict=True)
+    def __init__(self, count: int, runs_per_device: int) -> None:
+        if jax.process_count() > 1:
+            raise UserError("Several seeds or learning rates run in one process; start one command on each host.")
+        self.groups = group_runs(count, runs_per_device)
+        devices = itertools.cycle(jax.local_devices())
+        self._places = [SingleDeviceSharding(device) for device, _ in zip(devices, self.groups, strict=False)]
+
+    def rows(self, batch_size: int) -> np.ndarray:
+        return np.arange(batch_size)
+
+    def _compile(self, function: Callable[..., Any], *, donate: bool) -> Callable[[Groups, Groups], list[Any]]:
+        donated = 0 if donate else ()
+        single, mapped = jax.jit(function, donate_argnums=donated), jax.jit(jax.vmap(function), donate_argnums=donated)
+
+        def run(states: Groups, batches: Groups) -> list[Any]:
+            return [
+                (single if len(group) == 1 else mapped)(state, batch)
+                for group, state, batch in zip(self.groups, states, batches, strict=True)
             ]
-            return tuple(map(list, zip(*found, strict=True))) if donate else found
 
         return run
 
-    def place(batch: dict[str, np.ndarray]) -> list[Any]:
-        return [
-            jax.device_put({name: x[_index(part)] for name, x in batch.items()}, where)
-            for part, where in zip(parts, places, strict=True)
-        ]
+    def compile_step(self, step: Callable[..., Any]) -> Callable[..., Any]:
+        run = self._compile(step, donate=True)
 
-    def collect(found: Sequence[Any]) -> np.ndarray:
-        values = jax.device_get(found)
-        return np.concatenate([value[None] if len(part) == 1 else value for part, value in zip(parts, values, strict=True)])
+        def compiled(states: Groups, batches: Groups) -> tuple[Groups, Groups]:
+            new_states, metrics = zip(*run(states, batches), strict=True)
+            return Groups(list(new_states)), Groups(list(metrics))
 
-    return Launcher(
-        axis_name=None,
-        rows=np.arange,
-        shards=1,
-        compile=compile,
-        compile_rows=compile,
-        create=lambda init, shardings, source: jax.device_put(jax.jit(init)(source), shardings),
-        place=place,
-        collect=collect,
-        shardings=lambda states: [
-            jax.tree.map(lambda _, where=where: where, state) for state, where in zip(states, places, strict=True)
-        ],
-        context=contextlib.nullcontext,
-    )
+        return compiled
+
+    def compile(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        run = self._compile(function, donate=False)
+        return lambda states, batches: Groups(run(states, batches))
+
+    compile_rows = compile
+
+    def create(self, init: Callable[[Any], Any], shardings: Any, source: Any) -> Any:
+        return jax.device_put(jax.jit(init)(source), shardings)
+
+    def place(self, batch: HostBatch) -> Groups:
+        return Groups(
+            [
+                jax.device_put({name: value[_index(group)] for name, value in batch.items()}, place)
+                for group, place in zip(self.groups, self._places, strict=True)
+            ]
+        )
+
+    def collect(self, results: Groups) -> np.ndarray:
+        values = jax.device_get(results)
+        return np.concatenate([value[None] if len(group) == 1 else value for group, value in zip(self.groups, values, strict=True)])
+
+    def shardings(self, states: Groups) -> Groups:
+        return Groups(
+            [jax.tree.map(lambda _, place=place: place, state) for state, place in zip(states, self._places, strict=True)]
+        )
+
+    def params(self, state: Groups) -> Groups:
+        return Groups([group.params for group in state])
+
+    def storable(self, state: Groups) -> Groups:
+        return state
+
+    def means(self, metrics: Groups) -> dict[str, float]:
+        """Means over the runs with finite loss and gradients, so that one that diverged does not stop the others."""
+        groups = jax.device_get(metrics).items
+        joined = {name: np.concatenate([np.ravel(group[name]) for group in groups]) for name in groups[0]}
+        finite = np.isfinite(joined["loss"]) & np.isfinite(joined["grad_norm"])
+        return {name: float(values[finite].mean() if finite.any() else values[0]) for name, values in joined.items()}
+
+    def context(self) -> contextlib.AbstractContextManager[Any]:
+        return contextlib.nullcontext()
+
+    def run(self, values: Groups, index: int) -> Params:
+        """What belongs to one run in a tree of groups."""
+        return select_run(self.groups, values, index)
 
 
-def member(values: Sequence[Any], number: int, *, together: int, count: int) -> Any:
-    """What belongs to one of ``count`` runs in a list over groups."""
-    part, value = next(pair for pair in zip(groups(count, together), values, strict=True) if number in pair[0])
-    return value if len(part) == 1 else jax.tree.map(lambda leaf: leaf[number - part[0]], value)
+def select_run(groups: Sequence[range], values: Groups, index: int) -> Any:
+    """What belongs to one run in :class:`Groups`."""
+    group, value = next(pair for pair in zip(groups, values, strict=True) if index in pair[0])
+    return value if len(group) == 1 else jax.tree.map(lambda leaf: leaf[index - group[0]], value)
 
 
-def _index(part: range) -> Any:
-    return part[0] if len(part) == 1 else slice(part[0], part[-1] + 1)
+def _index(group: range) -> Any:
+    return group[0] if len(group) == 1 else slice(group[0], group[-1] + 1)

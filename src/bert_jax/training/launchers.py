@@ -1,11 +1,10 @@
-"""Launchers: how the pure steps are compiled and where their arrays live. Nothing else knows which one runs."""
+"""Launchers: how the pure steps are compiled and where their arrays live. No other module depends on which one runs."""
 
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -14,43 +13,80 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from bert_jax import sharding
-from bert_jax.config.run import Config, MeshConfig, ModelConfig
+from bert_jax.batch import Batch, HostBatch, Params
+from bert_jax.config.mesh import MeshConfig
+from bert_jax.config.model import ModelConfig
+from bert_jax.config.run import Config
 from bert_jax.errors import UserError
-from bert_jax.models.encoder import Batch
 
 AXIS = sharding.DATA
 
+Kind = Literal["mesh", "pmap"]
 
-class Launcher(NamedTuple):
-    """One way to run a step on the devices at hand."""
+
+@runtime_checkable
+class Launcher(Protocol):
+    """One way to run the pure steps on the devices at hand."""
 
     axis_name: str | None
-    """What the step sums over, given to its factory."""
-    rows: Callable[[int], np.ndarray]
-    """Size of a global batch -> the rows of it that this process makes."""
+    """Axis that the step sums over with ``psum``; None where arrays are global."""
     shards: int
-    """Parts into which a batch is divided; a batch size has to be a multiple."""
-    compile: Callable[..., Any]
-    """compile(step, donate=…) -> the compiled step; what it returns is the same on every device."""
-    compile_rows: Callable[..., Any]
-    """compile_rows(function) -> the compiled function(params, batch) of rows, to be read with ``collect``."""
-    create: Callable[..., Any]
-    """create(init, shardings, source) -> init(source), made where it will live."""
-    place: Callable[[dict[str, np.ndarray]], Any]
-    """This process's rows -> the device batch."""
-    collect: Callable[[Any], Any]
-    """What ``compile_rows``'s function returned -> all rows of the global batch, on every process."""
-    shardings: Callable[[Any], Any]
-    """Shapes of a state or of parameters -> where each leaf lives."""
-    context: Callable[[], contextlib.AbstractContextManager[Any]]
-    """To be entered around every call."""
+    """Parts into which a batch is divided; batch sizes are multiples of it."""
+
+    def rows(self, batch_size: int) -> np.ndarray:
+        """Rows [R] of a global batch that this process makes."""
+        ...
+
+    def compile_step(self, step: Callable[..., Any]) -> Any:
+        """Compile ``step(state, batch) -> (state, metrics)``; the state is donated, metrics are equal on every device."""
+        ...
+
+    def compile(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Compile ``function(params, batch)``, the result of which is equal on every device."""
+        ...
+
+    def compile_rows(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Compile ``function(params, batch)``, the result of which has the batch's rows; read it with :meth:`collect`."""
+        ...
+
+    def create(self, init: Callable[[Any], Any], shardings: Any, source: Any) -> Any:
+        """``init(source)``, computed where the result lives."""
+        ...
+
+    def place(self, batch: HostBatch) -> Any:
+        """This process's rows as a batch on the devices."""
+        ...
+
+    def collect(self, tree: Any) -> Any:
+        """All rows of a result of :meth:`compile_rows`, as NumPy arrays on every process."""
+        ...
+
+    def shardings(self, shapes: Any) -> Any:
+        """Where each leaf of a state or of parameters lives."""
+        ...
+
+    def params(self, state: Any) -> Any:
+        """Parameters of a state."""
+        ...
+
+    def storable(self, state: Any) -> Any:
+        """A state as a checkpoint stores it, with global arrays."""
+        ...
+
+    def means(self, metrics: Any) -> dict[str, float]:
+        """Metrics of a step as numbers."""
+        ...
+
+    def context(self) -> contextlib.AbstractContextManager[Any]:
+        """A context for every call."""
+        ...
 
 
 def launch(config: Config) -> Launcher:
-    """The launcher that ``config.parallel`` names.
+    """The launcher for a pretraining run.
 
     Raises:
-      UserError: the devices, the model or the batch do not divide as asked.
+      UserError: the devices, the model or the batch do not divide as configured.
     """
     launcher = for_model(config.model, config.mesh, config.parallel)
     size, parts = config.data.batch_size, launcher.shards * config.optim.accumulate
@@ -62,63 +98,131 @@ def launch(config: Config) -> Launcher:
     return launcher
 
 
-def for_model(model: ModelConfig, mesh: MeshConfig, kind: Literal["mesh", "pmap"]) -> Launcher:
-    """The launcher of a kind for a model, whatever the batch.
+def for_model(model: ModelConfig, mesh: MeshConfig, kind: Kind) -> Launcher:
+    """A launcher of a kind for a model, whatever the batch.
 
     Raises:
-      UserError: the devices or the model do not divide as asked.
+      UserError: the devices or the model do not divide as configured.
     """
-    return on_mesh(model, sharding.make_mesh(mesh)) if kind == "mesh" else _pmap()
+    if kind == "pmap":
+        return PmapLauncher()
+    return MeshLauncher(model, sharding.make_mesh(data=mesh.data, fsdp=mesh.fsdp, tensor=mesh.tensor))
 
 
-def on_mesh(model: ModelConfig, mesh: Mesh) -> Launcher:
-    """A launcher for an explicit mesh (data, fsdp, tensor) of one's own making."""
-    sharding.check_divisible(mesh, heads=model.num_attention_heads, hidden=model.hidden_size, ffn=model.intermediate_size)
-    layout = sharding.batch_sharding(mesh)
-    return Launcher(
-        axis_name=None,
-        rows=functools.cache(lambda size: sharding.local_rows(layout, size)),
-        shards=sharding.batch_shards(mesh),
-        compile=lambda step, donate=False: jax.jit(step, donate_argnums=0 if donate else ()),
-        compile_rows=jax.jit,
-        create=_create,
-        place=lambda batch: jax.tree.map(lambda x: jax.make_array_from_process_local_data(layout, x), batch),
-        collect=_collect,
-        shardings=lambda tree: sharding.state_shardings(tree, mesh),
-        context=lambda: jax.set_mesh(mesh),
-    )
+class _SingleRun:
+    """What launchers of one run share."""
+
+    def create(self, init: Callable[[Any], Any], shardings: Any, source: Any) -> Any:
+        return jax.jit(init, out_shardings=shardings)(source)
+
+    def params(self, state: Any) -> Params:
+        params: Params = state.params
+        return params
+
+    def means(self, metrics: dict[str, Any]) -> dict[str, float]:
+        return {name: float(value) for name, value in jax.device_get(metrics).items()}
 
 
-def _create(init: Callable[[Any], Any], shardings: Any, source: Any) -> Any:
-    return jax.jit(init, out_shardings=shardings)(source)
+class MeshLauncher(_SingleRun):
+    """``jax.jit`` on an explicit mesh (data, fsdp, tensor).
+
+    Args:
+      model: its dimensions must divide over the mesh.
+      mesh: an explicit mesh.
+
+    Raises:
+      UserError: a dimension of the model does not divide over its mesh axis.
+    """
+
+    axis_name: str | None = None
+
+    def __init__(self, model: ModelConfig, mesh: Mesh) -> None:
+        sharding.check_divisible(mesh, heads=model.num_attention_heads, hidden=model.hidden_size, ffn=model.intermediate_size)
+        self.mesh, self._layout = mesh, sharding.batch_sharding(mesh)
+        self.shards = sharding.batch_shards(mesh)
+        self._rows: dict[int, np.ndarray] = {}
+
+    def rows(self, batch_size: int) -> np.ndarray:
+        if batch_size not in self._rows:
+            self._rows[batch_size] = sharding.local_rows(self._layout, batch_size)
+        return self._rows[batch_size]
+
+    def compile_step(self, step: Callable[..., Any]) -> Callable[..., Any]:
+        return jax.jit(step, donate_argnums=0)
+
+    def compile(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        return jax.jit(function)
+
+    def compile_rows(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        return jax.jit(function)
+
+    def place(self, batch: HostBatch) -> Batch:
+        return {name: jax.make_array_from_process_local_data(self._layout, value) for name, value in batch.items()}
+
+    def collect(self, tree: Any) -> Any:
+        return multihost_utils.process_allgather(tree, tiled=True) if jax.process_count() > 1 else jax.device_get(tree)
+
+    def shardings(self, shapes: Any) -> Any:
+        return sharding.state_shardings(shapes, self.mesh)
+
+    def storable(self, state: Any) -> Any:
+        return state
+
+    def context(self) -> contextlib.AbstractContextManager[Any]:
+        return jax.set_mesh(self.mesh)
 
 
-def _collect(tree: Any) -> Any:
-    return multihost_utils.process_allgather(tree, tiled=True) if jax.process_count() > 1 else jax.device_get(tree)
+class PmapLauncher(_SingleRun):
+    """``jax.pmap``: replicated data parallelism over all devices of one or several processes.
 
+    The state is one array per leaf, not one per device: replicas are equal by construction. In several processes ``pmap``
+    returns arrays of the process's own devices, which :meth:`storable` makes global again.
+    """
 
-def _pmap() -> Launcher:
-    if jax.process_count() > 1:
-        raise UserError("parallel is pmap, which this package runs in one process; use --parallel mesh on several hosts.")
-    count = jax.local_device_count()
-    mesh = jax.make_mesh((count,), (AXIS,), (AxisType.Auto,))
-    replicated, divided = NamedSharding(mesh, P()), NamedSharding(mesh, P(AXIS))
+    axis_name: str | None = AXIS
 
-    def place(batch: dict[str, np.ndarray]) -> Batch:
-        return {name: jax.device_put(x.reshape(count, x.shape[0] // count, *x.shape[1:]), divided) for name, x in batch.items()}
+    def __init__(self) -> None:
+        local = jax.local_devices()
+        self.shards, self._local = jax.device_count(), len(local)
+        self._mesh = jax.make_mesh((self.shards,), (AXIS,), (AxisType.Auto,))
+        self._divided = NamedSharding(jax.make_mesh((self._local,), (AXIS,), (AxisType.Auto,), devices=local), P(AXIS))
 
-    return Launcher(
-        axis_name=AXIS,
-        rows=np.arange,
-        shards=count,
-        # The state goes in and comes out once, not once for each device: replicas are equal by construction.
-        compile=lambda step, donate=False: jax.pmap(
-            step, AXIS, in_axes=(None, 0), out_axes=None, donate_argnums=0 if donate else ()
-        ),
-        compile_rows=lambda function: jax.pmap(function, AXIS, in_axes=(None, 0)),
-        create=_create,
-        place=place,
-        collect=lambda tree: jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), jax.device_get(tree)),
-        shardings=lambda tree: jax.tree.map(lambda _: replicated, tree),
-        context=contextlib.nullcontext,
-    )
+    def rows(self, batch_size: int) -> np.ndarray:
+        return np.arange(batch_size).reshape(jax.process_count(), -1)[jax.process_index()]
+
+    def compile_step(self, step: Callable[..., Any]) -> Callable[..., Any]:
+        return jax.pmap(step, AXIS, in_axes=(None, 0), out_axes=None, donate_argnums=0)
+
+    def compile(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        return jax.pmap(function, AXIS, in_axes=(None, 0), out_axes=None)
+
+    def compile_rows(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        return jax.pmap(function, AXIS, in_axes=(None, 0))
+
+    def place(self, batch: HostBatch) -> Batch:
+        def split(value: np.ndarray) -> jax.Array:
+            return jax.device_put(value.reshape(self._local, value.shape[0] // self._local, *value.shape[1:]), self._divided)
+
+        return {name: split(value) for name, value in batch.items()}
+
+    def collect(self, tree: Any) -> Any:
+        rows = multihost_utils.process_allgather(tree, tiled=True) if jax.process_count() > 1 else jax.device_get(tree)
+        return jax.tree.map(lambda value: value.reshape(-1, *value.shape[2:]), rows)
+
+    def shardings(self, shapes: Any) -> Any:
+        return jax.tree.map(lambda _: NamedSharding(self._mesh, P()), shapes)
+
+    def storable(self, state: Any) -> Any:
+        if jax.process_count() == 1:
+            return state
+
+        def globalize(leaf: jax.Array) -> jax.Array:
+            if not leaf.is_fully_addressable:
+                return leaf
+            whole: jax.Array = multihost_utils.host_local_array_to_global_array(leaf, self._mesh, P())
+            return whole
+
+        return jax.tree.map(globalize, state)
+
+    def context(self) -> contextlib.AbstractContextManager[Any]:
+        return contextlib.nullcontext()

@@ -1,4 +1,4 @@
-"""What a run says while it goes on: a progress bar, JSON lines, TensorBoard."""
+"""Logs of a run: a progress bar, JSON lines, TensorBoard."""
 
 from __future__ import annotations
 
@@ -14,16 +14,24 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 METRICS = "metrics.jsonl"
-
-MEMBER = "member_"
-"""Begins the name of the score of one of several runs that are trained at a time."""
+"""Name of the file of metrics in a run directory."""
+RUN_PREFIX = "run_"
+"""Prefix of the names of the scores of an ensemble's runs: run_0, run_1, ..."""
 
 Scores = dict[str, float]
+"""Metrics by name."""
 
 
 @contextlib.contextmanager
 def progress_bar(unit: str) -> Iterator[Callable[[int, int | None], None]]:
-    """A bar on standard error; gives a function to call with how many units are done, of how many."""
+    """Show a progress bar on standard error.
+
+    Args:
+      unit: what is counted, in the plural.
+
+    Yields:
+      A function to call with the number of units done and their total, or None where the total is unknown.
+    """
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn(unit), TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task("", total=None)
@@ -33,19 +41,19 @@ def progress_bar(unit: str) -> Iterator[Callable[[int, int | None], None]]:
 class RunLog:
     """Logs of one run; only the first process of a multi-host run writes.
 
-    Lines of ``metrics.jsonl`` hold ``step``, ``split`` ("train" or "held_out"), ``seconds`` since this start and
-    the metrics. Lines beyond the step at which a run is resumed are dropped: they will be computed again.
+    A line of ``metrics.jsonl`` contains ``step``, ``split`` ("train", "held_out" or "dev"), ``seconds`` since the run was started
+    or resumed, and the metrics. When a run is resumed, lines of later steps are removed, because these steps are repeated.
 
     Args:
       run: the run directory.
-      start: step at which this start goes on.
+      start: step from which the run starts or resumes.
       steps: last step.
     """
 
     def __init__(self, run: epath.PathLike, *, start: int, steps: int) -> None:
         self._writes = jax.process_index() == 0
         self.console = Console(stderr=True, quiet=not self._writes)
-        self._began = time.perf_counter()
+        self._start_time = time.perf_counter()
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
@@ -64,54 +72,65 @@ class RunLog:
                 part.write_text("".join(json.dumps(line) + "\n" for line in kept))
                 part.replace(path)
             self._file = path.open("a")
-            # Not above: where torch is installed, this imports it, which takes seconds.
+            # Imported late: if torch is installed, this imports it, which takes seconds.
             from tensorboardX import SummaryWriter
 
             self._board = SummaryWriter(str(epath.Path(run) / "tensorboard"), purge_step=start + 1)
             self._bar.start()
 
     def progress(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Move the bar."""
-        shares = (f"{name.removesuffix('_accuracy')} {value:.1%}" for name, value in metrics.items() if name.endswith("accuracy"))
-        shown = "  ".join([f"loss {metrics['loss']:.3f}", *shares, f"{metrics['tokens_per_second']:,.0f} tokens/s"])
-        self._bar.update(self._task, completed=step, description=shown)
+        """Advance the bar to a step, and show its loss, accuracies and speed."""
+        accuracies = (
+            f"{name.removesuffix('_accuracy')} {value:.1%}" for name, value in metrics.items() if name.endswith("accuracy")
+        )
+        description = "  ".join([f"loss {metrics['loss']:.3f}", *accuracies, f"{metrics['tokens_per_second']:,.0f} tokens/s"])
+        self._bar.update(self._task, completed=step, description=description)
 
     def write(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
-        """Add a line and the TensorBoard scalars."""
+        """Append a line to ``metrics.jsonl``, and write the TensorBoard scalars."""
         if self._writes:
             line: dict[str, Any] = {
                 "step": step,
                 "split": split,
-                "seconds": round(time.perf_counter() - self._began, 3),
+                "seconds": round(time.perf_counter() - self._start_time, 3),
             }
             self._file.write(json.dumps(line | dict(metrics)) + "\n")
             self._file.flush()
             for name, value in metrics.items():
                 self._board.add_scalar(f"{split}/{name}", value, step)
 
-    def say(self, sentence: str) -> None:
-        """Print above the bar."""
+    def message(self, sentence: str) -> None:
+        """Print a sentence above the bar."""
         self.console.print(sentence, highlight=False, soft_wrap=True)
 
     def close(self) -> None:
+        """Stop the bar and close the files."""
         if self._writes:
             self._bar.stop()
             self._file.close()
             self._board.close()
 
 
-def say(sentence: str) -> None:
-    """Print to standard error, once of several processes."""
+def log(sentence: str) -> None:
+    """Print a sentence to standard error, on the first process only."""
     Console(stderr=True, quiet=jax.process_index() > 0).print(sentence, highlight=False, soft_wrap=True)
 
 
 def read_metrics(run: epath.PathLike) -> list[dict[str, Any]]:
-    """Lines of a run's ``metrics.jsonl``; one that a killed process left unfinished is passed over."""
+    """Lines of a run's ``metrics.jsonl``, without an unfinished last line, which a killed process may leave.
+
+    Args:
+      run: the run directory.
+
+    Example:
+      >>> read_metrics("no-such-run")
+      []
+    """
     path = epath.Path(run) / METRICS
     lines = []
-    for text in path.read_text().splitlines() if path.exists() else ():
+    for line in path.read_text().splitlines() if path.exists() else ():
         try:
-            lines.append(json.loads(text))
+            lines.append(json.loads(line))
         except json.JSONDecodeError:
             continue
     return lines

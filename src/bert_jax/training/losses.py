@@ -1,93 +1,115 @@
-"""Losses as (sum, weight), divided once, by the weight of the whole global batch.
+"""Losses as (sum, weight) pairs, divided once, by the weight of the whole global batch.
 
-A mean of per-device or per-micro-batch means would weigh a token by the company it is in; sums do not.
+A mean of the means of devices or micro-batches would weight tokens unequally; sums do not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Float, Int, Key
 
 from bert_jax import ops, sharding
-from bert_jax.config.run import ModelConfig
-from bert_jax.models.encoder import Batch, Encoded, Params, encode
+from bert_jax.batch import Batch, Params
+from bert_jax.config.model import ModelConfig
+from bert_jax.models.encoder import Encoded, encode
 from bert_jax.models.heads import Decoder, head_logits, mlm_states, nsp_logits
 from bert_jax.models.readout import readout
 
 Sum = tuple[Float[Array, ""], Float[Array, ""]]
-"""(sum, weight), to be divided by whoever knows the weight of the whole."""
+"""(sum, weight), to be divided when the weight of the whole batch is known."""
 Sums = dict[str, Sum]
+"""Sums by the name of a loss or score."""
 
 PRETRAINING = ("mlm_loss", "nsp_loss")
 """Losses of pretraining."""
 
-LOGITS = 2**26
-"""Most scores of pieces that a device holds at a time: 256 MiB."""
+MAX_LOGITS_PER_DEVICE = 2**26
+"""Most MLM logits that a device holds at a time: 256 MiB in float32."""
 
 
-def label_scores(logits: Float[Array, "*B C"], labels: Int[Array, "*B"]) -> Float[Array, "*B"]:
-    """The logit of each label; a sum, not a lookup, because the class axis may be divided over devices."""
+def label_logits(logits: Float[Array, "*B C"], labels: Int[Array, "*B"]) -> Float[Array, "*B"]:
+    """The logit of each label; a masked sum, not a lookup, because the class axis may be sharded.
+
+    Example:
+      >>> label_logits(jnp.array([[1.0, 2.0], [3.0, 4.0]]), jnp.array([1, 0])).tolist()
+      [2.0, 3.0]
+    """
     return jnp.where(jnp.arange(logits.shape[-1]) == labels[..., None], logits, 0.0).sum(-1)
 
 
 def cross_entropy(logits: Float[Array, "*B C"], labels: Int[Array, "*B"]) -> Float[Array, "*B"]:
     """Negative log-likelihood in nats, in float32."""
     logits = logits.astype(jnp.float32)
-    return jax.nn.logsumexp(logits, axis=-1) - label_scores(logits, labels)
+    return jax.nn.logsumexp(logits, axis=-1) - label_logits(logits, labels)
 
 
 def classification(logits: Float[Array, "*B C"], labels: Int[Array, "*B"], weights: Float[Array, "*B"]) -> tuple[Sum, Sum]:
-    """Weighted cross-entropy and accuracy over all places; a label is right if no class scores higher."""
+    """Weighted cross-entropy and accuracy; a label is right if no class has a higher logit.
+
+    Args:
+      logits: class logits.
+      labels: class indices.
+      weights: 0 excludes a label.
+
+    Returns:
+      (loss, weight) in nats and (right, weight).
+
+    Example:
+      >>> (loss, weight), (right, _) = classification(jnp.zeros((3, 2)), jnp.array([0, 1, 1]), jnp.ones(3))
+      >>> round(float(loss / weight), 4), float(right)
+      (0.6931, 3.0)
+    """
     with jax.named_scope("loss"):
         weight = weights.sum()
         loss = (weights * cross_entropy(logits, labels)).sum()
-        # argmax would say the same and is fifty times slower than max on a CPU.
-        right = label_scores(logits, labels) >= logits.max(-1)
+        # argmax would be equivalent, but is fifty times slower than max on a CPU.
+        right = label_logits(logits, labels) >= logits.max(-1)
         return (loss, weight), ((weights * right).sum(), weight)
 
 
-def masked_words(
+def masked_lm(
     states: Float[Array, "B M D"], decoder: Decoder, labels: Int[Array, "B M"], weights: Float[Array, "B M"]
 ) -> tuple[Sum, Sum]:
-    """:func:`classification` over all pieces, of a part of the M positions at a time where all their scores would be too many.
+    """:func:`classification` over the vocabulary, in chunks of the M positions if all logits would need too much memory.
 
-    Each part's scores are computed again in the backward pass.
+    The backward pass recomputes the logits of each chunk.
     """
     rows, count, _ = states.shape
-    parts = min(count, -(-rows * count * decoder.bias.size // (LOGITS * sharding.devices())))
-    if parts == 1:
+    chunks = min(count, -(-rows * count * decoder.bias.size // (MAX_LOGITS_PER_DEVICE * sharding.devices())))
+    if chunks == 1:
         return classification(decoder.logits(states), labels, weights)
-    size = -(-count // parts)
+    size = -(-count // chunks)
 
     def split(values: Array) -> Array:
-        padded = jnp.pad(values, ((0, 0), (0, parts * size - count), *((0, 0),) * (values.ndim - 2)))
-        return jnp.moveaxis(padded.reshape(rows, parts, size, *values.shape[2:]), 1, 0)
+        padded = jnp.pad(values, ((0, 0), (0, chunks * size - count), *((0, 0),) * (values.ndim - 2)))
+        return jnp.moveaxis(padded.reshape(rows, chunks, size, *values.shape[2:]), 1, 0)
 
     @jax.checkpoint
-    def add(total: tuple[Sum, Sum], part: tuple[Array, Array, Array]) -> tuple[tuple[Sum, Sum], None]:
-        sums = classification(decoder.logits(part[0]), *part[1:])
+    def add(total: tuple[Sum, Sum], chunk: tuple[Array, Array, Array]) -> tuple[tuple[Sum, Sum], None]:
+        sums = classification(decoder.logits(chunk[0]), *chunk[1:])
         return jax.tree.map(jnp.add, total, sums), None
 
     zero = (jnp.float32(0), jnp.float32(0))
     return jax.lax.scan(add, (zero, zero), (split(states), split(labels), split(weights)))[0]
 
 
-def word_losses(states: Float[Array, "B M D"], decoder: Decoder, labels: Int[Array, "B M"]) -> Float[Array, "B M"]:
-    """Cross-entropy of each label, in nats, of a part of the M positions at a time where all their scores would be too many."""
+def token_losses(states: Float[Array, "B M D"], decoder: Decoder, labels: Int[Array, "B M"]) -> Float[Array, "B M"]:
+    """Cross-entropy of each label in nats, in chunks of the M positions if all logits would need too much memory."""
     rows = states.shape[0]
-    size = max(1, min(states.shape[1], LOGITS * sharding.devices() // (rows * decoder.bias.size)))
+    size = max(1, min(states.shape[1], MAX_LOGITS_PER_DEVICE * sharding.devices() // (rows * decoder.bias.size)))
 
-    def one(column: tuple[Array, Array]) -> Array:
+    def position_losses(column: tuple[Array, Array]) -> Array:
         return cross_entropy(decoder.logits(column[0][:, None]), column[1][:, None])[:, 0]
 
-    return jax.lax.map(one, (jnp.moveaxis(states, 1, 0), labels.T), batch_size=size).T
+    return jax.lax.map(position_losses, (jnp.moveaxis(states, 1, 0), labels.T), batch_size=size).T
 
 
 def pretraining(config: ModelConfig, params: Params, batch: Batch, *, key: Key[Array, ""] | None = None) -> Sums:
-    """Masked-word and next-sentence losses and accuracies of a masked batch (Devlin et al. 2018, appendix A.2).
+    """MLM and NSP losses and accuracies of a masked batch (Devlin et al. 2018, appendix A.2).
 
     Args:
       config, params: the model.
@@ -100,7 +122,7 @@ def pretraining(config: ModelConfig, params: Params, batch: Batch, *, key: Key[A
     encoded = encode(config, params, batch, key=key)
     with jax.named_scope("mlm"):
         states, decoder = mlm_states(config, params, encoded.hidden, batch["mlm_positions"])
-        mlm_loss, mlm_accuracy = masked_words(states, decoder, batch["mlm_ids"], batch["mlm_weights"])
+        mlm_loss, mlm_accuracy = masked_lm(states, decoder, batch["mlm_ids"], batch["mlm_weights"])
     with jax.named_scope("nsp"):
         logits = nsp_logits(config, params, encoded)
         nsp_loss, nsp_accuracy = classification(logits, batch["nsp_labels"], batch["nsp_weights"])
@@ -108,55 +130,96 @@ def pretraining(config: ModelConfig, params: Params, batch: Batch, *, key: Key[A
 
 
 def task_logits(
-    config: ModelConfig, params: Params, batch: Batch, *, head: str, key: Key[Array, ""] | None = None, frozen: bool = False
+    config: ModelConfig, params: Params, batch: Batch, *, head: str, key: Key[Array, ""] | None = None, freeze_encoder: bool = False
 ) -> Float[Array, "B N C"]:
-    """float32 scores of a task's head, with dropout on the states it stands on (section 4 and appendix A.3).
+    """float32 logits of a task's head, with dropout on its input (section 4 and appendix A.3).
 
-    ``span`` has none, as in the original's ``run_squad.py``. Arguments as for :func:`bert_jax.models.readout.readout`.
+    ``question_answering`` has no dropout there, as in the original's ``run_squad.py``. Arguments as for
+    :func:`bert_jax.models.readout.readout`.
     """
-    encoded = readout(config, params, batch, key=key, frozen=frozen)
+    encoded = readout(config, params, batch, key=key, freeze_encoder=freeze_encoder)
     rate = config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
     with jax.named_scope("head"):
-        if key is not None and head != "span":
-            # No layer has this number.
-            rows = ops.fold_rows(ops.row_keys(key, batch["examples"]), config.num_hidden_layers + 1)
+        if key is not None and head != "question_answering":
+            # An index that no layer has.
+            rows = ops.fold_rows(ops.row_keys(key, batch["example_ids"]), config.num_hidden_layers + 1)
             hidden, pooled = encoded
             encoded = Encoded(ops.dropout(hidden, rows, rate), None if pooled is None else ops.dropout(pooled, rows, rate))
         return head_logits(config, params, head, encoded)
 
 
 def task(
-    config: ModelConfig, params: Params, batch: Batch, *, head: str, key: Key[Array, ""] | None = None, frozen: bool = False
+    config: ModelConfig, params: Params, batch: Batch, *, head: str, key: Key[Array, ""] | None = None, freeze_encoder: bool = False
 ) -> Sums:
-    """Loss and accuracy of a task on a batch with its ``labels`` and ``weights``, whose shapes depend on the head.
+    """Loss and accuracy of a task on a batch with ``labels`` and ``weights``, which have a shape that depends on the head.
 
-    Cross-entropy in nats: of each example ([B, E]; "classify"), each token ([B, S]; "tag"), each question's choices
-    ([B, E / choices]; "choose"), or the mean of a span's first and last place, among the places of its own example
-    (labels [B, E, 2]; "span"). Squared error of a score ([B, E] float32; "regress"), which has no accuracy.
+    See :data:`TASK_LOSSES`. Arguments as for :func:`task_logits`.
+
+    Returns:
+      Sums under ``task_loss`` and, except for regression, ``accuracy``.
     """
-    logits = task_logits(config, params, batch, head=head, key=key, frozen=frozen)
+    return TASK_LOSSES[head](task_logits(config, params, batch, head=head, key=key, freeze_encoder=freeze_encoder), batch)
+
+
+def _class_loss(logits: Float[Array, "B N C"], batch: Batch) -> Sums:
+    """Cross-entropy of the class of each example, labels [B, E], or of each token, labels [B, S]."""
+    loss, accuracy = classification(logits, batch["labels"], batch["weights"])
+    return {"task_loss": loss, "accuracy": accuracy}
+
+
+def _choice_loss(logits: Float[Array, "B E 1"], batch: Batch) -> Sums:
+    """Cross-entropy over the choices of each question, labels [B, E / choices]."""
+    labels = batch["labels"]
+    loss, accuracy = classification(logits[..., 0].reshape(*labels.shape, -1), labels, batch["weights"])
+    return {"task_loss": loss, "accuracy": accuracy}
+
+
+def _span_loss(logits: Float[Array, "B S 2"], batch: Batch) -> Sums:
+    """Mean cross-entropy of the start and the end, each over the tokens of its own example, labels [B, E, 2]."""
+    labels = batch["labels"]
+    segments = batch["segment_ids"][:, None, None, :]
+    own = segments == 1 + jnp.arange(labels.shape[1])[:, None, None]
+    masked = jnp.where(own, jnp.moveaxis(logits, -1, 1)[:, None], jnp.finfo(jnp.float32).min)
+    loss, accuracy = classification(masked, labels, jnp.broadcast_to(batch["weights"][..., None] / 2, labels.shape))
+    return {"task_loss": loss, "accuracy": accuracy}
+
+
+def _squared_error(logits: Float[Array, "B E 1"], batch: Batch) -> Sums:
+    """Squared error of each score, labels float32 [B, E]."""
+    weights = batch["weights"]
+    errors = jnp.square(logits[..., 0] - batch["labels"])
+    return {"task_loss": ((weights * errors).sum(), weights.sum())}
+
+
+def _multilabel_loss(logits: Float[Array, "B E C"], batch: Batch) -> Sums:
+    """Binary cross-entropy, a mean over the labels of each example, labels float32 [B, E, C]; accuracy at the threshold 0.5."""
     labels, weights = batch["labels"], batch["weights"]
-    if head == "regress":
-        errors = jnp.square(logits[..., 0] - labels)
-        return {"task_loss": ((weights * errors).sum(), weights.sum())}
-    if head == "choose":
-        logits = logits[..., 0].reshape(*labels.shape, -1)
-    if head == "span":
-        segments = batch["segments"][:, None, None, :]
-        mine = segments == 1 + jnp.arange(labels.shape[1])[:, None, None]
-        places = jnp.where(mine, jnp.moveaxis(logits, -1, 1)[:, None], jnp.finfo(jnp.float32).min)
-        # Both ends count half.
-        (loss, weight), right = classification(places, labels, jnp.broadcast_to(weights[..., None] / 2, labels.shape))
-    else:
-        (loss, weight), right = classification(logits, labels, weights)
-    return {"task_loss": (loss, weight), "accuracy": right}
+    with jax.named_scope("loss"):
+        weight = weights.sum()
+        loss = (weights * optax.sigmoid_binary_cross_entropy(logits, labels).mean(-1)).sum()
+        right = ((logits >= 0) == (labels > 0.5)).astype(jnp.float32).mean(-1)
+        return {"task_loss": (loss, weight), "accuracy": ((weights * right).sum(), weight)}
+
+
+TASK_LOSSES: dict[str, Callable[[Array, Batch], Sums]] = {
+    "sequence_classification": _class_loss,
+    "token_classification": _class_loss,
+    "multiple_choice": _choice_loss,
+    "question_answering": _span_loss,
+    "regression": _squared_error,
+    "multilabel_classification": _multilabel_loss,
+}
+"""The loss of each head, from its logits and a batch with ``labels`` and ``weights``; cross-entropies are in nats."""
 
 
 def means(sums: Sums, losses: Iterable[str] = PRETRAINING) -> dict[str, Array]:
-    """Divide each sum by its weight; 0 where there was nothing to weigh (no pairs, say).
+    """Divide each sum by its weight; 0 if the weight is 0, for example without sentence pairs.
 
-    ``loss`` is the sum of the means that ``losses`` names: the paper's, the mean masked-word loss plus the mean
-    next-sentence loss, where nothing else is said.
+    ``loss`` is the sum of the means that ``losses`` names: by default the paper's, the mean MLM loss plus the mean NSP loss.
+
+    Example:
+      >>> {name: float(value) for name, value in means({"task_loss": (jnp.float32(6), jnp.float32(4))}, ["task_loss"]).items()}
+      {'loss': 1.5, 'task_loss': 1.5}
     """
     values = {name: jnp.where(weight > 0, total / jnp.maximum(weight, 1.0), 0.0) for name, (total, weight) in sums.items()}
     return {"loss": sum((values[name] for name in losses), jnp.float32(0)), **values}

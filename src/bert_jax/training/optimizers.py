@@ -11,15 +11,24 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from bert_jax import sharding
-from bert_jax.config.run import OptimConfig
+from bert_jax.config.optimizer import OptimConfig
 
 
 def schedule(config: OptimConfig, steps: int) -> optax.Schedule:
     """Learning rate at an update, counted from 0: linear warm-up, then linear decay to 0 at ``steps``.
 
-    With ``decay="from_zero"`` the decaying line starts at step 0 (the original's ``optimization.py``), so at the
-    end of warm-up the rate drops to ``peak · (1 - warmup/steps)``; with "from_peak" it starts there at the peak.
-    Update 0 of a warm-up has rate 0 in both. "schedule_free" stays at the peak.
+    With ``decay="from_zero"`` the line of the decay starts at step 0 (the original's ``optimization.py``), so that the rate drops
+    to ``peak_lr · (1 - warmup_steps / steps)`` at the end of warm-up; with "from_peak" the decay starts there, at the peak. Update
+    0 of a warm-up has rate 0 in both. With "schedule_free" the rate stays at the peak.
+
+    Args:
+      config: peak, warm-up and form of the decay.
+      steps: length of the run.
+
+    Example:
+      >>> rate = schedule(bert_jax.OptimConfig(peak_lr=1.0, warmup_steps=10), 100)
+      >>> [round(float(rate(step)), 2) for step in (0, 5, 10, 100)]
+      [0.0, 0.5, 0.9, 0.0]
     """
     peak, warmup = config.peak_lr, config.warmup_steps
     rise = optax.linear_schedule(0.0, peak, warmup)
@@ -33,26 +42,44 @@ def schedule(config: OptimConfig, steps: int) -> optax.Schedule:
 
 
 def decayed(params: optax.Params) -> optax.Params:
-    """Which parameters weight decay falls on: all but biases and layer norms (the original's ``exclude_from_weight_decay``)."""
+    """Mask of the parameters with weight decay: all but biases and layer norms (the original's ``exclude_from_weight_decay``).
 
-    def one(path: jax.tree_util.KeyPath, _: Array) -> bool:
+    Example:
+      >>> decayed({"dense": {"kernel": 0, "bias": 0}, "norm": {"scale": 0}})
+      {'dense': {'bias': False, 'kernel': True}, 'norm': {'scale': False}}
+    """
+
+    def has_decay(path: jax.tree_util.KeyPath, _: Array) -> bool:
         names = _names(path)
         return names[-1] != "bias" and "norm" not in names
 
-    return jax.tree_util.tree_map_with_path(one, params)
+    return jax.tree_util.tree_map_with_path(has_decay, params)
 
 
 class ScaleByBertAdamState(NamedTuple):
-    """First and second moments; no count, because nothing is corrected by it."""
+    """First and second moments; without bias correction no step count is needed."""
 
     mu: optax.Updates
+    """Moving average of the gradients."""
     nu: optax.Updates
+    """Moving average of the squared gradients."""
 
 
 def scale_by_bert_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
     """Adam without bias correction: m / (sqrt(v) + eps) (``AdamWeightDecayOptimizer`` of the original's ``optimization.py``).
 
-    Optax always corrects. Without correction early updates are up to 6.6 times larger, which warm-up absorbs.
+    Optax's Adam always corrects the bias. Without correction, early updates are up to 6.6 times larger, for which warm-up
+    compensates.
+
+    Args:
+      b1, b2: decay rates of the first and second moment.
+      eps: constant added to the denominator.
+
+    Example:
+      >>> transformation = scale_by_bert_adam(0.9, 0.999, 1e-6)
+      >>> updates, _ = transformation.update(jnp.array(1.0), transformation.init(jnp.array(0.0)))
+      >>> round(float(updates), 2)
+      3.16
     """
 
     def init(params: optax.Params) -> ScaleByBertAdamState:
@@ -72,16 +99,15 @@ def scale_by_bert_adam(b1: float, b2: float, eps: float) -> optax.GradientTransf
 def scale_by_layer_trust_ratio() -> optax.GradientTransformation:
     """LAMB's trust ratio |parameter| / |update| for each tensor of each layer (You et al. 2019, algorithm 2).
 
-    ``optax.scale_by_trust_ratio`` takes one norm for a whole leaf; here layers are stacked along the first axis of
-    everything under ``"layers"``, and each has a norm of its own. Parameters without weight decay keep ratio 1, as
-    in the MLPerf reference.
+    ``optax.scale_by_trust_ratio`` computes one norm for a whole leaf. Leaves under ``"layers"`` are stacked along their first
+    axis, and here each layer has its own norm. The ratio is 1 for parameters without weight decay, as in the MLPerf reference.
     """
 
     def ratio(param: Array, update: Array) -> Array:
         norm, change = jnp.linalg.norm(param), jnp.linalg.norm(update)
         return jnp.where((norm > 0) & (change > 0), norm / jnp.where(change > 0, change, 1.0), 1.0) * update
 
-    def one(path: jax.tree_util.KeyPath, update: Array, param: Array, scaled: bool) -> Array:
+    def scale(path: jax.tree_util.KeyPath, update: Array, param: Array, scaled: bool) -> Array:
         if not scaled:
             return update
         return jax.vmap(ratio)(param, update) if "layers" in _names(path) else ratio(param, update)
@@ -91,66 +117,66 @@ def scale_by_layer_trust_ratio() -> optax.GradientTransformation:
     ) -> tuple[optax.Updates, optax.EmptyState]:
         if params is None:
             raise ValueError(optax.NO_PARAMS_MSG)
-        return jax.tree_util.tree_map_with_path(one, updates, params, decayed(params)), state
+        return jax.tree_util.tree_map_with_path(scale, updates, params, decayed(params)), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
 def scale_by_muon_and_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
-    """Muon for the kernels of the encoder's layers, Adam for all else, in updates of the same size (Jordan et al. 2024).
+    """Muon for the kernels of the encoder's layers and Adam for all other parameters, with updates of the same size (Jordan et al.
+    2024).
 
-    A kernel's momentum is brought near the closest orthogonal matrix by five Newton-Schulz iterations, with all heads of a
-    layer side by side, and scaled so that Adam's learning rate suits it (Liu et al. 2025, section 2.2). Tables, heads,
-    biases and norms are Adam's, and so are the arguments: Muon's momentum is Nesterov's at 0.95, as published. Its products
-    are left to the device's usual precision, which for float32 may be less.
+    Five Newton-Schulz iterations bring a kernel's momentum close to the nearest orthogonal matrix; the heads of a layer form one
+    matrix. The update is scaled so that Adam's learning rate suits it (Liu et al. 2025, section 2.2). Muon has Nesterov momentum
+    of 0.95, as published. Its products have the device's default precision, which may be lower than float32.
+
+    Args:
+      b1, b2, eps: as for Adam; they do not affect Muon.
     """
-    # Updates of Adam have about this root mean square.
+    # Typical root mean square of Adam's updates.
     rms = 0.2
 
     def axes(path: jax.tree_util.KeyPath, param: Array) -> optax.contrib.MuonDimensionNumbers:
-        # Stacked on axis 0; queries, keys and values are [D, H, K], the attention's output is [H, K, D].
-        first = 3 if _names(path)[-2] == "output" else 2
-        return optax.contrib.MuonDimensionNumbers(tuple(range(1, first)), tuple(range(first, param.ndim)))
+        # Axis 0 stacks layers; kernels of queries, keys and values are [D, H, K], that of the attention's output is [H, K, D].
+        split = 3 if _names(path)[-2] == "output" else 2
+        return optax.contrib.MuonDimensionNumbers(tuple(range(1, split)), tuple(range(split, param.ndim)))
 
     def matrices(params: optax.Params) -> optax.Params:
         return jax.tree_util.tree_map_with_path(axes, params)
 
-    def size(update: Array, numbers: optax.contrib.MuonDimensionNumbers) -> Array:
-        sides = (math.prod(update.shape[axis] for axis in side) for side in numbers)
-        return update * rms * math.sqrt(max(sides))
+    def scale_to_rms(update: Array, dimension_numbers: optax.contrib.MuonDimensionNumbers) -> Array:
+        sizes = (math.prod(update.shape[axis] for axis in side) for side in dimension_numbers)
+        return update * rms * math.sqrt(max(sizes))
 
     def labels(params: optax.Params) -> optax.Params:
-        def one(path: jax.tree_util.KeyPath, _: Array) -> str:
+        def label(path: jax.tree_util.KeyPath, _: Array) -> str:
             return "muon" if "layers" in _names(path) and _names(path)[-1] == "kernel" else "adam"
 
-        return jax.tree_util.tree_map_with_path(one, params)
+        return jax.tree_util.tree_map_with_path(label, params)
 
     muon = optax.chain(
         _layer_by_layer(optax.contrib.scale_by_muon(weight_dimension_numbers=matrices)),
-        optax.stateless(lambda updates, _: jax.tree.map(size, updates, matrices(updates))),
+        optax.stateless(lambda updates, _: jax.tree.map(scale_to_rms, updates, matrices(updates))),
     )
     return optax.partition({"muon": muon, "adam": optax.scale_by_adam(b1, b2, eps)}, labels)
 
 
 def _layer_by_layer(inner: optax.GradientTransformation) -> optax.GradientTransformation:
-    """Whole matrices, of some layers on each device, for a transformation that cannot divide them; and back."""
+    """Apply a transformation that needs whole matrices: shard by layers instead, and reshard the result like the input."""
 
     def update(
         updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
     ) -> tuple[optax.Updates, optax.OptState]:
-        def back(new: Array, old: Array) -> Array:
-            return sharding.like(new, old)
-
-        ours = jax.tree.map(sharding.split_layers, (updates, state))
-        return jax.tree.map(back, inner.update(*ours, params), (updates, state))
+        by_layers = jax.tree.map(sharding.reshard_layers, (updates, state))
+        return jax.tree.map(sharding.reshard_like, inner.update(*by_layers, params), (updates, state))
 
     return optax.GradientTransformation(inner.init, update)
 
 
 def _schedule_free(config: OptimConfig, rate: optax.Schedule) -> optax.GradientTransformation:
-    """Schedule-free AdamW (Defazio et al. 2024), told in terms of the average, which is what a model is used with.
+    """Schedule-free AdamW (Defazio et al. 2024), in which the parameters are the average, with which the model is evaluated.
 
-    Optax's own keeps :func:`gradient_point` in the parameters' place.
+    In Optax's form the parameters are :func:`gradient_point` instead.
     """
     inner = optax.contrib.schedule_free(
         optax.chain(
@@ -169,38 +195,49 @@ def _schedule_free(config: OptimConfig, rate: optax.Schedule) -> optax.GradientT
         if params is None:
             raise ValueError(optax.NO_PARAMS_MSG)
         point = gradient_point(state, params)
-        moves, state = inner.update(updates, state, point)
-        average = optax.contrib.schedule_free_eval_params(state, optax.apply_updates(point, moves))
+        updates, state = inner.update(updates, state, point)
+        average = optax.contrib.schedule_free_eval_params(state, optax.apply_updates(point, updates))
         return optax.tree.sub(average, params), state
 
     return optax.GradientTransformation(inner.init, update)
 
 
 def gradient_point(state: optax.OptState, params: optax.Params) -> optax.Params:
-    """Where gradients are taken: at the parameters, except that "schedule_free" goes a part of the way from its average
-    to where its steps have led."""
+    """Parameters at which gradients are taken: the parameters themselves; for "schedule_free" b1 · average + (1 - b1) · iterate.
 
-    def is_ours(part: object) -> bool:
-        return isinstance(part, optax.contrib.ScheduleFreeState)
+    Args:
+      state: state of an optimizer from :func:`make_optimizer`.
+      params: the parameters, which for "schedule_free" are the average of the iterates.
+    """
 
-    averaged = [part for part in jax.tree.leaves(state, is_leaf=is_ours) if is_ours(part)]
-    if not averaged:
+    def is_schedule_free(node: object) -> bool:
+        return isinstance(node, optax.contrib.ScheduleFreeState)
+
+    states = [node for node in jax.tree.leaves(state, is_leaf=is_schedule_free) if is_schedule_free(node)]
+    if not states:
         return params
-    b1, last = averaged[0].b1, averaged[0].z
+    b1, iterates = states[0].b1, states[0].z
 
-    def point(x: Array, z: Array | optax.MaskedNode) -> Array:
-        # What is frozen has gone nowhere.
-        return x if isinstance(z, optax.MaskedNode) else b1 * x + (1 - b1) * z
+    def interpolate(average: Array, iterate: Array | optax.MaskedNode) -> Array:
+        # Frozen parameters have no iterate.
+        return average if isinstance(iterate, optax.MaskedNode) else b1 * average + (1 - b1) * iterate
 
-    return jax.tree.map(point, params, last)
+    return jax.tree.map(interpolate, params, iterates)
 
 
 def make_optimizer(config: OptimConfig, steps: int, *, scale_rate: Float[Array, ""] | float = 1.0) -> optax.GradientTransformation:
-    """Clip by global norm, scale, decay, trust ratio (LAMB), learning rate, in the original's order.
+    """Build the optimizer: clip by global norm, scale, decay weights, trust ratio (LAMB), learning rate, in the original's order.
 
     Args:
       config, steps: as for :func:`schedule`.
-      scale_rate: the learning rate is multiplied by it; what differs among runs that share a program.
+      scale_rate: factor on the learning rate; it may differ among the runs of an ensemble that share a compiled program.
+
+    Example:
+      >>> optimizer = make_optimizer(bert_jax.OptimConfig(warmup_steps=0), 100)
+      >>> params = {"kernel": jnp.ones(2)}
+      >>> updates, state = optimizer.update({"kernel": jnp.ones(2)}, optimizer.init(params), params)
+      >>> bool((updates["kernel"] < 0).all())
+      True
     """
 
     def rate(count: Int[Array, ""]) -> Array | float:
@@ -223,38 +260,37 @@ def make_optimizer(config: OptimConfig, steps: int, *, scale_rate: Float[Array, 
 
 
 def scale_by_depth(decay: float) -> optax.GradientTransformation:
-    """Smaller steps further down: ``decay`` to the power of the layers between a parameter and the heads (Howard and Ruder 2018,
-    section 3.2; ELECTRA's ``layerwise_lr_decay``).
+    """Layer-wise learning-rate decay (Howard and Ruder 2018, section 3.2; ELECTRA's ``layerwise_lr_decay``).
 
-    Heads and the pooler keep their steps, the last layer's are multiplied by ``decay``, the embeddings' by it to the power of
-    one more than there are layers.
+    Updates of heads and the pooler are unchanged. Those of layer l, counted from 0, are multiplied by decay^(L - l), those of the
+    embeddings by decay^(L + 1).
     """
 
     def update(updates: optax.Updates, params: optax.Params | None) -> optax.Updates:
         del params
         layers = jax.tree.leaves(updates["bert"]["layers"])[0].shape[0]
 
-        def one(path: jax.tree_util.KeyPath, value: Array) -> Array:
+        def scale(path: jax.tree_util.KeyPath, update: Array) -> Array:
             names = _names(path)
             if "layers" in names:
-                powers = decay ** jnp.arange(layers, 0, -1, dtype=value.dtype)
-                return value * powers.reshape(-1, *(1,) * (value.ndim - 1))
-            return value * decay ** (layers + 1) if "embeddings" in names else value
+                factors = decay ** jnp.arange(layers, 0, -1, dtype=update.dtype)
+                return update * factors.reshape(-1, *(1,) * (update.ndim - 1))
+            return update * decay ** (layers + 1) if "embeddings" in names else update
 
-        return jax.tree_util.tree_map_with_path(one, updates)
+        return jax.tree_util.tree_map_with_path(scale, updates)
 
     return optax.stateless(update)
 
 
-def frozen(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
-    """Leave the encoder as it is and keep no moments for it; its pooler learns."""
+def freeze_encoder(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Do not update the encoder, except its pooler, and keep no optimizer state for it."""
 
     def labels(params: optax.Params) -> optax.Params:
-        def one(path: jax.tree_util.KeyPath, _: Array) -> str:
+        def label(path: jax.tree_util.KeyPath, _: Array) -> str:
             names = _names(path)
             return "frozen" if names[0] == "bert" and names[1] != "pooler" else "trained"
 
-        return jax.tree_util.tree_map_with_path(one, params)
+        return jax.tree_util.tree_map_with_path(label, params)
 
     return optax.partition({"trained": optimizer, "frozen": optax.set_to_zero()}, labels)
 

@@ -1,172 +1,243 @@
-"""Pretraining: a corpus, its objective and its scores, given to the loop."""
+"""Pretraining as a job: a corpus, the MLM and NSP losses, and held-out scores."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
+from typing import Any
 
 import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
+from matplotlib.figure import Figure
 
+from bert_jax import masking
+from bert_jax.batch import HostBatch, Params
 from bert_jax.checkpoints import Meta
-from bert_jax.config.run import FREE_ON_RESUME, Config, ModelConfig
-from bert_jax.config.validation import differences, require
+from bert_jax.config.model import ModelConfig
+from bert_jax.config.run import FREE_ON_RESUME, Config
+from bert_jax.config.validation import differences
 from bert_jax.data import corpus as corpora
 from bert_jax.data import pipeline
 from bert_jax.data.corpus import Corpus
-from bert_jax.data.pipeline import HostBatch
 from bert_jax.errors import UserError
-from bert_jax.masking import policy, schedules, token_weights
-from bert_jax.masking.policy import MaskPolicy
-from bert_jax.models.encoder import Params
+from bert_jax.masking import ResolvedMaskPolicy
+from bert_jax.masking.policy import with_identity
+from bert_jax.models.heads import PRETRAINING
 from bert_jax.ops.attention import select
 from bert_jax.training import launchers, losses, optimizers, plots, step
 from bert_jax.training.launchers import Launcher
-from bert_jax.training.logging import Scores, say
-from bert_jax.training.trainer import Clock, Result, Work, claim, fit
+from bert_jax.training.logging import Scores, log
+from bert_jax.training.trainer import Batches, Counts, Result, ShouldStop, fit, open_run_dir
 
-# Documents in which borders of words are looked for.
-_LOOKED_AT = 100
-# Of pieces, the share that begins a word where the text has words.
-_FEWEST = 0.05
+# Documents in which word boundaries are counted.
+_SAMPLED_DOCUMENTS = 100
+# Smallest share of tokens that begin a word in text that has words.
+_MIN_WORD_STARTS = 0.05
 
 
 def pretrain(config: Config) -> Result:
-    """Pretrain, or go on with, the run that ``config`` describes.
+    """Pretrain the run that ``config`` describes, or resume it.
 
-    Everything is saved every ``train.save_every`` steps, at the last step, and when SIGINT or SIGTERM comes; the
-    same call then goes on. On a CPU or a TPU it ends with the same parameters, bit for bit, as if it had never
-    stopped; with another number of devices the batches and masks are the same and sums are rounded differently.
+    Everything is saved every ``train.save_every`` steps, at the last step, and on SIGINT or SIGTERM; the same call then
+    resumes. On a CPU or a TPU a resumed run ends with the same parameters, bit for bit, as an unbroken one. On another
+    number of devices the batches and masks are the same, and sums are rounded differently.
+
+    Args:
+      config: the run.
+
+    Returns:
+      The last step, its held-out scores, and the signal that stopped the run, if any.
 
     Raises:
-      UserError: the config does not fit the corpus, the devices, or what the run directory holds.
-      Failure: the loss is not finite, or a checkpoint cannot be written or read.
+      UserError: the config does not fit the corpus, the devices, or the contents of the run directory.
+      RunError: the loss is not finite, or a checkpoint cannot be written or read.
+
+    Example:
+      >>> import pathlib, tempfile
+      >>> from bert_jax.data.corpus import write_corpus
+      >>> directory = pathlib.Path(tempfile.mkdtemp())
+      >>> document = ["the cat sat on the mat", "the dog lay on the rug"]
+      >>> tokenizer = bert_jax.tokenizers.train(lambda: document, kind="wordpiece", size=64)
+      >>> sizes = write_corpus(lambda: [document] * 40, directory / "corpus", tokenizer, held_out=0.1)
+      >>> config = bert_jax.Config(
+      ...     run=str(directory / "run"),
+      ...     data=bert_jax.DataConfig(str(directory / "corpus"), sequence_length=16, batch_size=8),
+      ...     model=bert_jax.ModelConfig.size("tiny", vocab_size=64, layers="scan"),
+      ...     optim=bert_jax.OptimConfig(warmup_steps=1),
+      ...     train=bert_jax.TrainConfig(steps=2, eval_every=2),
+      ... )
+      >>> bert_jax.pretrain(config).step
+      2
     """
     if config.train.distributed:
         jax.distributed.initialize()
-    config, corpus = _open(config)
+    config, corpus, policy = _open(config)
     launcher = launchers.launch(config)
-    kernels = [select(config.model, config.data.sequence_length, training=training) for training in (True, False)]
-    written = config.to_json()
-    # Functions are compared as they are stored, by some of their values.
-    claim(config.run, written, lambda stored: differences(Config.from_json(stored), Config.from_json(written), FREE_ON_RESUME))
-    say(f"attention: {kernels[0]}" + (f", while scoring {kernels[1]}" if kernels[1] != kernels[0] else ""))
-    return fit(_work(config, corpus, launcher))
+    model = config.model
+    attention, scoring = (
+        select(
+            model.attention,
+            dtype=model.dtype,
+            sequence_length=config.data.sequence_length,
+            head_size=model.head_size,
+            dropout=dropout > 0,
+        )
+        for dropout in (model.attention_probs_dropout_prob, 0.0)
+    )
+    text = config.to_json()
+    # Functions are compared by their identity, as they are stored.
+    open_run_dir(config.run, text, lambda stored: differences(Config.from_json(stored), Config.from_json(text), FREE_ON_RESUME))
+    log(f"attention: {attention}" + (f" (evaluation: {scoring})" if scoring != attention else ""))
+    return fit(PretrainingJob(config, corpus, policy, launcher))
 
 
 def resolve(config: Config) -> Config:
-    """The config as it is run and stored: with what the mask policy takes from the corpus's tokenizer.
+    """The config as it is run and stored: with the identity and the steps of the mask policy.
 
     Raises:
-      UserError: there is no corpus, or its tokenizer does not fit the model.
+      UserError: there is no corpus, or its tokenizer does not fit the model or the policy.
     """
     return _open(config)[0]
 
 
-def _work(config: Config, corpus: Corpus, launcher: Launcher) -> Work:
-    specials, train, axis = corpus.tokenizer.specials, config.train, launcher.axis_name
-    rows = launcher.rows(config.data.batch_size)
-    optimizer = optimizers.make_optimizer(config.optim, train.steps)
-    unigram = corpora.unigram_log_probabilities(corpus.train)
-    digest = corpus.digest()
-    eval_step = launcher.compile(step.make_eval_step(config, unigram, axis_name=axis))
-    return Work(
-        run=config.run,
-        train=train,
-        launcher=launcher,
-        init=lambda _: step.init_state(config, optimizer),
-        train_step=step.make_train_step(step.pretraining(config), optimizer, axis_name=axis),
-        rate=optimizers.schedule(config.optim, train.steps),
-        batches=_Checked(pipeline.train_batches(corpus.train, specials, config.data, seed=train.seed, rows=rows), config.model),
-        counts=_counts,
-        evaluate=functools.partial(_evaluate, config, corpus, launcher, eval_step),
-        meta=lambda position: Meta(json.loads(config.to_json()), config.model, corpus.tokenizer, digest, position),
-        split=corpora.HELD_OUT,
-        figure=lambda: plots.curves(config.run),
-    )
+class PretrainingJob:
+    """A :class:`bert_jax.training.trainer.TrainingJob` that minimizes the MLM and NSP losses on a corpus.
+
+    Args:
+      config: the run.
+      corpus: the opened corpus.
+      policy: the run's mask policy, resolved with the corpus's tokenizer.
+      launcher: where to compute.
+    """
+
+    split = corpora.HELD_OUT
+    batches: Batches
+    best: str | None = None
+    patience: int | None = None
+    source: Any = ()
+
+    def __init__(self, config: Config, corpus: Corpus, policy: ResolvedMaskPolicy, launcher: Launcher) -> None:
+        self.config, self.corpus, self.launcher = config, corpus, launcher
+        self.run_dir, self.train = config.run, config.train
+        self._optimizer = optimizers.make_optimizer(config.optim, self.train.steps)
+        self._schedule = optimizers.schedule(config.optim, self.train.steps)
+        objective = step.pretraining(config.model, policy, accumulate=config.optim.accumulate)
+        self.train_step = step.make_train_step(objective, self._optimizer, axis_name=launcher.axis_name)
+        unigram = corpora.unigram_log_probabilities(corpus.train)
+        eval_step = step.make_eval_step(config.model, policy.held_out(), unigram, axis_name=launcher.axis_name)
+        self._eval_step = launcher.compile(eval_step)
+        self._rows = launcher.rows(config.data.batch_size)
+        special_tokens, seed = corpus.tokenizer.special_tokens, self.train.seed
+        batches = pipeline.train_batches(corpus.train, special_tokens, config.data, seed=seed, rows=self._rows)
+        self.batches = _CheckedBatches(batches, config.model)
+        self._digest = corpus.digest()
+
+    def init(self, source: Any) -> step.TrainState:
+        """The state before the first step, a function of the seed."""
+        del source
+        return step.init_state(self.config, self._optimizer)
+
+    def learning_rate(self, step: int) -> float:
+        """Learning rate of an update, counted from 0."""
+        return float(self._schedule(step))
+
+    def counts(self, batch: HostBatch) -> Counts:
+        """Tokens, examples and slots of a batch, over all processes."""
+        segment_ids, processes = batch["segment_ids"], jax.process_count()
+        examples = segment_ids.max(axis=1).sum()
+        return Counts(int((segment_ids > 0).sum()) * processes, int(examples) * processes, segment_ids.size * processes)
+
+    def evaluate(self, params: Params, should_stop: ShouldStop) -> tuple[Scores, str] | None:
+        """Held-out scores, with those of a unigram model and of the majority class for comparison."""
+        config, limit, special_tokens = self.config, self.train.eval_batches, self.corpus.tokenizer.special_tokens
+        total = None
+        for batch in pipeline.eval_batches(self.corpus.held_out, special_tokens, config.data, rows=self._rows, limit=limit):
+            if should_stop():
+                return None
+            sums = self._eval_step(params, self.launcher.place(batch))
+            total = sums if total is None else jax.tree.map(jnp.add, total, sums)
+        if total is None:
+            raise UserError(f"{config.data.corpus} has no held-out examples.")
+        scores = {name: float(value) for name, value in jax.device_get(losses.means(total)).items()}
+        random_share = scores.pop("nsp_random")
+        scores["nsp_majority"] = max(random_share, 1.0 - random_share)
+        return scores, (
+            f"held out: MLM loss {scores['mlm_loss']:.3f} (unigram model {scores['unigram_loss']:.3f}), "
+            f"MLM accuracy {scores['mlm_accuracy']:.1%}; "
+            f"NSP accuracy {scores['nsp_accuracy']:.1%} (majority class {scores['nsp_majority']:.1%})"
+        )
+
+    def best_params(self, params: Params, scores: Scores) -> Params:
+        """The parameters; pretraining keeps no best model."""
+        del scores
+        return params
+
+    def meta(self, position: dict[str, Any]) -> Meta:
+        """What a checkpoint stores beside the state."""
+        stored = json.loads(self.config.to_json())
+        return Meta(stored, self.config.model, self.corpus.tokenizer, self._digest, position, heads=PRETRAINING)
+
+    def figure(self) -> Figure:
+        """Losses and accuracies over steps."""
+        return plots.curves(self.run_dir)
 
 
-def _counts(host: HostBatch) -> np.ndarray:
-    segments = host["segments"]
-    return np.array([(segments > 0).sum(), segments.max(axis=1).sum(), segments.size]) * jax.process_count()
-
-
-class _Checked:
-    """Batches of which the first is held against the model."""
+class _CheckedBatches:
+    """Batches, the first of which is checked against the model's vocabulary."""
 
     def __init__(self, batches: grain.DatasetIterator[HostBatch], model: ModelConfig) -> None:
         self._batches, self._model, self._checked = batches, model, False
-        self.get_state, self.set_state, self.close = batches.get_state, batches.set_state, batches.close
+
+    def get_state(self) -> dict[str, Any]:
+        state: dict[str, Any] = self._batches.get_state()
+        return state
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        self._batches.set_state(state)
+
+    def close(self) -> None:
+        self._batches.close()
 
     def __next__(self) -> HostBatch:
-        host: HostBatch = next(self._batches)
-        if not self._checked and (largest := int(host["ids"].max())) >= self._model.vocab_size:
-            raise UserError(f"The corpus holds id {largest}; model.vocab_size is {self._model.vocab_size}.")
+        batch: HostBatch = next(self._batches)
+        if not self._checked and (largest := int(batch["input_ids"].max())) >= self._model.vocab_size:
+            raise UserError(f"The corpus contains token id {largest}; model.vocab_size is {self._model.vocab_size}.")
         self._checked = True
-        return host
+        return batch
 
 
-def _evaluate(
-    config: Config, corpus: Corpus, launcher: Launcher, eval_step: step.EvalStep, params: Params, asked: Clock
-) -> tuple[Scores, str] | None:
-    """Scores of the held-out examples, and what frequencies alone would reach."""
-    rows, limit, specials = launcher.rows(config.data.batch_size), config.train.eval_batches, corpus.tokenizer.specials
-    total = None
-    for batch in pipeline.eval_batches(corpus.held_out, specials, config.data, rows=rows, limit=limit):
-        if asked():
-            return None
-        sums = eval_step(params, launcher.place(batch))
-        total = sums if total is None else jax.tree.map(jnp.add, total, sums)
-    if total is None:
-        raise UserError(f"{config.data.corpus} holds no held-out example.")
-    scores = {name: float(value) for name, value in jax.device_get(losses.means(total)).items()}
-    share = scores.pop("nsp_random")
-    scores["nsp_majority"] = max(share, 1.0 - share)
-    return scores, (
-        f"held out: masked-word loss {scores['mlm_loss']:.3f} (unigram model {scores['unigram_loss']:.3f}), "
-        f"accuracy {scores['mlm_accuracy']:.1%}; "
-        f"next sentence {scores['nsp_accuracy']:.1%} (majority {scores['nsp_majority']:.1%})"
-    )
-
-
-def _open(config: Config) -> tuple[Config, Corpus]:
-    """The corpus, and the config with what the mask policy takes from its tokenizer."""
+def _open(config: Config) -> tuple[Config, Corpus, ResolvedMaskPolicy]:
+    """The corpus, the resolved mask policy, and the config as it is stored."""
     corpus = corpora.open_corpus(config.data.corpus)
-    pieces, model = len(corpus.tokenizer.pieces), config.model.vocab_size
-    if pieces > model:
+    tokens, rows = len(corpus.tokenizer.tokens), config.model.vocab_size
+    if tokens > rows:
         raise UserError(
-            f"{config.data.corpus} was tokenized with {pieces} pieces, but model.vocab_size is {model}; "
-            f"use --model.vocab-size {pieces}."
+            f"The vocabulary of {config.data.corpus} has {tokens} tokens, but model.vocab_size is {rows}; "
+            f"use --model.vocab-size {tokens}."
         )
-    return dataclasses.replace(config, mask=_policy(config, corpus)), corpus
+    length = config.data.sequence_length
+    policy = masking.resolve(config.mask, corpus.tokenizer, steps=config.train.steps, sequence_length=length)
+    masking.check(policy, length)
+    if config.mask.select in ("word", "ngram", "span"):
+        _check_words(config, corpus)
+    return dataclasses.replace(config, mask=with_identity(config.mask, policy)), corpus, policy
 
 
-def _policy(config: Config, corpus: Corpus) -> MaskPolicy:
-    """The run's mask policy, complete and looked at."""
-    mask, length = config.mask.of(corpus.tokenizer), config.data.sequence_length
-    if mask.steps is None and any(map(schedules.changes, mask.numbers().values())):
-        mask = dataclasses.replace(mask, steps=config.train.steps)
-    if isinstance(mask.weights, str):
-        mask = dataclasses.replace(mask, weights=token_weights.read_weights(mask.weights, corpus.tokenizer.pieces))
-    if callable(mask.weights):
-        mask = dataclasses.replace(mask, weights=token_weights.known(mask.weights, length, len(corpus.tokenizer.pieces)))
-    policy.check(mask, length)
-    if mask.select in ("word", "ngram", "span"):
-        documents = corpus.train.documents
-        some = documents.__getitems__([*range(min(len(documents), _LOOKED_AT))])
-        share = float(np.concatenate([document["starts"] for document in some]).mean())
-        where = f"mask.select is {mask.select}, but in {config.data.corpus}"
-        require(
-            share < 1 or mask.select != "word",
-            f"{where} every piece begins a word, as in a vocabulary of characters; use --mask.select token, or prepare the corpus "
-            "with words of several pieces.",
+def _check_words(config: Config, corpus: Corpus) -> None:
+    """Refuse to select words in text without word boundaries."""
+    documents = corpus.train.documents
+    sample = documents.__getitems__([*range(min(len(documents), _SAMPLED_DOCUMENTS))])
+    share = float(np.concatenate([document["word_starts"] for document in sample]).mean())
+    select, where = config.mask.select, config.data.corpus
+    if select == "word" and share == 1:
+        raise UserError(
+            f"mask.select is word, but in {where} every token begins a word, as in a vocabulary of characters; use "
+            "--mask.select token, or prepare the corpus with a vocabulary that splits words."
         )
-        require(
-            share > _FEWEST,
-            f"{where} words have {1 / max(share, 1e-6):.0f} pieces on average, as in text that does not show where words end; use "
-            "--mask.select token or t5.",
+    if share <= _MIN_WORD_STARTS:
+        raise UserError(
+            f"mask.select is {select}, but in {where} words have {1 / max(share, 1e-6):.0f} tokens on average, as in text "
+            "without word boundaries; use --mask.select token or t5."
         )
-    return mask

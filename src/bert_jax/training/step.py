@@ -13,17 +13,19 @@ import optax
 from jaxtyping import Array, Float, Int, Key, UInt32
 
 from bert_jax import ops
-from bert_jax.config.run import Config, ModelConfig
-from bert_jax.masking.replacement import mask_tokens
-from bert_jax.models.encoder import Batch, Params
+from bert_jax.batch import Batch, Params
+from bert_jax.config.model import ModelConfig
+from bert_jax.config.run import Config
+from bert_jax.masking import ResolvedMaskPolicy, mask_tokens
 from bert_jax.models.heads import init_params
 from bert_jax.training import losses, optimizers
 from bert_jax.training.losses import Sums
 
+# Purposes that the root key is folded with.
 _INIT, _MASK, _DROPOUT, _EVAL_MASK = range(4)
 
-MEMORY = 0.98
-"""Of the mean loss of late: half of its weight lies in the last 34 steps."""
+LOSS_EMA_DECAY = 0.98
+"""Decay of the exponential moving average of the MLM loss; half of its weight lies in the last 34 steps."""
 
 T = TypeVar("T")
 Metrics = dict[str, Float[Array, ""]]
@@ -36,9 +38,9 @@ class TrainState(NamedTuple):
     params: Params
     opt_state: optax.OptState
     key: UInt32[Array, " W"]
-    """Data of the root key, which never changes: each use folds in its purpose, the step or the example."""
-    loss: Float[Array, ""] | None = None
-    """Masked-word loss of late, nats: a mean whose weights fall by :data:`MEMORY` a step; None where nothing follows it."""
+    """Data of the root key, which never changes; each use folds in its purpose, the step or the example."""
+    mlm_loss_ema: Float[Array, ""] | None = None
+    """Exponential moving average of the MLM loss in nats; None where no schedule depends on it."""
 
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
@@ -46,37 +48,37 @@ EvalStep = Callable[[Params, Batch], Sums]
 
 
 class Objective(NamedTuple):
-    """What a run minimises: the sum of some means, each divided once, by the weight of the whole global batch."""
+    """What a run minimizes: a sum of means, each divided once, by the weight of the whole global batch."""
 
     weights: dict[str, str]
-    """Loss -> the batch's weights that it is a mean over; ``sums`` returns each loss under its name."""
+    """Name of each loss -> name of the batch's weights that it is averaged with."""
     sums: Callable[..., Sums]
-    """sums(params, batch, key=dropout key) -> (sum, weight) of each loss and of what else is reported."""
+    """sums(params, batch, key=dropout key) -> (sum, weight) of each loss and of each other metric."""
     prepare: Callable[[Key[Array, ""], Batch, TrainState], Batch] = lambda key, batch, state: batch
-    """prepare(key, batch, state) -> the batch as it is learned from; masks are made here."""
+    """prepare(key, batch, state) -> the batch to learn from; masking happens here."""
     accumulate: int = 1
     """Micro-batches whose gradients make one step."""
 
 
-def pretraining(config: Config) -> Objective:
-    """Masked words and next sentences."""
+def pretraining(model: ModelConfig, policy: ResolvedMaskPolicy, *, accumulate: int = 1) -> Objective:
+    """The MLM and NSP losses."""
     return Objective(
         weights={"mlm_loss": "mlm_weights", "nsp_loss": "nsp_weights"},
-        sums=functools.partial(_pretraining, config.model),
-        prepare=lambda key, batch, state: mask_tokens(key, batch, config.mask, state.step, loss=state.loss),
-        accumulate=config.optim.accumulate,
+        sums=functools.partial(_pretraining_sums, model),
+        prepare=lambda key, batch, state: mask_tokens(key, batch, policy, state.step, loss=state.mlm_loss_ema),
+        accumulate=accumulate,
     )
 
 
-def _pretraining(config: ModelConfig, params: Params, batch: Batch, *, key: Key[Array, ""]) -> Sums:
-    """The losses, and what the policy did: the shares of tokens that were chosen and predicted, and what a row's cap cut."""
-    sums = losses.pretraining(config, params, batch, key=key)
-    tokens = (batch["segments"] > 0).sum(dtype=jnp.float32)
-    chosen, cut = (batch[name].astype(jnp.float32) for name in ("mlm_chosen", "mlm_cut"))
+def _pretraining_sums(model: ModelConfig, params: Params, batch: Batch, *, key: Key[Array, ""]) -> Sums:
+    """The losses, and the rates at which the policy selected, predicted and dropped tokens."""
+    sums = losses.pretraining(model, params, batch, key=key)
+    tokens = (batch["segment_ids"] > 0).sum(dtype=jnp.float32)
+    selected, dropped = (batch[name].astype(jnp.float32) for name in ("mlm_selected", "mlm_dropped"))
     return sums | {
-        "mask_rate": (chosen.sum(), tokens),
-        "predict_rate": (batch["mlm_weights"].sum(), tokens),
-        "mask_cut": (cut.sum(), jnp.float32(cut.size)),
+        "mask_rate": (selected.sum(), tokens),
+        "prediction_rate": (batch["mlm_weights"].sum(), tokens),
+        "dropped_predictions": (dropped.sum(), jnp.float32(dropped.size)),
     }
 
 
@@ -84,8 +86,8 @@ def init_state(config: Config, optimizer: optax.GradientTransformation) -> Train
     """The state before the first step, a function of ``config.train.seed``."""
     key = jax.random.key(config.train.seed)
     params = init_params(config.model, jax.random.fold_in(key, _INIT))
-    # What a model without any knowledge would have.
-    loss = jnp.log(jnp.float32(config.model.vocab_size)) if config.mask.follows_loss() else None
+    # The loss of a uniform guess.
+    loss = jnp.log(jnp.float32(config.model.vocab_size)) if config.mask.depends_on_loss() else None
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), jax.random.key_data(key), loss)
 
 
@@ -93,8 +95,8 @@ def make_train_step(objective: Objective, optimizer: optax.GradientTransformatio
     """Build ``train_step(state, batch) -> (state, metrics)``.
 
     Args:
-      objective: what is minimised.
-      optimizer: what :func:`bert_jax.training.optimizers.make_optimizer` returns.
+      objective: what is minimized.
+      optimizer: from :func:`bert_jax.training.optimizers.make_optimizer`.
       axis_name: the axis over which a launcher maps rows (``pmap``); None where arrays are global.
     """
 
@@ -106,8 +108,8 @@ def make_train_step(objective: Objective, optimizer: optax.GradientTransformatio
 
         def loss(params: Params, part: Batch) -> tuple[Array, Sums]:
             sums = objective.sums(params, part, key=dropout)
-            parts = (sums[name][0] / jnp.maximum(weight, 1.0) for name, weight in weights.items())
-            return sum(parts, jnp.float32(0)), sums
+            means = (sums[name][0] / jnp.maximum(weight, 1.0) for name, weight in weights.items())
+            return sum(means, jnp.float32(0)), sums
 
         point = optimizers.gradient_point(state.opt_state, state.params)
         grads, sums = _accumulate(jax.grad(loss, has_aux=True), point, batch, objective.accumulate)
@@ -116,26 +118,31 @@ def make_train_step(objective: Objective, optimizer: optax.GradientTransformatio
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
         metrics = losses.means(sums, objective.weights) | {"grad_norm": optax.tree.norm(grads)}
-        late = None if state.loss is None else MEMORY * state.loss + (1 - MEMORY) * metrics["mlm_loss"]
-        return TrainState(state.step + 1, params, opt_state, state.key, late), metrics
+        ema = state.mlm_loss_ema
+        if ema is not None:
+            ema = LOSS_EMA_DECAY * ema + (1 - LOSS_EMA_DECAY) * metrics["mlm_loss"]
+        return TrainState(state.step + 1, params, opt_state, state.key, ema), metrics
 
     return train_step
 
 
-def make_eval_step(config: Config, unigram: Float[np.ndarray, " V"], *, axis_name: str | None = None) -> EvalStep:
-    """Build ``eval_step(params, batch) -> sums`` with masks that are the same at every evaluation of every run and policy.
+def make_eval_step(
+    model: ModelConfig, policy: ResolvedMaskPolicy, unigram: Float[np.ndarray, " V"], *, axis_name: str | None = None
+) -> EvalStep:
+    """Build ``eval_step(params, batch) -> sums`` with masks that are the same in every evaluation of every run.
 
     Args:
-      config: the run.
-      unigram: log-probability of each piece by its frequency alone; its loss on the same masked tokens is the
-        ``unigram_loss`` that a model has to beat. ``nsp_random`` is the share of random pairs.
+      model: the model.
+      policy: from :meth:`bert_jax.ResolvedMaskPolicy.held_out`.
+      unigram: log-probability of each token by its frequency; its loss on the same masked tokens is the ``unigram_loss`` that a
+        model has to beat. ``nsp_random`` is the share of random pairs.
       axis_name: as for :func:`make_train_step`.
     """
 
     def eval_step(params: Params, batch: Batch) -> Sums:
         key = jax.random.fold_in(jax.random.key(0), _EVAL_MASK)
-        batch = mask_tokens(key, batch, config.mask.held_out(), 0)
-        sums = losses.pretraining(config.model, params, batch)
+        batch = mask_tokens(key, batch, policy, 0)
+        sums = losses.pretraining(model, params, batch)
         scores = jnp.where(batch["mlm_weights"] > 0, -ops.lookup(jnp.asarray(unigram), batch["mlm_ids"]), 0.0)
         sums["unigram_loss"] = (scores.sum(), batch["mlm_weights"].sum())
         sums["nsp_random"] = ((batch["nsp_weights"] * batch["nsp_labels"]).sum(), batch["nsp_weights"].sum())
@@ -150,7 +157,7 @@ def _accumulate(
     """Sum gradients and metric sums over ``parts`` micro-batches, one after the other."""
     if parts == 1:
         return grad(params, batch)
-    # Row r goes to micro-batch r mod parts: every device then keeps its own rows.
+    # Row r goes to micro-batch r mod parts, so that every device keeps its own rows.
     micro = jax.tree.map(lambda x: jnp.swapaxes(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 0, 1), batch)
     total = grad(params, jax.tree.map(lambda x: x[0], micro))
 

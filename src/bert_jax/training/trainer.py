@@ -1,4 +1,4 @@
-"""The host loop of every run: resume, feed the step, evaluate, save, stop cleanly."""
+"""The trainer: resumes a job, feeds its step, evaluates, saves, and stops cleanly. The same for every job."""
 
 from __future__ import annotations
 
@@ -8,38 +8,34 @@ import signal
 import time
 from collections.abc import Callable
 from types import FrameType
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
-import optax
 from etils import epath
 from jax.experimental import multihost_utils
-from jaxtyping import Array, Float
 from matplotlib.figure import Figure
 
+from bert_jax.batch import HostBatch, Params
 from bert_jax.checkpoints import BEST, Checkpoints, Meta, abstract
-from bert_jax.config.run import TrainConfig
-from bert_jax.data.pipeline import HostBatch
-from bert_jax.errors import Failure, UserError
-from bert_jax.models.encoder import Params
+from bert_jax.config.training import TrainConfig
+from bert_jax.errors import RunError, UserError
+from bert_jax.models.loaded import LoadedModel
 from bert_jax.training import plots
 from bert_jax.training.launchers import Launcher
 from bert_jax.training.logging import RunLog, Scores, read_metrics
-from bert_jax.training.step import Metrics, TrainStep
+from bert_jax.training.step import TrainStep
 
 CONFIG = "config.json"
 _PART = f".{CONFIG}"
 
-Reported = Metrics | list[dict[str, Float[Array, "..."]]]
-"""What a step says; of several runs a list over the groups that are computed together."""
-
-Clock = Callable[[], bool]
-"""Whether a signal has come, and what is being done should be given up."""
+ShouldStop = Callable[[], bool]
+"""Returns whether a signal has arrived and an evaluation should be abandoned."""
 
 
+@runtime_checkable
 class Batches(Protocol):
-    """Endless batches whose position can be stored."""
+    """An endless iterator of batches with a position that can be stored."""
 
     def __next__(self) -> HostBatch: ...
     def get_state(self) -> dict[str, Any]: ...
@@ -47,36 +43,62 @@ class Batches(Protocol):
     def close(self) -> None: ...
 
 
-class Work(NamedTuple):
-    """What a run does; how it is done, the loop knows."""
+class Counts(NamedTuple):
+    """What a batch contains, over all processes."""
 
-    run: str
-    """Directory of the run."""
+    tokens: int
+    examples: int
+    slots: int
+    """Places for tokens: rows times row length."""
+
+
+@runtime_checkable
+class TrainingJob(Protocol):
+    """What a run trains and how it is scored: :class:`bert_jax.training.pretraining.PretrainingJob` and
+    :class:`bert_jax.training.finetuning.FinetuningJob`. The trainer does everything else."""
+
+    run_dir: str
     train: TrainConfig
     launcher: Launcher
-    init: Callable[[Any], Any]
-    """``source`` -> the state before the first step, or a list of states of several runs, made inside a program."""
     train_step: TrainStep
-    """Not yet compiled."""
-    rate: optax.Schedule
+    """Pure and not yet compiled."""
     batches: Batches
-    counts: Callable[[HostBatch], np.ndarray]
-    """Tokens, examples and places for tokens, of all processes, in a batch of this one."""
-    evaluate: Callable[[Any, Clock], tuple[Scores, str] | None]
-    """Parameters, or a list of those of several runs -> scores, and a sentence about them; None when it was given up."""
-    meta: Callable[[dict[str, Any]], Meta]
-    """Position of the batches -> what a checkpoint holds beside the state."""
+    source: Any
+    """Arrays that :meth:`init` starts from."""
     split: str
-    """Name of what is evaluated on."""
-    figure: Callable[[], Figure]
-    source: Any = ()
-    """Arrays that ``init`` begins with."""
-    best: str | None = None
-    """Score whose best model is kept in a directory of its own, or None."""
-    patience: int | None = None
-    """Evaluations without a better score after which the run ends."""
-    pick: Callable[[Any, Scores], Params] = lambda params, scores: params
-    """The parameters to be kept as the best model."""
+    """Name of the split that evaluations score."""
+    best: str | None
+    """Score by which the best model is kept in a directory of its own; None: no best model is kept."""
+    patience: int | None
+    """Evaluations without a better score after which the run ends; None: no early stopping."""
+
+    def init(self, source: Any) -> Any:
+        """The state before the first step; runs inside a compiled program."""
+        ...
+
+    def learning_rate(self, step: int) -> float:
+        """Learning rate of an update, counted from 0."""
+        ...
+
+    def counts(self, batch: HostBatch) -> Counts:
+        """What one of this process's batches contains, over all processes."""
+        ...
+
+    def evaluate(self, params: Any, should_stop: ShouldStop) -> tuple[Scores, str] | None:
+        """Scores, and a sentence about them; None if the evaluation was abandoned."""
+        ...
+
+    def best_params(self, params: Any, scores: Scores) -> Params:
+        """The parameters to keep as the best model."""
+        ...
+
+    def meta(self, position: dict[str, Any]) -> Meta:
+        """What a checkpoint stores beside the state, given the position of the batches."""
+        ...
+
+    def figure(self) -> Figure:
+        """The curves of the run."""
+        ...
 
 
 class Result(NamedTuple):
@@ -84,76 +106,81 @@ class Result(NamedTuple):
 
     step: int
     held_out: Scores | None
-    """Last scores, with what they are to be held against."""
+    """Scores of the last evaluation."""
     signal: signal.Signals | None
     """The signal that stopped the run before its last step, or None."""
 
 
-def fit(work: Work) -> Result:
-    """Train to the last step, or go on from where the run stopped; see :func:`bert_jax.pretrain` for what is promised.
+def fit(job: TrainingJob) -> Result:
+    """Train to the last step, or resume; :func:`bert_jax.pretrain` documents the guarantees.
 
     Raises:
-      UserError: the run was begun on other data.
-      Failure: the loss is not finite, or a checkpoint cannot be written or read.
+      UserError: the run was started with other data.
+      RunError: the loss is not finite, or a checkpoint cannot be written or read.
     """
     with contextlib.ExitStack() as stack:
-        stack.callback(work.batches.close)
-        checkpoints = Checkpoints(work.run, keep=work.train.keep)
+        stack.callback(job.batches.close)
+        checkpoints = Checkpoints(job.run_dir, keep=job.train.keep)
         stack.callback(checkpoints.close)
-        stop = _Stop()
+        stop = StopSignal()
         stack.callback(stop.restore)
-        trainer = Trainer(work, checkpoints)
+        trainer = Trainer(job, checkpoints)
         stack.callback(trainer.log.close)
-        with work.launcher.context():
+        with job.launcher.context():
             return trainer.run(stop)
 
 
 class Trainer:
-    """The pieces of a run, put together in the order in which a resumed run needs them."""
+    """A run in progress, with its parts built in the order that resuming requires.
 
-    def __init__(self, work: Work, checkpoints: Checkpoints) -> None:
-        self.work, self.checkpoints = work, checkpoints
-        self.train_step = work.launcher.compile(work.train_step, donate=True)
+    Args:
+      job: what to train.
+      checkpoints: those of the job's run directory.
+    """
+
+    def __init__(self, job: TrainingJob, checkpoints: Checkpoints) -> None:
+        self.job, self.checkpoints = job, checkpoints
+        self.train_step = job.launcher.compile_step(job.train_step)
         self.state = self._first_state()
-        self.step = self.first = int(np.ravel(jax.tree.leaves(self.state)[0])[0])
-        self.log = RunLog(work.run, start=self.step, steps=work.train.steps)
-        self.clock, self.held = time.perf_counter(), np.zeros(4, int)
-        # Scores that the best model is chosen by, one for each evaluation.
-        self.found: list[float] = (
-            [line[work.best] for line in self._score_lines() if line["step"] <= self.step] if work.best else []
-        )
+        self.step = self.first_step = int(np.ravel(jax.tree.leaves(self.state)[0])[0])
+        self.log = RunLog(job.run_dir, start=self.step, steps=job.train.steps)
+        # Since the last line of metrics: seconds, what the batches held, and their number.
+        self.clock, self.seen, self.batches_seen = time.perf_counter(), np.zeros(len(Counts._fields), int), 0
+        self.best_scores: list[float] = []
+        if job.best:
+            self.best_scores = [line[job.best] for line in self._score_lines() if line["step"] <= self.step]
 
     def _first_state(self) -> Any:
-        """The newest whole checkpoint, or fresh parameters made where they will live."""
-        work = self.work
-        shapes = jax.eval_shape(work.init, work.source)
-        shardings = work.launcher.shardings(shapes)
-        with work.launcher.context():
+        """The newest undamaged checkpoint, or fresh parameters, created where they live."""
+        job = self.job
+        shapes = jax.eval_shape(job.init, job.source)
+        shardings = job.launcher.shardings(shapes)
+        with job.launcher.context():
             restored = self.checkpoints.restore(abstract(shapes, shardings))
         if restored is None:
-            return work.launcher.create(work.init, shardings, work.source)
+            return job.launcher.create(job.init, shardings, job.source)
         state, meta = restored
-        if meta.corpus != work.meta({}).corpus:
-            raise UserError(f"{work.run} was begun on other data; give it back its own, or choose another run directory.")
-        work.batches.set_state(meta.data)
+        if meta.corpus != job.meta({}).corpus:
+            raise UserError(f"{job.run_dir} was started with other data; restore its data, or choose another run directory.")
+        job.batches.set_state(meta.data)
         return state
 
-    def run(self, stop: _Stop) -> Result:
-        """Train to the last step, until there is no hope of a better score, or until asked to stop."""
-        work, train = self.work, self.work.train
-        if self._owes_scores():
-            # A run killed between saving a step and scoring it.
+    def run(self, stop: StopSignal) -> Result:
+        """Train to the last step, until early stopping, or until a signal."""
+        job, train = self.job, self.job.train
+        if self._evaluation_is_missing():
+            # The run was killed between saving a step and scoring it.
             self._evaluate(stop)
         stopped: signal.Signals | None = None
-        pending: tuple[int, Reported, np.ndarray] | None = None
-        batch, held = self._next_batch() if not self._finished() else ({}, np.zeros(3, int))
+        pending: tuple[int, Any, Counts] | None = None
+        batch, counts = self._next_batch() if not self._finished() else ({}, Counts(0, 0, 0))
         while not self._finished() and stopped is None:
             self.state, metrics = self.train_step(self.state, batch)
             self.step += 1
-            done = (self.step, metrics, held)
-            position = work.batches.get_state()
-            batch, held = self._next_batch()
-            # The previous step's metrics are read while this step runs, so that reading never keeps the device waiting.
+            done = (self.step, metrics, counts)
+            position = job.batches.get_state()
+            batch, counts = self._next_batch()
+            # The previous step's metrics are read while this step runs, so that reading never blocks the device.
             if pending:
                 self.report(*pending)
             pending = done
@@ -162,158 +189,152 @@ class Trainer:
                 self.step % every == 0 or self.step == train.steps for every in (train.eval_every, train.save_every)
             )
             if evaluates or saves or stopped:
-                # Nothing is saved or evaluated before this very step is known to be finite.
+                # This step must be known to be finite before it is saved or evaluated.
                 self.report(*pending)
                 pending = None
-                self.checkpoints.save(self.step, self.state, work.meta(position))
+                self.checkpoints.save(self.step, job.launcher.storable(self.state), job.meta(position))
                 if evaluates and not stopped:
                     self._evaluate(stop)
                     stopped = stop.signal
         self.checkpoints.wait()
-        if stopped:
-            self.log.say(f"Stopped by {stopped.name} at step {self.step}, which is saved; the same command goes on from there.")
-        elif self.step == self.first:
-            self.log.say(f"{work.run} is complete at step {self.step}.")
-        elif self.step < train.steps:
-            self.log.say(f"No better {work.best} for {work.patience} evaluations: the run ends at step {self.step}.")
+        self._announce_end(stopped)
         self._draw()
         return Result(self.step, self._last_scores(), stopped)
 
-    def _finished(self) -> bool:
-        work = self.work
-        if self.step >= work.train.steps or not work.best or work.patience is None:
-            return self.step >= work.train.steps
-        return bool(self.found) and len(self.found) - 1 - int(np.argmax(self.found)) >= work.patience
+    def _announce_end(self, stopped: signal.Signals | None) -> None:
+        job = self.job
+        if stopped:
+            self.log.message(f"Stopped by {stopped.name} at step {self.step}, which is saved; the same command resumes from there.")
+        elif self.step == self.first_step:
+            self.log.message(f"{job.run_dir} is complete at step {self.step}.")
+        elif self.step < job.train.steps:
+            self.log.message(f"Early stopping at step {self.step}: no better {job.best} in {job.patience} evaluations.")
 
-    def _owes_scores(self) -> bool:
-        train = self.work.train
+    def _finished(self) -> bool:
+        job = self.job
+        if self.step >= job.train.steps or not job.best or job.patience is None:
+            return self.step >= job.train.steps
+        return bool(self.best_scores) and len(self.best_scores) - 1 - int(np.argmax(self.best_scores)) >= job.patience
+
+    def _evaluation_is_missing(self) -> bool:
+        train = self.job.train
         due = self.step > 0 and (self.step % train.eval_every == 0 or self.step == train.steps)
         return due and not any(line["step"] == self.step for line in self._score_lines())
 
     def _draw(self) -> None:
-        path = epath.Path(self.work.run) / plots.CURVES
-        if jax.process_index() == 0 and (self.step > self.first or not path.exists()):
+        path = epath.Path(self.job.run_dir) / plots.CURVES
+        if jax.process_index() == 0 and (self.step > self.first_step or not path.exists()):
             part = path.parent / f".{plots.CURVES}"
-            self.work.figure().savefig(part, dpi=150, format="png")
+            self.job.figure().savefig(part, dpi=150, format="png")
             part.replace(path)
 
-    def _next_batch(self) -> tuple[Any, np.ndarray]:
-        """The next batch, and what it holds."""
-        host = next(self.work.batches)
-        return self.work.launcher.place(host), self.work.counts(host)
+    def _next_batch(self) -> tuple[Any, Counts]:
+        host = next(self.job.batches)
+        return self.job.launcher.place(host), self.job.counts(host)
 
-    def report(self, number: int, metrics: Reported, held: np.ndarray) -> None:
-        """Look at the metrics of a step, and write them down where that is due."""
-        values = _means(jax.device_get(metrics))
+    def report(self, step: int, metrics: Any, counts: Counts) -> None:
+        """Check the metrics of a step, and log them where a line is due."""
+        values = self.job.launcher.means(metrics)
         wrong = [name for name in ("loss", "grad_norm") if not math.isfinite(values[name])]
         if wrong:
             self.checkpoints.wait()
             last = self.checkpoints.latest()
             kept = f"Step {last} is the last good checkpoint." if last is not None else "No checkpoint was saved before it."
-            raise Failure(f"{wrong[0]} is {values[wrong[0]]} at step {number}; the run stops. {kept}")
-        self.held += np.append(held, 1)
-        if number % self.work.train.log_every == 0 or number == self.work.train.steps:
+            raise RunError(f"{wrong[0]} is {values[wrong[0]]} at step {step}; the run stops. {kept}")
+        self.seen += np.array(counts)
+        self.batches_seen += 1
+        if step % self.job.train.log_every == 0 or step == self.job.train.steps:
             now = time.perf_counter()
-            tokens, examples, places, count = self.held.tolist()
-            values |= {"learning_rate": float(self.work.rate(number - 1)), "tokens_per_second": tokens / (now - self.clock)}
-            values |= {"examples_per_step": examples / count, "fill": tokens / places}
-            self.clock, self.held = now, np.zeros(4, int)
-            self.log.write(number, "train", values)
-            self.log.progress(number, values)
+            seen = Counts(*self.seen.tolist())
+            values |= {"learning_rate": self.job.learning_rate(step - 1), "tokens_per_second": seen.tokens / (now - self.clock)}
+            values |= {"examples_per_step": seen.examples / self.batches_seen, "fill": seen.tokens / seen.slots}
+            self.clock, self.seen, self.batches_seen = now, np.zeros_like(self.seen), 0
+            self.log.write(step, "train", values)
+            self.log.progress(step, values)
 
-    def _evaluate(self, stop: _Stop) -> None:
-        """Score; given up when a signal comes, and made up for when the run goes on."""
-        work, began = self.work, time.perf_counter()
-        found = work.evaluate(self._params(), lambda: stop.signal is not None)
-        if found is None:
+    def _evaluate(self, stop: StopSignal) -> None:
+        """Score the model; a signal abandons it, and the resumed run catches up."""
+        job, began = self.job, time.perf_counter()
+        params = job.launcher.params(self.state)
+        evaluated = job.evaluate(params, lambda: stop.signal is not None)
+        if evaluated is None:
             return
-        scores, sentence = found
-        if work.best:
-            if scores[work.best] > max(self.found, default=-math.inf):
-                self._keep(work.pick(self._params(), scores))
-            self.found.append(scores[work.best])
-        self.log.write(self.step, work.split, scores)
-        self.log.say(f"step {self.step}: {sentence}")
+        scores, sentence = evaluated
+        if job.best:
+            if scores[job.best] > max(self.best_scores, default=-math.inf):
+                self._keep_best(job.best_params(params, scores))
+            self.best_scores.append(scores[job.best])
+        self.log.write(self.step, job.split, scores)
+        self.log.message(f"step {self.step}: {sentence}")
         self.clock += time.perf_counter() - began
 
-    def _params(self) -> Any:
-        return [state.params for state in self.state] if isinstance(self.state, list) else self.state.params
-
-    def _keep(self, params: Params) -> None:
-        meta = self.work.meta({})
-        best = Checkpoints(epath.Path(self.work.run) / BEST, keep=1)
-        # A run killed between this and writing its scores down comes here again.
+    def _keep_best(self, params: Params) -> None:
+        meta = self.job.meta({})
+        best = Checkpoints(epath.Path(self.job.run_dir) / BEST, keep=1)
+        # A run that was killed before it logged these scores comes here again.
         if best.latest() != self.step:
-            # What a part of the run left that is now taken anew.
+            # A best model of a later step belongs to a part of the run that is now repeated.
             best.forget(after=self.step)
-            best.save_model(meta.model, params, meta.tokenizer, meta.labels, step=self.step)
+            best.save_model(LoadedModel(meta.model, params, meta.tokenizer, meta.labels), step=self.step)
             best.wait()
         best.close()
 
     def _score_lines(self) -> list[dict[str, Any]]:
-        return [line for line in read_metrics(self.work.run) if line["split"] == self.work.split]
+        return [line for line in read_metrics(self.job.run_dir) if line["split"] == self.job.split]
 
     def _last_scores(self) -> Scores | None:
         lines = self._score_lines()
         return {name: value for name, value in lines[-1].items() if name not in ("step", "split", "seconds")} if lines else None
 
 
-def _means(metrics: Any) -> Scores:
-    """Metrics of a step; of several runs their means over those that are finite: one that diverged does not stop the others."""
-    if not isinstance(metrics, list):
-        return {name: float(value) for name, value in metrics.items()}
-    joined = {name: np.concatenate([np.ravel(group[name]) for group in metrics]) for name in metrics[0]}
-    good = np.isfinite(joined["loss"]) & np.isfinite(joined["grad_norm"])
-    return {name: float(values[good].mean() if good.any() else values[0]) for name, values in joined.items()}
-
-
-class _Stop:
-    """Whether to stop after a step, the same answer on every process."""
+class StopSignal:
+    """SIGINT and SIGTERM during a run, with the same answer on every process."""
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
-        """What this process was sent; only a process alone decides by it."""
-        # Of several processes, JAX's own handler hears SIGTERM; ours would take its place.
-        ours = (signal.SIGINT, signal.SIGTERM) if jax.process_count() == 1 else ()
-        self._previous = {name: signal.signal(name, self._handle) for name in ours}
+        """What this process received; decisive only in a single process."""
+        # Of several processes, JAX's own handler receives SIGTERM; ours would replace it.
+        handled = (signal.SIGINT, signal.SIGTERM) if jax.process_count() == 1 else ()
+        self._previous = {name: signal.signal(name, self._handle) for name in handled}
 
-    def agreed(self, number: int) -> signal.Signals | None:
-        """The signal to stop by after this step, or None; to be asked once a step by every process."""
+    def agreed(self, step: int) -> signal.Signals | None:
+        """The signal to stop by after this step, or None; every process calls it once per step."""
         if jax.process_count() == 1:
             return self.signal
-        return signal.SIGTERM if multihost_utils.reached_preemption_sync_point(number) else None
+        return signal.SIGTERM if multihost_utils.reached_preemption_sync_point(step) else None
 
     def restore(self) -> None:
+        """Reinstall the previous handlers."""
         for name, handler in self._previous.items():
             signal.signal(name, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         del frame
-        # A second signal is not waited for.
+        # A second signal acts at once.
         self.restore()
         self.signal = signal.Signals(number)
 
 
-def claim(run: epath.PathLike, text: str, differences: Callable[[str], list[str]]) -> None:
-    """Write a run's config into its directory, or check it against the one that is there.
+def open_run_dir(run: epath.PathLike, text: str, differences: Callable[[str], list[str]]) -> None:
+    """Write a run's config into its directory, or compare it with the one that is there.
 
     Args:
       run: the directory.
-      text: the config, as JSON.
-      differences: stored JSON -> how the config differs from it in what it computes.
+      text: the config as JSON.
+      differences: takes stored JSON and returns how the config differs from it in what it computes.
 
     Raises:
-      UserError: the directory holds something else, or a run with another config.
+      UserError: the directory contains something else, or a run with another config.
     """
     run = epath.Path(run)
     path = run / CONFIG
     if path.exists():
         if changed := differences(path.read_text()):
             raise UserError(
-                f"{run} holds a run with another config ({'; '.join(changed)}); "
-                "choose another --run, or the config it was begun with."
+                f"{run} contains a run with another config ({'; '.join(changed)}); choose another --run, or the config it was "
+                "started with."
             )
-    elif run.exists() and (not run.is_dir() or any(path.name != _PART for path in run.iterdir())):
+    elif run.exists() and (not run.is_dir() or any(entry.name != _PART for entry in run.iterdir())):
         raise UserError(f"{run} exists and is not a run; choose another --run.")
     if jax.process_count() > 1:
         # Every process has looked before one of them writes.

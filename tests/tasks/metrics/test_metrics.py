@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.metrics import accuracy_score, f1_score
 
 from bert_jax.errors import UserError
 from bert_jax.tasks import metrics
@@ -153,7 +154,7 @@ def test_the_size_of_mnli_overflows_nothing():
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_predictions_that_are_no_numbers(bad):
-    with pytest.raises(UserError, match="1 of 3 predictions are no finite numbers, the first is example 2"):
+    with pytest.raises(UserError, match="1 of 3 predictions are not finite numbers, the first is example 2"):
         score(["pearson"], [1.0, 2, 3], [1.0, bad, 3])
 
 
@@ -164,9 +165,54 @@ def test_predictions_that_are_no_numbers(bad):
         (["accuracy"], [1, 2], [1], r"gold has shape \(2,\) and predicted \(1,\)"),
         (["accuracy"], [[1]], [[1]], r"both must be \[N\]"),
         (["acuracy"], [1], [1], "no metric acuracy among accuracy, f1"),
-        (["f1"], [1], [1], "say which with positive"),
+        (["f1"], [1], [1], "name the class with positive"),
     ],
 )
 def test_mistakes_of_the_caller(names, gold, predicted, sentence):
     with pytest.raises(ValueError, match=sentence):
         score(names, gold, predicted)
+
+
+@given(st.integers(0, 10**6), st.integers(1, 12), st.integers(1, 5))
+def test_multilabel_scores_are_scikit_learns(seed, count, labels):
+    rng = np.random.default_rng(seed)
+    gold, predicted = (rng.random((count, labels)) < rng.random() for _ in range(2))
+    scores = metrics.multilabel_scores(gold, predicted)
+    # By hand, for one label too, which scikit-learn takes for two classes.
+    right, total = (gold & predicted).sum(0), gold.sum(0) + predicted.sum(0)
+    f1 = np.divide(2 * right, total, out=np.zeros(labels), where=total > 0)
+    expected = {
+        "micro_f1": 2 * right.sum() / total.sum() if total.any() else 0.0,
+        "macro_f1": f1.mean(),
+        "exact": (gold == predicted).all(1).mean(),
+    }
+    assert scores == pytest.approx(expected)
+    if labels > 1:
+        by_sklearn = {f"{kind}_f1": f1_score(gold, predicted, average=kind, zero_division=0.0) for kind in ("micro", "macro")}
+        assert scores == pytest.approx(by_sklearn | {"exact": accuracy_score(gold, predicted)})
+
+
+def test_multilabel_scores_need_examples_of_one_shape():
+    for gold, predicted in (
+        (np.zeros((0, 2), bool),) * 2,
+        (np.zeros((2, 2), bool), np.zeros((2, 3), bool)),
+        (np.zeros(2, bool),) * 2,
+    ):
+        with pytest.raises(ValueError, match="both must be"):
+            metrics.multilabel_scores(gold, predicted)
+
+
+@given(st.integers(0, 10**6), st.integers(1, 12))
+def test_no_threshold_has_a_better_f1(seed, count):
+    rng = np.random.default_rng(seed)
+    gold, probability = rng.random(count) < 0.5, rng.integers(0, 6, count) / 6
+    threshold, best = metrics.best_threshold(gold, probability)
+
+    def f1(threshold):
+        predicted = probability >= threshold
+        return 2 * (gold & predicted).sum() / max(1, gold.sum() + predicted.sum())
+
+    assert best == pytest.approx(f1(threshold))
+    assert best == pytest.approx(max(map(f1, [*probability, 2.0])))
+    if not gold.any():
+        assert (threshold, best) == (0.5, 0.0)

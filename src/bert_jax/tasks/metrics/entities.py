@@ -1,4 +1,4 @@
-"""Precision, recall and F1 of named entities, as the CoNLL script ``conlleval`` (2004-01-26) counts them."""
+"""Precision, recall and F1 of named entities, as the CoNLL script ``conlleval`` (2004-01-26) computes them."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
-from bert_jax.config.validation import require
+from bert_jax.errors import UserError
 
-# Prefixes of two words in a row between which an entity ends, or begins, whatever their types. E ends an entity, but not
-# before B, and S, L and U are no prefixes that the script knows: those begin and end where types change.
+# Prefixes of two consecutive words between which an entity ends, or begins, whatever their types. E ends an entity, but not
+# before B. The script does not handle the prefixes S, L and U: such entities begin and end where types change.
 _ENDS = frozenset({("B", "B"), ("B", "O"), ("I", "B"), ("I", "O"), ("E", "E"), ("E", "I"), ("E", "O")})
 _STARTS = frozenset({("B", "B"), ("I", "B"), ("O", "B"), ("O", "I"), ("E", "E"), ("E", "I"), ("O", "E")})
 _SINGLE = ("[", "]")
@@ -21,27 +21,32 @@ _OUTSIDE = ("O", ".")
 def score(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> dict[str, Any]:
     """Scores of predicted tags, as ``conlleval`` prints them for a file with an empty line after each sentence.
 
-    An entity is right if its first word, its last word and its type are. Entities are found by the script's rules, which
-    take any sequence of tags: in IOB1 and IOB2, B begins an entity, and so does I after O or after another type. The type is
-    what follows the first hyphen of a tag. The script has no rules for S, L and U, and none for B after E: ``E-X B-X`` and
-    ``S-X S-X`` are one entity there and here, and two for seqeval; write IOB2 instead. A type named 0, which the script
-    takes for no type, is a type here.
+    An entity is right if its first word, its last word and its type are right. The rules of the script accept any sequence of
+    tags: in IOB1 and IOB2, B begins an entity, and so does I after O or after another type. The type is the part of a tag after
+    its first hyphen. The script has no rules for S, L and U, nor for B after E: ``E-X B-X`` and ``S-X S-X`` are one entity in
+    the script and here, but two in seqeval; use IOB2 instead. A type named 0 is a type here, but not in the script.
 
     Args:
       gold: the right tags of each sentence.
-      predicted: as many tags.
+      predicted: the predicted tags of each sentence.
 
     Returns:
-      ``precision``, ``recall`` and ``f1`` of all entities together and ``accuracy`` of tags, all from 0 to 1 and 0 where there
-      is nothing to count; ``by_type``: for each type, in order, its ``precision``, ``recall`` and ``f1``, and how many
-      entities are in ``gold``, how many are ``predicted`` and how many of these are ``correct``.
+      ``precision``, ``recall`` and ``f1`` of all entities and ``accuracy`` of tags, all from 0 to 1, and 0 if there is nothing to
+      count; ``by_type``: for each type, in order, its ``precision``, ``recall`` and ``f1``, and the numbers of entities in
+      ``gold``, of ``predicted`` entities, and of ``correct`` ones among these.
 
     Raises:
       UserError: a sentence has another number of tags in ``predicted`` than in ``gold``.
+
+    Example:
+      >>> score([["B-LOC", "O", "B-PER"]], [["B-LOC", "O", "O"]])["recall"]
+      0.5
     """
-    require(len(gold) == len(predicted), f"Tags of {len(predicted):,} sentences are given for {len(gold):,} sentences.")
-    for number, (right, guess) in enumerate(zip(gold, predicted, strict=True), 1):
-        require(len(right) == len(guess), f"Sentence {number} has {len(right)} words; {len(guess)} tags are given for it.")
+    if len(gold) != len(predicted):
+        raise UserError(f"Tags of {len(predicted):,} sentences are given for {len(gold):,} sentences.")
+    for index, (right, guess) in enumerate(zip(gold, predicted, strict=True), 1):
+        if len(right) != len(guess):
+            raise UserError(f"Sentence {index} has {len(right)} words; {len(guess)} tags are given for it.")
     counts = _count(gold, predicted)
     totals = [sum(count.values()) for count in counts]
     tokens = sum(map(len, gold))
@@ -60,10 +65,10 @@ def score(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> 
 
 
 def _count(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> tuple[collections.Counter[str], ...]:
-    """Entities of each type: those in gold, those predicted, and those that are both."""
+    """Numbers of entities of each type: in gold, predicted, and correct."""
     in_gold, in_predicted, correct = (collections.Counter[str]() for _ in range(3))
-    # Whether an entity is open that is right so far. The script compares as it reads; comparing sets of entities differs
-    # where prefixes leave an entity without an end.
+    # Whether an open entity is right so far. The script compares while it reads; comparing sets of entities would differ if
+    # prefixes leave an entity without an end.
     open_ = False
     right = guess = "O"
     for right_tags, guess_tags in zip(gold, predicted, strict=True):

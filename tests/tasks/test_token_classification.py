@@ -10,22 +10,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bert_jax.errors import Doubt, UserError
-from bert_jax.tasks import tagging
+from bert_jax.errors import BertWarning, UserError
+from bert_jax.tasks import token_classification
 from bert_jax.tasks.conll import Sentence
-from bert_jax.tokenizers.protocol import Pieces, Specials
+from bert_jax.tokenizers.protocol import SpecialTokens, TokenizedText
 
 LABELS = ("B-X", "I-X", "O")
 
 
 class Counted:
-    """A tokenizer of words such as 7x3, which has the pieces 7000, 7001 and 7002."""
+    """A tokenizer of words such as 7x3, which has the tokens 7000, 7001 and 7002."""
 
     files: ClassVar[dict[str, bytes]] = {}
-    pieces: ClassVar[list[str]] = []
-    specials = Specials(0, 1, 2, 3, 4)
+    tokens: ClassVar[list[str]] = []
+    special_tokens = SpecialTokens(0, 1, 2, 3, 4)
 
-    def doubts(self):
+    def warnings(self):
         return []
 
     def decode(self, ids):
@@ -37,11 +37,11 @@ class Counted:
     def encode(self, texts):
         assert len(texts) == len(set(texts))
         numbers = [tuple(map(int, text.split("x"))) for text in texts]
-        return [Pieces(np.arange(size, dtype=np.int32) + 1000 * word, np.arange(size) == 0) for word, size in numbers]
+        return [TokenizedText(np.arange(size, dtype=np.int32) + 1000 * word, np.arange(size) == 0) for word, size in numbers]
 
 
 def make(sizes, *, tags=True):
-    """Sentences of documents of sentences of words with as many pieces, each word another one."""
+    """Sentences of documents of sentences of words with as many tokens, each word another one."""
     sentences, number = [], 1
     for document, parts in enumerate(sizes):
         for part in parts:
@@ -60,22 +60,22 @@ DOCUMENTS = st.lists(st.lists(st.lists(st.integers(1, 7), min_size=1, max_size=1
 
 
 @given(DOCUMENTS, st.integers(3, 24), st.sampled_from(["document", "sentence"]))
-def test_each_word_is_scored_once_at_its_first_piece(sizes, length, context):
+def test_each_word_is_scored_once_at_its_first_token(sizes, length, context):
     sentences = make(sizes)
-    tagged = tagging.examples(Counted(), sentences, LABELS, length=length, context=context)
+    tagged = token_classification.encode(Counted(), sentences, LABELS, sequence_length=length, context=context)
     scored = [tuple(word) for window in tagged for word in window.words.tolist()]
     assert scored == [(row, place) for row, sentence in enumerate(sentences) for place in range(len(sentence.words))]
     for window in tagged:
-        (part,) = window.example.parts
-        assert len(part.ids) == part.first <= length
-        assert (part.ids[0], part.ids[-1]) == (2, 3)
+        (text,) = window.example.texts
+        assert len(text.ids) == text.first_length <= length
+        assert (text.ids[0], text.ids[-1]) == (2, 3)
         assert len(window.places) == len(window.words) > 0
-        expected = np.full(len(part.ids), -1)
+        expected = np.full(len(text.ids), -1)
         for (row, word), place in zip(window.words.tolist(), window.places.tolist(), strict=True):
-            assert part.ids[place] == 1000 * int(sentences[row].words[word].split("x")[0])
+            assert text.ids[place] == 1000 * int(sentences[row].words[word].split("x")[0])
             expected[place] = LABELS.index(sentences[row].tags[word])
         np.testing.assert_array_equal(window.example.label, expected)
-        assert {part.ids.dtype, window.words.dtype, window.places.dtype, window.example.label.dtype} == {np.dtype(np.int32)}
+        assert {text.ids.dtype, window.words.dtype, window.places.dtype, window.example.label.dtype} == {np.dtype(np.int32)}
 
 
 @given(DOCUMENTS, st.integers(9, 24), st.sampled_from(["document", "sentence"]))
@@ -84,10 +84,10 @@ def test_what_is_around_a_word_is_its_text_in_whole_words(sizes, length, context
     texts = collections.defaultdict(list)
     for number, sentence in enumerate(sentences):
         texts[sentence.document if context == "document" else number] += sentence.words
-    runs = [[1000 * int(word.split("x")[0]) + piece for word in text for piece in range(int(word[-1]))] for text in texts.values()]
-    home = {piece: run for run in runs for piece in run}
-    for window in tagging.examples(Counted(), sentences, LABELS, length=length, context=context):
-        ids = window.example.parts[0].ids[1:-1].tolist()
+    runs = [[1000 * int(word.split("x")[0]) + token for word in text for token in range(int(word[-1]))] for text in texts.values()]
+    home = {token: run for run in runs for token in run}
+    for window in token_classification.encode(Counted(), sentences, LABELS, sequence_length=length, context=context):
+        ids = window.example.texts[0].ids[1:-1].tolist()
         run = home[ids[0]]
         begin = run.index(ids[0])
         end = begin + len(ids)
@@ -98,31 +98,31 @@ def test_what_is_around_a_word_is_its_text_in_whole_words(sizes, length, context
             assert ids == run
         elif end < len(run):
             # No further word would have fitted.
-            following = [piece for piece in run if piece // 1000 == run[end] // 1000]
+            following = [token for token in run if token // 1000 == run[end] // 1000]
             assert len(ids) + len(following) > length - 2
 
 
 @given(st.lists(st.integers(1, 6), min_size=1, max_size=80), st.integers(8, 24))
 def test_a_word_is_scored_where_it_stands_deepest(sizes, length):
-    tagged = tagging.examples(Counted(), make([[sizes]]), LABELS, length=length)
+    tagged = token_classification.encode(Counted(), make([[sizes]]), LABELS, sequence_length=length)
     depths = collections.defaultdict(list)
     for window in tagged:
-        found = words_of(window.example.parts[0].ids)
+        found = words_of(window.example.texts[0].ids)
         for word in set(found):
             before = found.index(word)
             depths[word].append(min(before, len(found) - before - found.count(word)))
     for window in tagged:
-        found = words_of(window.example.parts[0].ids)
+        found = words_of(window.example.texts[0].ids)
         for word in (window.words[:, 1] + 1).tolist():
             before = found.index(word)
             assert min(before, len(found) - before - found.count(word)) == max(depths[word])
 
 
 def test_windows_overlap_by_half_and_are_full():
-    tagged = tagging.examples(Counted(), make([[[1] * 50, [1] * 45]]), LABELS, length=22)
-    firsts = [words_of(window.example.parts[0].ids)[0] for window in tagged]
+    tagged = token_classification.encode(Counted(), make([[[1] * 50, [1] * 45]]), LABELS, sequence_length=22)
+    firsts = [words_of(window.example.texts[0].ids)[0] for window in tagged]
     assert firsts == [1, 11, 21, 31, 41, 51, 61, 71, 76]
-    assert {len(window.example.parts[0].ids) for window in tagged} == {22}
+    assert {len(window.example.texts[0].ids) for window in tagged} == {22}
     for window in tagged:
         for word, place in zip(window.words.tolist(), window.places.tolist(), strict=True):
             number = 50 * word[0] + word[1]
@@ -133,20 +133,21 @@ def test_the_context_is_the_sentence_or_the_document():
     sentences = make([[[1, 2], [1]], [[3]]])
     ids = {
         context: [
-            window.example.parts[0].ids.tolist() for window in tagging.examples(Counted(), sentences, LABELS, context=context)
+            window.example.texts[0].ids.tolist()
+            for window in token_classification.encode(Counted(), sentences, LABELS, context=context)
         ]
         for context in ("document", "sentence")
     }
     assert ids["document"] == [[2, 1000, 2000, 2001, 3000, 3], [2, 4000, 4001, 4002, 3]]
     assert ids["sentence"] == [[2, 1000, 2000, 2001, 3], [2, 3000, 3], [2, 4000, 4001, 4002, 3]]
     other = [sentence._replace(where="b.conll", document=0) for sentence in make([[[1]]])]
-    assert len(tagging.examples(Counted(), [*make([[[1, 2]]]), *other], LABELS)) == 2
+    assert len(token_classification.encode(Counted(), [*make([[[1, 2]]]), *other], LABELS)) == 2
 
 
 def test_odd_words_have_a_place_too():
     sentences = [Sentence(("1x0", "2x50", "3x1"), ("O", "B-X", "O"), 0, 1, "a.conll")]
-    tagged = tagging.examples(Counted(), sentences, LABELS, length=8)
-    assert [window.example.parts[0].ids.tolist() for window in tagged] == [
+    tagged = token_classification.encode(Counted(), sentences, LABELS, sequence_length=8)
+    assert [window.example.texts[0].ids.tolist() for window in tagged] == [
         [2, 1, 3],
         [2, 2000, 2001, 2002, 2003, 2004, 2005, 3],
         [2, 3000, 3],
@@ -156,44 +157,44 @@ def test_odd_words_have_a_place_too():
 
 def test_a_real_tokenizer_takes_words_one_by_one(tokenizer):
     words = ("alpha", "bravo.", "\x00", "alpha")
-    (window,) = tagging.examples(tokenizer, [Sentence(words, None, 0, 1, "a.conll")], ())
+    (window,) = token_classification.encode(tokenizer, [Sentence(words, None, 0, 1, "a.conll")], ())
     expected = [tokenizer.encode([word])[0].ids for word in words]
-    expected[2] = np.array([tokenizer.specials.unk])
-    np.testing.assert_array_equal(window.example.parts[0].ids[1:-1], np.concatenate(expected))
+    expected[2] = np.array([tokenizer.special_tokens.unk])
+    np.testing.assert_array_equal(window.example.texts[0].ids[1:-1], np.concatenate(expected))
     np.testing.assert_array_equal(window.places, 1 + np.cumsum([0, *map(len, expected)])[:-1])
     assert window.example.label is None
 
 
 @given(DOCUMENTS, st.integers(3, 24), st.booleans())
-def test_predictions_find_their_words(sizes, length, logits):
+def test_predictions_return_to_their_words(sizes, length, logits):
     sentences = make(sizes)
-    tagged = tagging.examples(Counted(), sentences, LABELS, length=length)
+    tagged = token_classification.encode(Counted(), sentences, LABELS, sequence_length=length)
     predicted = []
     for window in tagged:
         row = np.concatenate([window.example.label, [-1, -1]])
         predicted.append(np.eye(4, dtype=np.float32)[row][:, :3] if logits else row)
-    assert tagging.decode(tagged, predicted, sentences, LABELS) == [sentence.tags for sentence in sentences]
+    assert token_classification.decode(tagged, predicted, sentences, LABELS) == [sentence.tags for sentence in sentences]
 
 
 def test_predictions_that_do_not_fit_are_refused():
     sentences = make([[[1, 2], [1]]])
-    tagged = tagging.examples(Counted(), sentences, LABELS, context="sentence")
+    tagged = token_classification.encode(Counted(), sentences, LABELS, context="sentence")
     right = [window.example.label for window in tagged]
     for predicted, windows, sentence in [
         (right[:1], tagged, "Predictions of 1 windows are given for 2 windows"),
         (right[:1], tagged[:1], "Some words have no prediction"),
-        ([right[0][:-1], right[1]], tagged, "Window 1 has 5 pieces; 4 predictions are given"),
+        ([right[0][:-1], right[1]], tagged, "Window 1 has 5 tokens; 4 predictions are given"),
         ([np.zeros((9, 2)), right[1]], tagged, r"Predictions of window 1 have shape \(9, 2\); there are 3 labels"),
         ([right[0], right[1] + 3], tagged, "A prediction of window 2 is none of the 3 labels"),
     ]:
         with pytest.raises(UserError, match=sentence):
-            tagging.decode(windows, predicted, sentences, LABELS)
+            token_classification.decode(windows, predicted, sentences, LABELS)
 
 
 def test_an_unknown_tag_is_said_once_and_not_learnt():
     sentences = [Sentence(("1x1", "2x1"), ("O", "B-Y"), 0, 4, "dev.conll"), Sentence(("3x2",), ("B-Z",), 0, 7, "dev.conll")]
-    with pytest.warns(Doubt) as caught:
-        tagged = tagging.examples(Counted(), sentences, LABELS)
+    with pytest.warns(BertWarning) as caught:
+        tagged = token_classification.encode(Counted(), sentences, LABELS)
     (warning,) = caught
     assert str(warning.message) == (
         "dev.conll, line 5: the tag 'B-Y', the first of 2 such words, is not among the labels of the training data; "
@@ -205,8 +206,8 @@ def test_an_unknown_tag_is_said_once_and_not_learnt():
 
 def test_bad_arguments():
     sentences = make([[[1]]])
-    with pytest.raises(UserError, match="The length of 2 pieces leaves no room"):
-        tagging.examples(Counted(), sentences, LABELS, length=2)
+    with pytest.raises(UserError, match="A sequence_length of 2 tokens leaves no room"):
+        token_classification.encode(Counted(), sentences, LABELS, sequence_length=2)
     with pytest.raises(UserError, match=r"a.conll, line 1: the sentence has no tags"):
-        tagging.examples(Counted(), [*sentences, *make([[[1]]], tags=False)], LABELS)
-    assert tagging.examples(Counted(), [], LABELS) == []
+        token_classification.encode(Counted(), [*sentences, *make([[[1]]], tags=False)], LABELS)
+    assert token_classification.encode(Counted(), [], LABELS) == []

@@ -1,0 +1,51 @@
+"""JSON from files and strings, with errors that name the source."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from etils import epath
+
+from bert_jax.errors import UserError
+
+
+def parse_json(text: str | bytes, where: str) -> Any:
+    """Parse a JSON value.
+
+    Args:
+      text: the JSON.
+      where: name of the source in error messages.
+
+    Raises:
+      UserError: the text is not JSON or is nested too deeply.
+
+    Example:
+      >>> from bert_jax.io.parsing import parse_json
+      >>> parse_json('{"rate": 0.15}', "mask.json")
+      {'rate': 0.15}
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise UserError(f"{where} is not readable JSON: it is nested too deeply.") from None
+    except ValueError as error:
+        raise UserError(f"{where} is not JSON: {error}.") from None
+
+
+def read_json(path: epath.PathLike) -> dict[str, Any]:
+    """Read a JSON object from a local or remote file.
+
+    Raises:
+      UserError: the file is missing, a directory, or does not contain a JSON object.
+    """
+    path = epath.Path(path)
+    try:
+        value = parse_json(path.read_bytes(), str(path))
+    except FileNotFoundError:
+        raise UserError(f"There is no file {path}.") from None
+    except (IsADirectoryError, NotADirectoryError):
+        raise UserError(f"{path} is a directory, not a JSON file.") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path} contains a {type(value).__name__}, not a JSON object.")
+    return value

@@ -1,0 +1,52 @@
+"""The examples in docstrings run and print what they show."""
+
+from __future__ import annotations
+
+import contextlib
+import doctest
+import importlib
+import inspect
+import io
+import pkgutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import bert_jax
+
+NAMESPACE = {"bert_jax": bert_jax, "jax": jax, "jnp": jnp, "np": np}
+MODULES = [
+    importlib.import_module(module.name)
+    for module in pkgutil.walk_packages(bert_jax.__path__, "bert_jax.")
+    if not module.name.endswith("__main__")
+]
+EXAMPLES = [
+    test
+    for module in MODULES
+    for test in doctest.DocTestFinder(exclude_empty=True).find(module, module.__name__)
+    if test.examples and test.name.startswith("bert_jax.")
+]
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.name)
+def test_example(example, tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    example.globs = {**vars(importlib.import_module(_module(example.name))), **NAMESPACE}
+    report = io.StringIO()
+    with contextlib.redirect_stdout(report):
+        failed = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE).run(example).failed
+    assert not failed, report.getvalue()
+
+
+def _module(name):
+    return max((module.__name__ for module in MODULES if f"{name}.".startswith(f"{module.__name__}.")), key=len)
+
+
+@pytest.mark.parametrize("name", bert_jax.__all__)
+def test_every_public_name_has_an_example(name):
+    value = getattr(bert_jax, name)
+    documented = inspect.getdoc(value) or ""
+    methods = [inspect.getdoc(member) or "" for _, member in inspect.getmembers(value, inspect.isfunction)]
+    assert any(">>>" in text for text in (documented, *methods)), f"{name} has no example"

@@ -1,0 +1,56 @@
+"""Runs that an earlier version stored: their models are read exactly, and they are never resumed by mistake."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import bert_jax
+from bert_jax.checkpoints import HEADS_OF_VERSION_1
+from bert_jax.config.format import VERSION
+from bert_jax.inference.bert import probe
+
+# Made by bert_jax before it stored a format version (commit ac198e3), with that version's outputs on the probe texts.
+OLD = Path(__file__).parent / "golden" / "format_1"
+
+
+@pytest.mark.parametrize("run", ["pretraining", "task"])
+def test_the_model_of_an_old_run_is_read_exactly(run):
+    outputs = probe(bert_jax.load(OLD / run))
+    stored = np.load(OLD / "outputs.npz")
+    expected = {name.removeprefix(f"{run}/"): stored[name] for name in stored if name.startswith(f"{run}/")}
+    assert outputs.keys() == {HEADS_OF_VERSION_1.get(name, name) for name in expected}
+    for name, value in expected.items():
+        np.testing.assert_allclose(outputs[HEADS_OF_VERSION_1.get(name, name)], value, rtol=1e-6, atol=1e-6, err_msg=name)
+
+
+def test_an_old_classifier_keeps_its_labels():
+    assert bert_jax.load(OLD / "task").labels == ("no", "yes")
+
+
+def test_an_old_run_is_not_resumed(run_config, tmp_path):
+    run = tmp_path / "old"
+    shutil.copytree(OLD / "pretraining", run)
+    before = sorted(path for path in run.rglob("*"))
+    with pytest.raises(bert_jax.UserError, match=r"format version 1, this package writes version 2: start a new run directory"):
+        bert_jax.pretrain(dataclasses.replace(run_config, run=str(run)))
+    assert sorted(path for path in run.rglob("*")) == before
+
+
+def test_an_old_config_is_refused():
+    with pytest.raises(bert_jax.UserError, match="format version 1"):
+        bert_jax.Config.from_json((OLD / "pretraining" / "config.json").read_text())
+    with pytest.raises(bert_jax.UserError, match="format version 1"):
+        bert_jax.FinetuneConfig.from_json((OLD / "task" / "config.json").read_text())
+
+
+def test_a_new_config_carries_its_version(run_config):
+    stored = json.loads(run_config.to_json())
+    assert stored["format_version"] == VERSION
+    with pytest.raises(bert_jax.UserError, match=f"format version {VERSION + 1}"):
+        bert_jax.Config.from_json(json.dumps(stored | {"format_version": VERSION + 1}))
