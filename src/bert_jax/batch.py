@@ -20,7 +20,7 @@ name                   shape    meaning
 ``mlm_kinds``          B M      0 replaced by [MASK], 1 replaced by a random token, 2 kept
 ``mlm_selected``       B        number of selected tokens of a row
 ``mlm_dropped``        B        predictions that ``max_predictions`` removed from a row
-``labels``             ...      a task's labels; the shape depends on the head (:mod:`bert_jax.training.losses`)
+``labels``             ...      a task's labels; the shape depends on the head (``training/losses.py``)
 ``weights`` f32        ...      0 where a label is unknown
 =====================  =======  ==========================================================================================
 """

@@ -112,7 +112,7 @@ class Checkpoints:
         """Write a model without the state of a run.
 
         Raises:
-          RunError: as :meth:`save`.
+          RunError: as ``save``.
         """
         self._save(
             step,
@@ -134,7 +134,7 @@ class Checkpoints:
         """Wait until every checkpoint is committed.
 
         Raises:
-          RunError: as :meth:`save`.
+          RunError: as ``save``.
         """
         try:
             self._manager.wait_until_finished()
@@ -159,7 +159,7 @@ class Checkpoints:
         """Read the newest undamaged checkpoint, or return None if there is none; damaged ones are renamed ``damaged-STEP``.
 
         Args:
-          abstract: a tree of ``jax.ShapeDtypeStruct`` with shardings, from :func:`abstract`; the mesh may differ from the one
+          abstract: a tree of ``jax.ShapeDtypeStruct`` with shardings, from ``abstract``; the mesh may differ from the one
             that the checkpoint was written on.
 
         Raises:
@@ -291,7 +291,7 @@ def _verify(computed: dict[str, int], stored: dict[str, int]) -> None:
 
 
 def abstract(shapes: Any, shardings: Any) -> Any:
-    """A tree of shapes with shardings, for :meth:`Checkpoints.restore`.
+    """A tree of shapes with shardings, for ``Checkpoints.restore``.
 
     Args:
       shapes: a tree of ``jax.ShapeDtypeStruct``.

@@ -84,7 +84,7 @@ def make_mesh(*, data: int = -1, fsdp: int = 1, tensor: int = 1, devices: list[j
     Raises:
       UserError: the axes do not multiply to the number of devices.
 
-    Example:
+    Examples:
       >>> make_mesh().shape["data"] == jax.device_count()
       True
     """
@@ -102,7 +102,7 @@ def make_mesh(*, data: int = -1, fsdp: int = 1, tensor: int = 1, devices: list[j
 def spec(*axes: str | None) -> P | None:
     """Partition of an activation with these logical axes, or None without an explicit mesh.
 
-    Example:
+    Examples:
       >>> with jax.set_mesh(make_mesh()):
       ...     spec(None, "hidden")
       P(None, None)
@@ -142,7 +142,7 @@ def gather(value: jax.Array, path: str) -> jax.Array:
 
     Args:
       value: the parameter.
-      path: a key of :data:`PARAM_AXES`.
+      path: a key of ``PARAM_AXES``.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if AxisType.Explicit not in mesh.axis_types:
@@ -179,9 +179,9 @@ def replicate(value: jax.Array) -> jax.Array:
 
 
 def parameter_key(path: tuple[str, ...]) -> str:
-    """Key of :data:`PARAM_AXES` for a parameter's path.
+    """Key of ``PARAM_AXES`` for a parameter's path.
 
-    Example:
+    Examples:
       >>> parameter_key(("bert", "layers", "attention", "query", "kernel"))
       'query/kernel'
     """

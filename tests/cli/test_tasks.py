@@ -20,9 +20,15 @@ from bert_jax.evaluation.seeds import Grid, Report
 from bert_jax.inference.predictor import Predictor
 from tests.cli.test_cli import bert_jax as command
 from tests.cli.test_cli import here, ok, refused
-from tests.inference.test_predictor import HEADS, LABELS
 from tests.tasks.test_registry import config_of, lines_of, one_device, quickly_compiled, save_model, write_data, write_table
 from tests.training.test_pretraining import interrupt_at
+
+HEADS = {
+    "classify": {"sequence_classification": 2},
+    "mnli": {"sequence_classification": 3},
+    "squad2": {"question_answering": 2},
+}
+LABELS = {"classify": ("no", "yes"), "mnli": ("contradiction", "entailment", "neutral")}
 
 
 @pytest.fixture
@@ -76,8 +82,8 @@ def test_from_a_table_to_predictions(run, init, data, tmp_path):
     out = tmp_path / "run"
     status, output, messages = run(*finetune(init, data, out))
     line = lines_of(out)[-1]
-    assert (status, output) == (0, f"{out}: accuracy {line['accuracy']:.4g}; a constant answer has {line['constant']:.4g}\n")
-    assert "classify: 48 examples, 6 steps; classify head, fresh" in messages
+    assert (status, output) == (0, f"{out}: accuracy {line['accuracy']:.4g}; a constant answer scores {line['constant']:.4g}\n")
+    assert "classify: 48 examples, 6 steps; sequence_classification head (new)" in messages
     # The sequence length is that of the run, 24.
     status, output, _ = run("evaluate", out, "--data", data)
     best = max(lines_of(out), key=lambda line: line["accuracy"])
@@ -237,8 +243,8 @@ def test_errors_of_predict_leave_nothing(run, trained, data, tmp_path):
     before = {path.name for path in tmp_path.iterdir()}
     for file, options, sentence in (
         ("none.tsv", (), "There is no file"),
-        ("", (), "says nothing; the known ones are"),
-        ("rows.txt", (), "The ending of"),
+        ("", (), "is unknown; name the file with one of the endings"),
+        ("rows.txt", (), "is unknown; name the file with one of the endings"),
         ("titles.tsv", (), "titles.tsv has no column 'text' but 'title'. Name the columns with --label, --text and --text-b"),
         ("late.tsv", (), "late.tsv, line 5002 has 2 fields"),
         ("latin.csv", (), "latin.csv, line 2: byte 0xfc at column 2 is not UTF-8"),

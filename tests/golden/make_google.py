@@ -73,7 +73,12 @@ positions = np.array([[1, 7], [3, 0], [0, 0]], np.int32)
 config = modeling.BertConfig.from_dict(CONFIG)
 model = modeling.BertModel(config, False, tf.constant(ids), tf.constant(mask), tf.constant(token_types))
 _, _, mlm = run_pretraining.get_masked_lm_output(
-    config, model.get_sequence_output(), model.get_embedding_table(), tf.constant(positions), tf.constant(positions), tf.ones([3, 2])
+    config,
+    model.get_sequence_output(),
+    model.get_embedding_table(),
+    tf.constant(positions),
+    tf.constant(positions),
+    tf.ones([3, 2]),
 )
 _, _, nsp = run_pretraining.get_next_sentence_output(config, model.get_pooled_output(), tf.constant([0, 1, 0]))
 fetch = {

@@ -35,8 +35,16 @@ from tests.tasks.test_registry import (
 # A minute of compilation.
 pytestmark = pytest.mark.slow
 
-HEADS = {"classify": {"classify": 2}, "regress": {"regress": 1}, "ner": {"token_classification": 3}, "squad": {"question_answering": 2}, "squad2": {"question_answering": 2},
-         "swag": {"multiple_choice": 1}, "mnli": {"classify": 3}, "cola": {"classify": 2}}  # fmt: skip
+HEADS = {
+    "classify": {"sequence_classification": 2},
+    "regress": {"regression": 1},
+    "ner": {"token_classification": 3},
+    "squad": {"question_answering": 2},
+    "squad2": {"question_answering": 2},
+    "swag": {"multiple_choice": 1},
+    "mnli": {"sequence_classification": 3},
+    "cola": {"sequence_classification": 2},
+}
 LABELS = {"classify": ("no", "yes"), "ner": ("B-LOC", "B-PER", "O"), "mnli": ("contradiction", "entailment", "neutral"),
           "cola": ("unacceptable", "acceptable")}  # fmt: skip
 
@@ -56,7 +64,7 @@ def runs(tmp_path_factory, tokenizer):
         if task not in made:
             run = tmp_path_factory.mktemp(task) / "run"
             save_model(run / "best", tokenizer, heads=HEADS[task], labels=LABELS.get(task, ()), seed=3, initializer_range=0.5)
-            if "classify" in HEADS[task]:
+            if "sequence_classification" in HEADS[task]:
                 balance(run)
             (run / "config.json").write_text(config_of(task, "init", "data", run).to_json())
             made[task] = run
@@ -120,7 +128,9 @@ def test_the_numbers_of_the_original_are_mapped_by_labels(runs, tmp_path):
     with pytest.raises(UserError, match="3 labels are given for 2 outputs"):
         Predictor.load(nameless, task="cola", labels=("a", "b", "c"))
     expected = Predictor.load(run).evaluate(data)
-    assert Predictor.load(nameless, task="cola", task_data=READING, labels=("unacceptable", "acceptable")).evaluate(data) == expected
+    assert (
+        Predictor.load(nameless, task="cola", task_data=READING, labels=("unacceptable", "acceptable")).evaluate(data) == expected
+    )
     turned = Predictor.load(nameless, task="cola", task_data=READING, labels=("acceptable", "unacceptable")).evaluate(data)
     assert turned["dev"]["matthews"] == pytest.approx(-expected["dev"]["matthews"])
     assert expected["dev"]["matthews"] != 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 
@@ -13,10 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import bert_jax
+from bert_jax import tokenizers
+from bert_jax.config.masking import MaskPolicy
 from bert_jax.errors import UserError
 from bert_jax.masking import policy as masking_policy
 from bert_jax.masking import replacement, schedules, selection, token_weights
-from bert_jax.config.masking import MaskPolicy
 from bert_jax.masking.replacement import prediction_slots
 from tests.conftest import MASK_ID, POLICY, VOCAB, make_batch, with_policy
 
@@ -168,7 +169,9 @@ def test_slots_are_never_too_few(lengths, rate, padding):
 
 def test_empty_rows_predict_nothing():
     batch = make_batch([[20]], 32)
-    empty = {name: np.concatenate([values, np.full_like(values, -1 if name == "word_ids" else 0)]) for name, values in batch.items()}
+    empty = {
+        name: np.concatenate([values, np.full_like(values, -1 if name == "word_ids" else 0)]) for name, values in batch.items()
+    }
     masked = mask_tokens(KEY, empty, POLICY, 0)
     assert masked["mlm_weights"][1].sum() == 0
     assert (masked["input_ids"][1] == 0).all()
@@ -369,7 +372,8 @@ def test_weights_make_tokens_likelier():
     given[places] = np.arange(len(places)) % 4
 
     def hits(rate):
-        policy = with_policy(POLICY, rate=rate, token_weights=lambda batch: jnp.broadcast_to(jnp.asarray(given), batch["input_ids"].shape)
+        policy = with_policy(
+            POLICY, rate=rate, token_weights=lambda batch: jnp.broadcast_to(jnp.asarray(given), batch["input_ids"].shape)
         )
         return chosen(batch, mask_tokens(KEY, batch, policy, 0))
 
@@ -388,7 +392,10 @@ def test_weights_of_pieces_and_pairs_from_a_file(tmp_path):
     path = tmp_path / "weights.tsv"
     path.write_text("b\t2.5\n##c\t0\na ##c\t4\nb b\t1\nb a\t3\n")
     given = token_weights.read_token_weights(path, ["a", "b", "##c"])
-    batch = {"input_ids": jnp.array([[0, 1, 2, 1, 0], [0, 2, 1, 1, 1]]), "segment_ids": jnp.array([[1, 1, 1, 1, 1], [1, 1, 1, 2, 2]])}
+    batch = {
+        "input_ids": jnp.array([[0, 1, 2, 1, 0], [0, 2, 1, 1, 1]]),
+        "segment_ids": jnp.array([[1, 1, 1, 1, 1], [1, 1, 1, 2, 2]]),
+    }
     np.testing.assert_array_equal(jax.jit(given)(batch), [[0.0, 2.5, 0.0, 3.0, 3.0], [4.0, 4.0, 2.5, 2.5, 2.5]])
 
 
@@ -464,25 +471,15 @@ def test_a_resolved_policy_is_complete():
     with pytest.raises(UserError, match="no ordinary_ids are given"):
         with_policy(POLICY, random_tokens="ordinary")
     with pytest.raises(UserError, match="token_weights that are not resolved"):
-        with_policy(POLICY, token_weights="weights.tsv")
-
-
-class SpecialTokens(tuple):
-    mask = 4
-
-
-class Tokenizer:
-    """A vocabulary; nothing is tokenized."""
-
-    files = encode = align = warnings = decode = None
-    tokens = ("[PAD]", "[unused0]", "[CLS]", "[SEP]", "[MASK]", "a", "b", "[unused1]", "<unused_2>", "[unused]")
-    special_tokens = SpecialTokens((0, 2, 3, 4))
+        bert_jax.ResolvedMaskPolicy(MaskPolicy(token_weights="weights.tsv"), mask_id=4, vocab_size=VOCAB)
 
 
 def test_a_policy_of_a_tokenizer():
-    resolved = masking_policy.resolve(MaskPolicy(random_tokens="ordinary"), Tokenizer())
-    assert (resolved.mask_id, resolved.vocab_size, resolved.ordinary_ids) == (4, 10, (5, 7, 9, 10))
-    assert masking_policy.resolve(MaskPolicy(), Tokenizer()).ordinary_ids == ()
+    tokens = ("[PAD]", "[unused0]", "[CLS]", "[SEP]", "[MASK]", "a", "b", "[unused1]", "<unused_2>", "[unused]", "[UNK]")
+    tokenizer = tokenizers.from_files({"vocab.txt": "\n".join(tokens).encode()})
+    resolved = masking_policy.resolve(MaskPolicy(random_tokens="ordinary"), tokenizer)
+    assert (resolved.mask_id, resolved.vocab_size, resolved.ordinary_ids) == (4, 11, (5, 7, 9, 10))
+    assert masking_policy.resolve(MaskPolicy(), tokenizer).ordinary_ids == ()
 
 
 @settings(max_examples=10, deadline=None)

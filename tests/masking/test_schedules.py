@@ -13,11 +13,11 @@ import optax
 import pytest
 
 from bert_jax.config.data import DataConfig
-from bert_jax.config.run import Config
-from bert_jax.errors import UserError
-from bert_jax.config.schedules import depends_on_loss, identity
-from bert_jax.masking import policy, replacement, schedules
 from bert_jax.config.masking import MaskPolicy
+from bert_jax.config.run import Config
+from bert_jax.config.schedules import depends_on_loss, identity
+from bert_jax.errors import UserError
+from bert_jax.masking import policy, replacement, schedules
 from tests.conftest import POLICY, make_batch, with_policy
 
 KEY = jax.random.key(0)
@@ -110,7 +110,11 @@ def test_text_that_is_no_schedule(text, sentence):
         ({"rate": lambda: 0.1}, "is not a function of the step that returns a number"),
         ({"replace": ("linear(0.8, 0.5)", 0.1, 0.1)}, "must sum to 1"),
         (
-            {"rate": lambda step: jnp.where(step == 407, jnp.nan, 0.4), "prediction_rate": "adaptive(0.3, 0.1, 7, 3)", "steps": 1000},
+            {
+                "rate": lambda step: jnp.where(step == 407, jnp.nan, 0.4),
+                "prediction_rate": "adaptive(0.3, 0.1, 7, 3)",
+                "steps": 1000,
+            },
             "mask.rate is nan at step 407",
         ),
         ({"prediction_rate": "linear(0.1, 0.2)"}, "only selected tokens can be predicted"),

@@ -12,6 +12,7 @@ import pytest
 from bert_jax import ops
 from bert_jax.masking import replacement
 from bert_jax.models import encoder, heads
+from bert_jax.ops import attention
 from bert_jax.training import losses
 from tests import reference
 from tests.conftest import MODEL, POLICY, make_batch
@@ -200,6 +201,7 @@ def test_dropout_reaches_all_four_places(params, monkeypatch):
         return dropped
 
     monkeypatch.setattr(ops, "dropout", recorded)
+    monkeypatch.setattr(attention, "apply_dropout", recorded)
     config = dataclasses.replace(MODEL, hidden_dropout_prob=0.2, attention_probs_dropout_prob=0.3)
     encoder.encode(config, params, jax.tree.map(jnp.asarray, BATCH), key=jax.random.key(0))
     hidden, probabilities = ((4, 32, 32), (4,), 0.2, False), ((4, 4, 32, 32), (4, 4), 0.3, False)

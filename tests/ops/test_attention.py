@@ -18,7 +18,6 @@ from jax._src.cudnn import fused_attention_stablehlo as cudnn
 
 import bert_jax
 from bert_jax import sharding
-from bert_jax.config.mesh import MeshConfig
 from bert_jax.errors import UserError
 from bert_jax.ops import attention as implementations
 from bert_jax.ops.attention import attention, segment_mask, select
@@ -115,7 +114,7 @@ def interpreted(monkeypatch):
 
 
 @pytest.mark.parametrize("causal", [False, True], ids=["all", "causal"])
-@pytest.mark.parametrize("mesh", [None, MeshConfig(data=2, fsdp=2, tensor=2)], ids=["one device", "mesh"])
+@pytest.mark.parametrize("mesh", [None, {"data": 2, "fsdp": 2, "tensor": 2}], ids=["one device", "mesh"])
 @pytest.mark.parametrize("impl", ["xla", "splash"])
 def test_fused_attention_equals_the_reference(impl, mesh, causal, interpreted):
     arrays = long_rows()
@@ -128,7 +127,7 @@ def test_fused_attention_equals_the_reference(impl, mesh, causal, interpreted):
     if mesh is None:
         result = squares(impl, causal)(*arrays)
     else:
-        with jax.set_mesh(sharding.make_mesh(mesh)):
+        with jax.set_mesh(sharding.make_mesh(**mesh)):
             result = jax.jit(divided)(*arrays)
         assert result[1][0].sharding.spec == jax.sharding.PartitionSpec(("data", "fsdp"), None, "tensor", None)
     jax.tree.map(

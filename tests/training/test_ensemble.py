@@ -39,7 +39,7 @@ def init(tmp_path_factory, tokenizer):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    return write_data(tmp_path_factory.mktemp("data") / "data", "classify", train=48)
+    return write_data(tmp_path_factory.mktemp("data") / "data", "classify", train=48, seed=7)
 
 
 def devices(patch, count):

@@ -552,7 +552,6 @@ def test_a_run_that_is_refused_writes_nothing(name, refused, init, small_data, t
         ({"reinit_layers": -1}, "reinit_layers is -1"),
         ({"states": "sum_all"}, "model.states is sum_all, which needs a BiLSTM"),
         ({"task": "ax"}, "AX has no training data"),
-        ({"task": "news"}, "config.task is 'news'; choose one of classify"),
     ],
 )
 def test_an_invalid_config_is_refused(changes, sentence):

@@ -18,13 +18,13 @@ from etils import epath
 
 import bert_jax
 from bert_jax.config.data import DataConfig
+from bert_jax.config.masking import MaskPolicy
 from bert_jax.config.mesh import MeshConfig
 from bert_jax.config.optimizer import OptimConfig
 from bert_jax.config.run import Config
 from bert_jax.config.training import TrainConfig
 from bert_jax.data import pipeline
 from bert_jax.errors import RunError, UserError
-from bert_jax.config.masking import MaskPolicy
 from bert_jax.training import launchers, step, trainer
 from bert_jax.training.logging import read_metrics
 from bert_jax.training.pretraining import pretrain
@@ -110,7 +110,9 @@ RARITY = np.linspace(1, 2, 128)
             5,
             "schedule_free",
             MaskPolicy(
-                rate=lambda step: 0.4 - step / 40, prediction_rate=0.1, token_weights=lambda batch: jax.numpy.asarray(RARITY)[batch["input_ids"]]
+                rate=lambda step: 0.4 - step / 40,
+                prediction_rate=0.1,
+                token_weights=lambda batch: jax.numpy.asarray(RARITY)[batch["input_ids"]],
             ),
         ),
     ],

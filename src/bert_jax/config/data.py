@@ -15,7 +15,7 @@ class DataConfig:
     Raises:
       UserError: a value is outside its range.
 
-    Example:
+    Examples:
       >>> DataConfig("wiki", sequence_length=512, packing=1).batch_size
       256
     """

@@ -26,7 +26,7 @@ GLUE = get_args(Glue)
 class TaskDataConfig:
     """How the files of a task are read and how its texts become examples.
 
-    Example:
+    Examples:
       >>> TaskDataConfig(sequence_length=384, doc_stride=128).packing
       32
     """
@@ -106,7 +106,7 @@ class FinetuneConfig:
 
     The defaults are those of the original's ``run_classifier.py``.
 
-    Example:
+    Examples:
       >>> config = FinetuneConfig("runs/rte", "rte", "runs/mnli", "GLUE", seeds=4, learning_rates=(2e-5, 3e-5))
       >>> config.num_runs, config.optim_config(100).warmup_steps
       (8, 10)
@@ -219,7 +219,7 @@ class FinetuneConfig:
 
     @classmethod
     def from_json(cls, text: str) -> FinetuneConfig:
-        """Inverse of :meth:`to_json`.
+        """Inverse of ``to_json``.
 
         Raises:
           UserError: the JSON is of another format version, a key is unknown or missing, or a value is refused.

@@ -24,7 +24,7 @@ _SPAN_END = {"span": 0.2, "t5": 1 / 3}
 class MaskPolicy:
     """Which tokens are selected, what replaces them, and which are predicted (Devlin et al. 2018, section 3.1, appendix A.1).
 
-    Each number is a :data:`bert_jax.config.schedules.Schedule`: a constant, text such as "linear(0.3, 0.15)", an Optax
+    Each number is a ``bert_jax.config.schedules.Schedule``: a constant, text such as "linear(0.3, 0.15)", an Optax
     schedule, or a function of the step that JAX can compile. Random draws belong to the token and are shared by all policies:
     tokens that two policies both select are replaced alike if their shares are equal, and a higher rate selects the tokens of
     a lower one and more, except for words that are skipped because they do not fit.
@@ -32,7 +32,7 @@ class MaskPolicy:
     Raises:
       UserError: a value is outside its range.
 
-    Example:
+    Examples:
       >>> MaskPolicy(rate="linear(0.3, 0.15)", select="word").rate
       'linear(0.3, 0.15)'
     """
@@ -57,7 +57,7 @@ class MaskPolicy:
     the others alone ("ordinary")."""
     token_weights: str | Callable[[Any], Any] | None = None
     """Weights that make some tokens likelier to be selected, by their rarity or their PMI with neighbours, for example: a file
-    with a token, or two tokens separated by a space, a tab and a weight per line (:func:`bert_jax.masking.read_token_weights`);
+    with a token, or two tokens separated by a space, a tab and a weight per line (``bert_jax.masking.read_token_weights``);
     or a function of the batch that returns weights [B, S]. Words and spans have the mean weight of their tokens; tokens
     without a positive weight are selected last."""
     max_predictions: int | None = None
@@ -110,19 +110,19 @@ class MaskPolicy:
         return any(map(schedules.depends_on_loss, self.schedules().values()))
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON values; functions by their :func:`bert_jax.config.schedules.identity`."""
+        """The fields as JSON values; functions by their ``bert_jax.config.schedules.identity``."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         for name in ("rate", "prediction_rate", "span_end"):
             fields[name] = schedules.stored(fields[name])
         if callable(self.token_weights):
-            # A run replaces the function by :class:`bert_jax.masking.TokenWeights`, which has an identity.
+            # A run replaces the function by ``bert_jax.masking.TokenWeights``, which has an identity.
             name = getattr(self.token_weights, "identity", schedules.FUNCTION + schedules.name_of(self.token_weights))
             fields["token_weights"] = name
         return fields | {"replace": [schedules.stored(share) for share in self.replace]}
 
 
 def check_sum(total: float, shown: Any) -> None:
-    """Require that the shares of :attr:`MaskPolicy.replace` sum to 1."""
+    """Require that the shares of ``MaskPolicy.replace`` sum to 1."""
     if not abs(total - 1.0) <= 1e-6:
         raise UserError(f"mask.replace is {shown}; its three shares must not be negative and must sum to 1.")
 

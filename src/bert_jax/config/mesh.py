@@ -15,7 +15,7 @@ class MeshConfig:
     Raises:
       UserError: a value is outside its range.
 
-    Example:
+    Examples:
       >>> MeshConfig(fsdp=4)
       MeshConfig(data=-1, fsdp=4, tensor=1)
     """

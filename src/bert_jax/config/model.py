@@ -35,7 +35,7 @@ class ModelConfig:
     Raises:
       UserError: a value is outside its range, or dimensions do not divide.
 
-    Example:
+    Examples:
       >>> ModelConfig(num_attention_heads=16).head_size
       48
     """
@@ -122,13 +122,13 @@ class ModelConfig:
         """A published size, with some fields changed.
 
         Args:
-          name: a key of :data:`SIZES`, "tiny" to "large".
+          name: a key of ``SIZES``, "tiny" to "large".
           changes: values of further fields.
 
         Raises:
           UserError: there is no such size, or a value is refused.
 
-        Example:
+        Examples:
           >>> ModelConfig.size("mini", vocab_size=100).num_hidden_layers
           4
         """

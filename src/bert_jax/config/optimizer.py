@@ -16,7 +16,7 @@ class OptimConfig:
     Raises:
       UserError: a value is outside its range.
 
-    Example:
+    Examples:
       >>> OptimConfig(name="lamb", peak_lr=6e-3).decay
       'from_zero'
     """

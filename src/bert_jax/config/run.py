@@ -26,7 +26,7 @@ class Config:
     Raises:
       UserError: a value is outside its range, or fields contradict each other.
 
-    Example:
+    Examples:
       >>> config = Config("run", DataConfig("corpus"), mask=MaskPolicy(rate="linear(0.3, 0.15)"))
       >>> Config.from_json(config.to_json()) == config
       True
@@ -87,7 +87,7 @@ class Config:
 
     @classmethod
     def from_json(cls, text: str) -> Config:
-        """Inverse of :meth:`to_json`, except for functions, of which only the identity is stored.
+        """Inverse of ``to_json``, except for functions, of which only the identity is stored.
 
         Raises:
           UserError: the JSON is of another format version, a key is unknown or missing, or a value is refused.

@@ -1,6 +1,6 @@
 """Numbers that may change during a run: constants, text such as "linear(0.3, 0.15)", or functions of the step.
 
-This module defines how schedules are written, checked and identified; :mod:`bert_jax.masking.schedules` evaluates them.
+This module defines how schedules are written, checked and identified; ``bert_jax.masking.schedules`` evaluates them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from bert_jax.errors import UserError
 
 Schedule = float | str | Callable[..., Any]
-"""A constant; text that names one of :data:`FORMS`; or a function of the step, such as an Optax schedule. A function with a
+"""A constant; text that names one of ``FORMS``; or a function of the step, such as an Optax schedule. A function with a
 parameter ``loss`` also receives the exponential moving average of the run's MLM loss."""
 
 FUNCTION = "function "
@@ -56,12 +56,12 @@ def parse(name: str, text: str) -> tuple[str, tuple[float, ...]]:
       text: such as "linear(0.3, 0.15)".
 
     Returns:
-      A key of :data:`FORMS` and the arguments.
+      A key of ``FORMS`` and the arguments.
 
     Raises:
       UserError: the text is not a schedule.
 
-    Example:
+    Examples:
       >>> parse("mask.rate", "linear(0.3, 0.15)")
       ('linear', (0.3, 0.15))
     """
@@ -121,7 +121,7 @@ def identity(function: Callable[..., Any], *arguments: Any, **keywords: Any) -> 
 
 
 def stored(schedule: Schedule | None) -> float | str | None:
-    """How a stored config represents a schedule: as written, or a function by its :func:`identity`."""
+    """How a stored config represents a schedule: as written, or a function by its ``identity``."""
     if not callable(schedule):
         return schedule
     loss = {"loss": jnp.float32(0)} if depends_on_loss(schedule) else {}

@@ -15,7 +15,7 @@ class TrainConfig:
     Raises:
       UserError: a value is outside its range.
 
-    Example:
+    Examples:
       >>> TrainConfig(steps=1000, eval_every=250).save_every
       1000
     """

@@ -1,4 +1,4 @@
-"""Checks shared by the dataclasses of :mod:`bert_jax.config`, and their construction from JSON."""
+"""Checks shared by the dataclasses of ``bert_jax.config``, and their construction from JSON."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bert_jax.errors import UserError
 def require_share(name: str, value: int | float) -> None:
     """Raise a UserError unless 0 <= value < 1.
 
-    Example:
+    Examples:
       >>> require_share("model.hidden_dropout_prob", 1.5)
       Traceback (most recent call last):
       bert_jax.errors.UserError: model.hidden_dropout_prob is 1.5; it must be at least 0 and below 1.
@@ -109,7 +109,7 @@ def differences(stored: Any, config: Any, free: Collection[tuple[str, ...]]) -> 
       config: the new config.
       free: paths of fields that may differ.
 
-    Example:
+    Examples:
       >>> differences(bert_jax.MeshConfig(), bert_jax.MeshConfig(fsdp=2), free=())
       ['fsdp: 1 -> 2']
     """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.traverse_util
@@ -77,18 +77,36 @@ def read(
     """
     tensors = _rename(stored, family, path)
     _remove_tied(tensors, family, path)
-    if config.num_hidden_layers > len(tensors):
+    layers = config.num_hidden_layers
+    if layers > len(tensors):
         raise UserError(
-            f"{path} contains {len(tensors)} tensors, too few for the {config.num_hidden_layers} layers of its config; "
-            "check num_hidden_layers."
+            f"{path} contains {len(tensors)} tensors, too few for the {layers} layers of its config; check num_hidden_layers."
         )
     outputs = _head_outputs(tensors, family, description, head, path)
     pooler = names.has_pooler(family, set(tensors)) or any(name in POOLED_HEADS for name in outputs)
     init = functools.partial(init_params, config, jax.random.key(0), heads=outputs, pooler=pooler)
     shapes = {name: value.shape for name, value in _flatten(jax.eval_shape(init)).items()}
+    params, missing, misshaped = _convert(tensors, family, shapes, layers, path)
+    if not partial:
+        _refuse(path, "lacks tensors", missing)
+        _refuse(path, "does not fit its config", misshaped)
+        _refuse(path, "contains tensors that have no place in this model", sorted(tensors))
+    left_at_init = [name for name in shapes if name not in params]
+    params |= _initial(init, left_at_init)
+    return Conversion(flax.traverse_util.unflatten_dict(params, sep="/"), misshaped + sorted(tensors), left_at_init)
+
+
+def _convert(
+    tensors: dict[str, np.ndarray], family: Family, shapes: Mapping[str, tuple[int, ...]], layers: int, path: Any
+) -> tuple[dict[str, np.ndarray], list[str], list[str]]:
+    """Take the tensors of each parameter out of ``tensors``.
+
+    Returns:
+      The complete parameters, the names of missing tensors, and a description of each tensor of another shape.
+    """
     params: dict[str, np.ndarray] = {}
-    missing, misshaped, left_at_init = [], [], []
-    for entry in names.entries(family, shapes, config.num_hidden_layers):
+    missing, misshaped = list[str](), list[str]()
+    for entry in names.entries(family, shapes, layers):
         expected = entry.family_shape(shapes[entry.ours])
         parts = {name: tensors.pop(name) for name in entry.names if name in tensors}
         absent = [name for name in entry.names if name not in parts]
@@ -99,19 +117,17 @@ def read(
         ]
         missing += absent
         misshaped += wrong
-        if absent or wrong:
-            left_at_init.append(entry.ours)
-            continue
-        params[entry.ours] = entry.from_family([*parts.values()], shapes[entry.ours])
-        if not np.isfinite(params[entry.ours]).all():
-            raise UserError(f"{path} contains values that are not finite, in {' or '.join(entry.names[:_MAX_NAMED])}.")
-    if not partial:
-        _refuse(path, "lacks tensors", missing)
-        _refuse(path, "does not fit its config", misshaped)
-        _refuse(path, "contains tensors that have no place in this model", sorted(tensors))
-    if left_at_init:
-        params |= {name: np.asarray(value) for name, value in _flatten(init()).items() if name in left_at_init}
-    return Conversion(flax.traverse_util.unflatten_dict(params, sep="/"), misshaped + sorted(tensors), left_at_init)
+        if not absent and not wrong:
+            params[entry.ours] = entry.from_family([*parts.values()], shapes[entry.ours])
+            if not np.isfinite(params[entry.ours]).all():
+                raise UserError(f"{path} contains values that are not finite, in {' or '.join(entry.names[:_MAX_NAMED])}.")
+    return params, missing, misshaped
+
+
+def _initial(init: Callable[[], Params], names: list[str]) -> dict[str, np.ndarray]:
+    """Initial values of some parameters."""
+    values = _flatten(init()) if names else {}
+    return {name: np.asarray(values[name]) for name in names}
 
 
 def write(params: Params, config: ModelConfig, family: Family) -> dict[str, np.ndarray]:

@@ -20,7 +20,7 @@ def pack(lengths: np.ndarray, capacity: int, max_examples: int) -> np.ndarray:
     Returns:
       Indices [R, max_examples] of the examples of each row in the order of their placement, -1 in unused slots.
 
-    Example:
+    Examples:
       >>> from bert_jax.data import packing
       >>> packing.pack(np.array([5, 3, 8, 2]), capacity=10, max_examples=2).tolist()
       [[2, 3], [0, 1]]

@@ -141,7 +141,7 @@ def from_arrays(arrays: Mapping[str, Any], config: ModelConfig) -> HostBatch:
     Raises:
       UserError: a name is unknown, shapes differ, a value is out of range, or rows are longer than the model's position table.
 
-    Example:
+    Examples:
       >>> from bert_jax.data import windows
       >>> config = bert_jax.ModelConfig.size("tiny")
       >>> arrays = {"input_ids": [[0, 101, 7592, 102]], "attention_mask": [[0, 1, 1, 1]]}

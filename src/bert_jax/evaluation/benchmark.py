@@ -19,7 +19,7 @@ from bert_jax.errors import UserError
 from bert_jax.evaluation.profile import profile_step, time_calls
 from bert_jax.masking import ResolvedMaskPolicy, schedules
 from bert_jax.masking.token_weights import check_function
-from bert_jax.ops.attention import select
+from bert_jax.models.encoder import attention_implementation
 from bert_jax.training import launchers, optimizers, step
 
 _WARM_UP_STEPS = 2
@@ -27,7 +27,7 @@ _PROFILED_STEPS = 3
 
 
 class Report(NamedTuple):
-    """Measurements of :func:`run`."""
+    """Measurements of ``run``."""
 
     attention: str
     """Name of the attention implementation."""
@@ -48,14 +48,14 @@ class Report(NamedTuple):
 
 
 def random_batch(data: DataConfig, vocab_size: int, *, seed: int = 0) -> HostBatch:
-    """A batch of random tokens in full rows, with one sentence pair in each (see :mod:`bert_jax.batch`).
+    """A batch of random tokens in full rows, with one sentence pair in each (see [`bert_jax.batch`][bert_jax.batch]).
 
     Args:
       data: gives ``batch_size`` (B) and ``sequence_length`` (S).
       vocab_size: ids of ordinary tokens are drawn from [1, vocab_size); special tokens have id 0.
       seed: the batch is a function of it.
 
-    Example:
+    Examples:
       >>> batch = random_batch(bert_jax.DataConfig("", sequence_length=16, batch_size=2), 100)
       >>> batch["input_ids"].shape, batch["cls_positions"].tolist()
       ((2, 16), [[0], [0]])
@@ -87,7 +87,7 @@ def forward_flop(model: ModelConfig, lengths: np.ndarray, predictions: int | flo
       lengths: [N] tokens of each example.
       predictions: number of predicted tokens in all examples together.
 
-    Example:
+    Examples:
       >>> flop = forward_flop(bert_jax.ModelConfig(), np.array([128]), 20)
       >>> round(sum(flop.values()) / 1e9, 1)
       23.3
@@ -117,7 +117,11 @@ def run(config: Config, *, steps: int, profile: bool = False) -> Report:
     """
     if config.train.distributed:
         raise UserError("bench measures a single process; leave out --train.distributed.")
-    policy, launcher, attention = _resolve_policy(config), launchers.launch(config), _attention(config)
+    policy, launcher, attention = (
+        _resolve_policy(config),
+        launchers.launch(config),
+        attention_implementation(config.model, config.data.sequence_length, training=True),
+    )
     model, data = config.model, config.data
     optimizer = optimizers.make_optimizer(config.optim, config.train.steps)
 
@@ -156,17 +160,6 @@ def run(config: Config, *, steps: int, profile: bool = False) -> Report:
         peak=product_speed(config),
         memory=memory,
         phases=phases,
-    )
-
-
-def _attention(config: Config) -> str:
-    model = config.model
-    return select(
-        model.attention,
-        dtype=model.dtype,
-        sequence_length=config.data.sequence_length,
-        head_size=model.head_size,
-        dropout=model.attention_probs_dropout_prob > 0,
     )
 
 

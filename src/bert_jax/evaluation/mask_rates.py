@@ -64,13 +64,13 @@ def score_at_rates(
       max_batches: maximum number of batches; None: the whole split.
 
     Returns:
-      Losses in nats, under "0.15" for each rate, under "0.15/masked", "0.15/random", "0.15/kept" for each of :data:`KINDS`, and
-      under "0.15/common", "0.15/middle", "0.15/rare" for each of :data:`FREQUENCIES`.
+      Losses in nats, under "0.15" for each rate, under "0.15/masked", "0.15/random", "0.15/kept" for each of ``KINDS``, and
+      under "0.15/common", "0.15/middle", "0.15/rare" for each of ``FREQUENCIES``.
 
     Raises:
       UserError: a rate is outside (0, 1]; the corpus has another tokenizer, or no held-out examples.
 
-    Example:
+    Examples:
       >>> from bert_jax.evaluation.mask_rates import score_at_rates
       >>> score_at_rates(bert_jax.load("runs/base"), "wiki", rates=(0.15,))["0.15"]  # doctest: +SKIP
       1.62
@@ -104,7 +104,7 @@ def score_at_rates(
 
 
 def _frequency_classes(counts: Int[np.ndarray, " V"]) -> Int[np.ndarray, " V"]:
-    """Index of each token's class in :data:`FREQUENCIES`."""
+    """Index of each token's class in ``FREQUENCIES``."""
     order = np.argsort(-counts, kind="stable")
     # The share of the text before a token, so that the most frequent one is common whatever its own share.
     before = np.concatenate([[0], np.cumsum(counts[order])[:-1]]) / max(counts.sum(), 1)

@@ -36,7 +36,7 @@ def score(model: Bert, path: epath.PathLike, *, columns: Columns = COLUMNS) -> d
     Raises:
       UserError: the file cannot be read, or a sentence has more tokens than the model has positions.
 
-    Example:
+    Examples:
       >>> from bert_jax.evaluation import minimal_pairs
       >>> minimal_pairs.score(bert_jax.load("runs/base"), "pairs.tsv")  # doctest: +SKIP
       {'number': 0.93, 'all': 0.93}

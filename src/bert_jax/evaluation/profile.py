@@ -54,7 +54,7 @@ def profile_step(take_step: Callable[[], Any], program: str, *, steps: int) -> d
       steps: number of traced steps.
 
     Returns:
-      Seconds by phase: those of :data:`PHASES`; "other" for operations outside of every named scope; "idle" for the time in
+      Seconds by phase: those of ``PHASES``; "other" for operations outside of every named scope; "idle" for the time in
       which no operation runs. Time in which several operations run, on several threads or streams, is divided equally among
       them. A fused operation counts for the phase of its root.
     """
@@ -86,7 +86,7 @@ def operation_times(lines: Sequence[Sequence[Event]]) -> dict[str, float]:
     Args:
       lines: the events of each thread or stream; events of a line may be nested.
 
-    Example:
+    Examples:
       >>> times = operation_times([[Event(0.0, 10.0, "while"), Event(1.0, 4.0, "dot")]])
       >>> times["while"], times["dot"]
       (7.0, 3.0)
@@ -144,7 +144,7 @@ def operation_scopes(program: str) -> dict[str, str]:
 def phase_of(scope: str) -> str:
     """Phase of an operation's scope.
 
-    Example:
+    Examples:
       >>> phase_of("jit(train_step)/layers/attention/core/dot_general")
       'attention'
     """

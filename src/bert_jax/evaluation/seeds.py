@@ -34,7 +34,7 @@ _PAPER_RATES = (5e-5, 3e-5, 2e-5)
 class Grid:
     """Batch sizes and numbers of epochs to combine; each combination is a run with a directory of its own.
 
-    Example:
+    Examples:
       >>> Grid(batch_sizes=(16, 32)).epoch_counts
       ()
     """
@@ -75,7 +75,7 @@ class SeedStatistics(NamedTuple):
 
 
 class Report(NamedTuple):
-    """Result of :func:`finetune_all`."""
+    """Result of ``finetune_all``."""
 
     statistics: list[SeedStatistics]
     """One entry for each batch size, number of epochs and learning rate."""
@@ -96,7 +96,7 @@ def finetune_all(config: FinetuneConfig, grid: Grid = _SINGLE) -> Report:
       grid: batch sizes and numbers of epochs to combine.
 
     Raises:
-      UserError, RunError: as :func:`bert_jax.finetune`.
+      UserError, RunError: as [`finetune`][bert_jax.finetune].
     """
     if grid.paper_grid:
         grid = dataclasses.replace(grid, **{name: getattr(grid, name) or values for name, values in _PAPER.items()})
@@ -164,7 +164,7 @@ def seed_statistics(config: FinetuneConfig) -> list[SeedStatistics]:
 def bootstrap_interval(scores: np.ndarray) -> tuple[float, float]:
     """95 % percentile bootstrap interval of the mean of scores [N]; deterministic.
 
-    Example:
+    Examples:
       >>> bootstrap_interval(np.array([0.7]))
       (0.7, 0.7)
     """

@@ -23,7 +23,7 @@ SCORES = "rates.json"
 class Sweep(NamedTuple):
     """Runs and scores of a sweep.
 
-    Example:
+    Examples:
       >>> result = Sweep({"a": ["a-0"], "b": ["b-0"]}, {"a": [{"0.15": 2.5}], "b": [{"0.15": 2.25}]})
       >>> print(result.table(["0.15"], against="a"))
       | config | 0.15 | 0.15 minus a |
@@ -35,7 +35,7 @@ class Sweep(NamedTuple):
     runs: dict[str, list[str]]
     """Name of each config -> run directory of each seed."""
     scores: dict[str, list[dict[str, float]]]
-    """Name of each config -> result of :func:`bert_jax.evaluation.mask_rates.score_at_rates` of each seed."""
+    """Name of each config -> result of [`score_at_rates`][bert_jax.evaluation.mask_rates.score_at_rates] of each seed."""
 
     def values(self, name: str, score: str) -> np.ndarray:
         """A score of each seed of a config, float64 [seeds]."""
@@ -76,11 +76,11 @@ def sweep(
       max_batches: maximum number of held-out batches for a score; None: the whole split.
 
     Raises:
-      UserError: two configs have the same run directory; and as :func:`bert_jax.pretrain`.
-      RunError: as :func:`bert_jax.pretrain`.
+      UserError: two configs have the same run directory; and as [`pretrain`][bert_jax.pretrain].
+      RunError: as [`pretrain`][bert_jax.pretrain].
       KeyboardInterrupt: a signal stopped a run, which is saved.
 
-    Example:
+    Examples:
       >>> small = bert_jax.Config("runs/fixed", bert_jax.DataConfig("wiki"))
       >>> falling = bert_jax.Config("runs/falling", small.data, mask=bert_jax.MaskPolicy("linear(0.3, 0.15)"))
       >>> result = bert_jax.sweep({"fixed": small, "falling": falling}, seeds=3)  # doctest: +SKIP

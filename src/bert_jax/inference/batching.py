@@ -1,4 +1,4 @@
-"""Texts as batches of windows, and functions computed on them; the methods of :class:`bert_jax.Bert` are made of these."""
+"""Texts as batches of windows, and functions computed on them; the methods of [`Bert`][bert_jax.Bert] are made of these."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def tokenizer_of(model: LoadedModel) -> Tokenizer:
 
 
 def cut_texts(model: LoadedModel, texts: Sequence[Text], long: Long, sequence_length: int | None) -> list[Window]:
-    """Windows of texts, as :func:`bert_jax.data.windows.cut` makes them, that the model can encode.
+    """Windows of texts, as [`cut`][bert_jax.data.windows.cut] makes them, that the model can encode.
 
     Args:
       model: with a tokenizer.
@@ -54,7 +54,7 @@ def cut_texts(model: LoadedModel, texts: Sequence[Text], long: Long, sequence_le
       sequence_length: maximum tokens of a window; None: the model's number of positions.
 
     Raises:
-      UserError: an argument is of another type, or the windows do not fit the model; and as :func:`bert_jax.data.windows.cut`.
+      UserError: an argument is of another type, or the windows do not fit the model; and as [`cut`][bert_jax.data.windows.cut].
     """
     positions = model.config.max_position_embeddings
     if not isinstance(texts, Sequence) or isinstance(texts, str):
@@ -77,7 +77,7 @@ def compute(
 
     Args:
       model: with a tokenizer.
-      function: compiled; see :mod:`bert_jax.inference.compiled`.
+      function: compiled; see [`bert_jax.inference.compiled`][bert_jax.inference.compiled].
       rows: the windows.
       progress: called after each batch.
 
@@ -103,7 +103,7 @@ def compute(
 def text_features(
     model: LoadedModel, function: Callable[..., Any], rows: Sequence[Window], progress: Progress | None = None
 ) -> Iterator[TextFeatures]:
-    """Features of each text, in order, from a function that returns states [C, B, S, D]; arguments as for :func:`compute`."""
+    """Features of each text, in order, from a function that returns states [C, B, S, D]; arguments as for ``compute``."""
     tokens, done = tokenizer_of(model).tokens, 0
     windows_by_text = [list(group) for _, group in itertools.groupby(rows, key=lambda row: row.text)]
     for start in range(0, len(windows_by_text), _FEATURE_BLOCK):

@@ -44,12 +44,12 @@ class Prediction(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Bert(LoadedModel):
-    """A model with methods on texts, as returned by :func:`bert_jax.load`.
+    """A model with methods on texts, as returned by [`load`][bert_jax.load].
 
     A text is a string or a pair of strings. Texts of similar length are computed in one batch, and batches have few different
     shapes, so that any number of texts compiles a dozen programs at most.
 
-    Example:
+    Examples:
       >>> from bert_jax import tokenizers
       >>> from bert_jax.models import init_params
       >>> tokenizer = tokenizers.train(lambda: ["a cat sat", "a dog ran"] * 9, kind="wordpiece", size=40)
@@ -66,7 +66,7 @@ class Bert(LoadedModel):
 
         Args:
           texts: texts; or ``input_ids`` [B, S] with one example in a row, and optionally ``attention_mask`` (by default 1; 0
-            marks padding) and ``token_type_ids`` (by default 0), as in :func:`bert_jax.data.windows.from_arrays`.
+            marks padding) and ``token_type_ids`` (by default 0), as in [`from_arrays`][bert_jax.data.windows.from_arrays].
 
         Returns:
           hidden [B, S, D], zero beyond the end of each text, and pooled [B, D], None without a pooler.
@@ -74,7 +74,7 @@ class Bert(LoadedModel):
         Raises:
           UserError: a text has more tokens than the model has positions, or arrays do not fit the model.
 
-        Example:
+        Examples:
           >>> from bert_jax.models import init_params
           >>> config = bert_jax.ModelConfig.size("tiny", vocab_size=100)
           >>> bert = bert_jax.Bert(config, init_params(config, jax.random.key(0)))
@@ -105,7 +105,7 @@ class Bert(LoadedModel):
         Args:
           text: a text with at least one [MASK].
           top_k: predictions for each [MASK].
-          long, sequence_length: as for :meth:`embed`.
+          long, sequence_length: as for ``embed``.
 
         Raises:
           UserError: the text has no [MASK], or too many tokens; the model has no MLM head or no vocabulary.
@@ -156,7 +156,7 @@ class Bert(LoadedModel):
           progress: called with the number of windows computed, and of all windows.
 
         Raises:
-          UserError: an option is out of range; and as :func:`bert_jax.data.windows.cut`.
+          UserError: an option is out of range; and as [`cut`][bert_jax.data.windows.cut].
         """
         if pooling not in get_args(Pooling):
             raise UserError(f"pooling is {pooling!r}; choose one of {', '.join(get_args(Pooling))}.")
@@ -172,10 +172,10 @@ class Bert(LoadedModel):
         return _normalize(vectors) if normalize else vectors
 
     def similarity(self, first: Sequence[Text], second: Sequence[Text], **options: Any) -> Float[np.ndarray, "N M"]:
-        """Cosine similarity of the embeddings of N texts and M texts; options as for :meth:`embed`.
+        """Cosine similarity of the embeddings of N texts and M texts; options as for ``embed``.
 
         Raises:
-          UserError: an argument is a single text; and as :meth:`embed`.
+          UserError: an argument is a single text; and as ``embed``.
         """
         if isinstance(first, str) or isinstance(second, str):
             raise UserError("Give two lists of texts, not a single text.")
@@ -222,10 +222,10 @@ class Bert(LoadedModel):
         Args:
           texts: strings and pairs of strings.
           layers: indices of layers, 0 the first, -1 the last.
-          long, sequence_length, progress: as for :meth:`embed`; each token's states come from the window that keeps it.
+          long, sequence_length, progress: as for ``embed``; each token's states come from the window that keeps it.
 
         Raises:
-          UserError: there is no such layer; and as :func:`bert_jax.data.windows.cut`.
+          UserError: there is no such layer; and as [`cut`][bert_jax.data.windows.cut].
         """
         count = self.config.num_hidden_layers
         if len(layers) == 0:
@@ -242,7 +242,7 @@ def load(path: epath.PathLike, *, partial: bool = False, head: Head | None = Non
     """Load a model: a run of this package, a Hugging Face directory, a TensorFlow checkpoint of the original, or a Flax file.
 
     The format is detected from the files. Neither TensorFlow nor PyTorch is needed, and nothing in a file is executed.
-    A :class:`bert_jax.BertWarning` reports anything doubtful.
+    A [`BertWarning`][bert_jax.BertWarning] reports anything doubtful.
 
     Args:
       path: a directory, or a file of weights with its config and vocabulary beside it.
@@ -254,7 +254,7 @@ def load(path: epath.PathLike, *, partial: bool = False, head: Head | None = Non
       UserError: there is no model, or several, or one that is not BERT, or its files do not fit each other.
       RunError: every checkpoint of a run is damaged.
 
-    Example:
+    Examples:
       >>> bert = bert_jax.load("bert-base-uncased")  # doctest: +SKIP
       >>> bert.fill_mask("Paris is the [MASK] of France.", top_k=1)  # doctest: +SKIP
       [[Prediction(token='capital', probability=0.9969...)]]
@@ -279,7 +279,7 @@ def save(bert: Bert, path: epath.PathLike, *, to: Format, verify: bool = False) 
       UserError: ``path`` exists; or ``verify`` is given for a model without a vocabulary.
       RunError: an output is not finite, or a checkpoint cannot be written.
 
-    Example:
+    Examples:
       >>> import tempfile
       >>> from bert_jax.models import init_params
       >>> config = bert_jax.ModelConfig.size("tiny", vocab_size=100)

@@ -1,6 +1,6 @@
 """Inference as compiled functions of a config, parameters and a batch.
 
-Batches are those of :func:`bert_jax.data.windows.batches`; one example in a row, so that E = 1.
+Batches are those of [`batches`][bert_jax.data.windows.batches]; one example in a row, so that E = 1.
 """
 
 from __future__ import annotations

@@ -33,10 +33,31 @@ _MESH = MeshConfig()
 class Predictor:
     """A model, the task it was trained for, and how that task's data is read.
 
-    Example:
-      >>> bert_jax.Predictor.load("no-such-run")
-      Traceback (most recent call last):
-      bert_jax.errors.UserError: There is no model no-such-run; give a fine-tuning run or a model's directory.
+    Examples:
+      >>> import pathlib, tempfile
+      >>> directory = pathlib.Path(tempfile.mkdtemp())
+      >>> rows = ["label,text", "yes,good", "no,bad", "yes,good good", "no,bad bad"]
+      >>> for split in ("train", "dev"):
+      ...     size = (directory / f"{split}.csv").write_text("\\n".join(rows))
+      >>> tokenizer = bert_jax.tokenizers.train(lambda: ["good bad"] * 9, kind="wordpiece", size=20)
+      >>> config = bert_jax.ModelConfig.size("tiny", vocab_size=len(tokenizer.tokens))
+      >>> params = bert_jax.models.heads.init_params(config, jax.random.key(0))
+      >>> report = bert_jax.save(bert_jax.Bert(config, params, tokenizer), directory / "model", to="orbax")
+      >>> run = bert_jax.FinetuneConfig(
+      ...     run=str(directory / "run"),
+      ...     task="classify",
+      ...     init=str(directory / "model"),
+      ...     data=str(directory),
+      ...     task_data=bert_jax.TaskDataConfig(sequence_length=16),
+      ...     mesh=bert_jax.MeshConfig(data=-1),
+      ...     batch_size=2,
+      ...     epochs=1.0,
+      ... )
+      >>> bert_jax.finetune(run).step
+      2
+      >>> predictor = bert_jax.Predictor.load(run.run)
+      >>> [prediction["id"] for prediction in predictor.predict(directory / "dev.csv")]
+      ['0', '1', '2', '3']
     """
 
     bert: Bert

@@ -23,7 +23,7 @@ def new_path(path: epath.PathLike) -> Iterator[epath.Path]:
     Raises:
       UserError: ``path`` exists already or cannot be created.
 
-    Example:
+    Examples:
       >>> import pathlib, tempfile
       >>> from bert_jax.io import atomic
       >>> target = pathlib.Path(tempfile.mkdtemp()) / "scores.txt"

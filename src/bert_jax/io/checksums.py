@@ -15,7 +15,7 @@ def checksums(tree: Any) -> dict[str, int]:
     Each word of an array is multiplied by an odd number that depends on its index, and the products are summed modulo 2**32, so
     that any single flipped bit changes the sum.
 
-    Example:
+    Examples:
       >>> checksums({"params": {"bias": jnp.zeros(3)}})
       {'params/bias': 0}
     """

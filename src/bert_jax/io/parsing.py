@@ -20,7 +20,7 @@ def parse_json(text: str | bytes, where: str) -> Any:
     Raises:
       UserError: the text is not JSON or is nested too deeply.
 
-    Example:
+    Examples:
       >>> from bert_jax.io.parsing import parse_json
       >>> parse_json('{"rate": 0.15}', "mask.json")
       {'rate': 0.15}

@@ -21,12 +21,12 @@ _UNUSED = re.compile(r"[\[<]unused_?\d+[\]>]")
 
 @dataclass(frozen=True)
 class ResolvedMaskPolicy:
-    """What :func:`bert_jax.mask_tokens` needs: the policy, and what a tokenizer and a run add to it.
+    """What [`mask_tokens`][bert_jax.mask_tokens] needs: the policy, and what a tokenizer and a run add to it.
 
     Raises:
       UserError: the policy needs ``ordinary_ids`` or ``token_weights`` that are missing.
 
-    Example:
+    Examples:
       >>> resolved = ResolvedMaskPolicy(MaskPolicy(rate=0.3), mask_id=4, vocab_size=100)
       >>> resolved.held_out().policy.rate
       0.15
@@ -72,7 +72,7 @@ def resolve(
     Raises:
       UserError: a file of weights cannot be read, or a function of weights does not return [B, S].
 
-    Example:
+    Examples:
       >>> tokenizer = bert_jax.tokenizers.train(lambda: ["a b c"] * 9, kind="wordpiece", size=8)
       >>> resolve(MaskPolicy(rate="linear(0.3, 0.15)"), tokenizer, steps=100).mask_id
       4

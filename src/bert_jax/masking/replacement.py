@@ -11,7 +11,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from bert_jax import ops
 from bert_jax.batch import Batch
@@ -53,19 +53,19 @@ def mask_tokens(
       key: the run's masking key.
       batch: ``input_ids, position_ids, segment_ids, word_ids`` [B, S] and ``example_ids`` [B, E]. Tokens whose ``word_ids`` are
         -1 (special tokens, padding) are never selected.
-      policy: from :func:`bert_jax.resolve_policy`.
+      policy: from [`resolve_policy`][bert_jax.resolve_policy].
       step: training step, at which schedules are evaluated.
       loss: EMA of the MLM loss in nats, for schedules that depend on it.
 
     Returns:
       The batch with replaced ``input_ids``, and ``mlm_positions``, ``mlm_ids`` int32 [B, M], ``mlm_weights`` float32 [B, M],
-      ``mlm_kinds`` int32 [B, M] (:data:`MASKED`, :data:`RANDOM` or :data:`KEPT`), ``mlm_selected`` and ``mlm_dropped`` int32
+      ``mlm_kinds`` int32 [B, M] (``MASKED``, ``RANDOM`` or ``KEPT``), ``mlm_selected`` and ``mlm_dropped`` int32
       [B]. With ``select="next"`` the ids stay, and M is S - 1.
 
     Raises:
       UserError: the policy has schedules and no ``steps``, or needs ``loss``.
 
-    Example:
+    Examples:
       >>> from bert_jax.evaluation.benchmark import random_batch
       >>> batch = random_batch(bert_jax.DataConfig("", sequence_length=32, batch_size=2), 100)
       >>> batch = {name: jnp.asarray(value) for name, value in batch.items()}
@@ -87,21 +87,28 @@ def mask_tokens(
         selected, predicted = selection.choose(key, batch, token_example, policy, evaluate, jnp.minimum(requested, count), tokens)
         shares = tuple(map(evaluate, policy.policy.replace))
         replaced, kinds = _replace(key, batch, token_example, policy, shares)
-
-        place = jnp.sort(jnp.where(predicted, jnp.arange(length), length), axis=1)
-        place = place[:, : prediction_slots(policy, length, example_ids.shape[1])]
-        filled = place < length
-        positions = jnp.where(filled, place, 0)
         dropped = jnp.where(selection.begins(segment_ids), jnp.maximum(requested - count, 0), 0).sum(1)
+        slots = prediction_slots(policy, length, example_ids.shape[1])
         return batch | {
             "input_ids": jnp.where(selected, replaced, input_ids),
-            "mlm_positions": positions,
-            "mlm_ids": jnp.where(filled, jnp.take_along_axis(input_ids, positions, axis=1), 0),
-            "mlm_weights": filled.astype(jnp.float32),
-            "mlm_kinds": jnp.where(filled, jnp.take_along_axis(kinds, positions, axis=1), MASKED),
             "mlm_dropped": dropped,
             "mlm_selected": selected.sum(1),
+            **_predictions(input_ids, predicted, kinds, slots),
         }
+
+
+def _predictions(input_ids: Int[Array, "B S"], predicted: Bool[Array, "B S"], kinds: Int[Array, "B S"], slots: int) -> Batch:
+    """The predicted tokens of each row in its first slots."""
+    length = input_ids.shape[1]
+    place = jnp.sort(jnp.where(predicted, jnp.arange(length), length), axis=1)[:, :slots]
+    filled = place < length
+    positions = jnp.where(filled, place, 0)
+    return {
+        "mlm_positions": positions,
+        "mlm_ids": jnp.where(filled, jnp.take_along_axis(input_ids, positions, axis=1), 0),
+        "mlm_weights": filled.astype(jnp.float32),
+        "mlm_kinds": jnp.where(filled, jnp.take_along_axis(kinds, positions, axis=1), MASKED),
+    }
 
 
 def _next_tokens(batch: Batch) -> Batch:

@@ -57,12 +57,12 @@ def value(
       schedule: the schedule.
       step: training step, from 0.
       steps: steps over which the schedule runs; afterwards it keeps its last value.
-      loss: EMA of the MLM loss in nats, for schedules that depend on it, clipped to :data:`MAX_SCHEDULE_LOSS`.
+      loss: EMA of the MLM loss in nats, for schedules that depend on it, clipped to ``MAX_SCHEDULE_LOSS``.
 
     Raises:
       UserError: the schedule needs ``steps`` or ``loss``, or is a function that JAX cannot compile.
 
-    Example:
+    Examples:
       >>> round(float(value("linear(0.3, 0.1)", 5, 10)), 6)
       0.2
     """
@@ -78,10 +78,8 @@ def value(
     _require_loss(schedule, loss)
     step = step if steps is None else jnp.minimum(step, steps)
     try:
-        if depends_on_loss(schedule):
-            result = schedule(step, loss=jnp.clip(loss, 0.0, MAX_SCHEDULE_LOSS))
-        else:
-            result = schedule(step)
+        keywords = {"loss": jnp.clip(loss, 0.0, MAX_SCHEDULE_LOSS)} if depends_on_loss(schedule) else {}
+        result = schedule(step, **keywords)
         return jnp.asarray(result, jnp.float32).reshape(())
     except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError):
         raise UserError(
@@ -104,7 +102,7 @@ def table(schedules: Sequence[Schedule], steps: int | None) -> Float[np.ndarray,
     Where a schedule depends on the loss, one column for each pair of some steps and losses.
 
     Raises:
-      UserError: as :func:`value`; a schedule varies and ``steps`` is None.
+      UserError: as ``value``; a schedule varies and ``steps`` is None.
     """
     if not any(map(varies, schedules)):
         return np.array([[value(schedule, 0, steps)] for schedule in schedules], np.float32)

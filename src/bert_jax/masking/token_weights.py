@@ -27,7 +27,7 @@ class TokenWeights:
     """A function of a batch that returns weights [B, S], with an identity by which a resumed run recognizes it."""
 
     identity: str
-    """Path and digest of a table, or :func:`bert_jax.config.schedules.identity` of a function."""
+    """Path and digest of a table, or [`identity`][bert_jax.config.schedules.identity] of a function."""
     function: Callable[[Batch], Array] = dataclasses.field(compare=False)
 
     def __call__(self, batch: Batch) -> Array:
@@ -36,7 +36,7 @@ class TokenWeights:
 
 
 def read_token_weights(path: epath.PathLike, tokens: Sequence[str]) -> TokenWeights:
-    """Read weights for :attr:`bert_jax.MaskPolicy.token_weights` from a file with a token, a tab and a weight per line.
+    """Read weights from a file with a token, a tab and a weight per line, for ``MaskPolicy.token_weights``.
 
     A line may also hold two tokens separated by a space. The weight of a token is the largest of its own and of those of the
     pairs that it forms with its neighbours; tokens that are not in the file have weight 0.

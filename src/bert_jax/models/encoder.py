@@ -16,6 +16,7 @@ from bert_jax import ops
 from bert_jax.batch import Batch, Params
 from bert_jax.config.model import ModelConfig
 from bert_jax.models.layers import REMAT_POLICIES, Block, Embeddings, Layer, Pooler, fold_site
+from bert_jax.ops.attention import select
 
 
 class Encoded(NamedTuple):
@@ -28,7 +29,7 @@ class Encoded(NamedTuple):
 
 
 class Encoder(Block):
-    """Embeddings and the stack of layers, as a Flax module; :func:`encode` is its pure form."""
+    """Embeddings and the stack of layers, as a Flax module; ``encode`` is its pure form."""
 
     all_layers: bool = False
     """Whether the states after the embeddings and every layer are returned, or only the last ones."""
@@ -97,12 +98,13 @@ def encode(config: ModelConfig, params: Params, batch: Batch, *, key: Key[Array,
     Returns:
       hidden [B, S, D] and pooled [B, E, D] in ``config.dtype``; pooled is None without a pooler.
 
-    Example:
+    Examples:
       >>> from bert_jax.evaluation.benchmark import random_batch
       >>> from bert_jax.models.heads import init_params
       >>> config = bert_jax.ModelConfig.size("tiny", vocab_size=100)
       >>> params = init_params(config, jax.random.key(0))
       >>> batch = random_batch(bert_jax.DataConfig("", sequence_length=16, batch_size=2), 100)
+      >>> batch = {name: jnp.asarray(value) for name, value in batch.items()}
       >>> hidden, pooled = bert_jax.encode(config, params, batch)
       >>> hidden.shape, pooled.shape
       ((2, 16, 128), (2, 1, 128))
@@ -116,7 +118,7 @@ def pool(config: ModelConfig, params: Params, hidden: Float[Array, "B S D"], bat
 
     Args:
       config, params: the model.
-      hidden: states, of the encoder or of :func:`bert_jax.models.readout.readout`.
+      hidden: states, of the encoder or of [`readout`][bert_jax.models.readout.readout].
       batch: ``cls_positions`` [B, E]; for causal models also ``segment_ids`` [B, S].
     """
     if "pooler" not in params["bert"]:
@@ -128,15 +130,31 @@ def pool(config: ModelConfig, params: Params, hidden: Float[Array, "B S D"], bat
 def hidden_states(
     config: ModelConfig, params: Params, batch: Batch, *, key: Key[Array, ""] | None = None
 ) -> Float[Array, "L B S D"]:
-    """States after the embeddings and after each layer, L = num_hidden_layers + 1; arguments as for :func:`encode`.
+    """States after the embeddings and after each layer, L = num_hidden_layers + 1; arguments as for ``encode``.
 
-    Example:
+    Examples:
       >>> from bert_jax.evaluation.benchmark import random_batch
       >>> from bert_jax.models.heads import init_params
       >>> config = bert_jax.ModelConfig.size("tiny", vocab_size=100)
       >>> params = init_params(config, jax.random.key(0))
       >>> batch = random_batch(bert_jax.DataConfig("", sequence_length=16, batch_size=2), 100)
+      >>> batch = {name: jnp.asarray(value) for name, value in batch.items()}
       >>> bert_jax.hidden_states(config, params, batch).shape
       (3, 2, 16, 128)
     """
     return cast(Array, Encoder(config, all_layers=True).apply({"params": params["bert"]}, batch, key))
+
+
+def attention_implementation(config: ModelConfig, sequence_length: int, *, training: bool) -> str:
+    """The attention implementation that a model uses on this machine; see `bert_jax.ops.attention.select`.
+
+    Raises:
+      UserError: the implementation that the config names cannot run here.
+    """
+    return select(
+        config.attention,
+        dtype=config.dtype,
+        sequence_length=sequence_length,
+        head_size=config.head_size,
+        dropout=training and config.attention_probs_dropout_prob > 0,
+    )

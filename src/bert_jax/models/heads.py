@@ -86,7 +86,7 @@ def mlm_logits(
     Raises:
       UserError: the parameters have no ``mlm`` head.
 
-    Example:
+    Examples:
       >>> from bert_jax.models.heads import init_params
       >>> config = bert_jax.ModelConfig.size("tiny", vocab_size=100)
       >>> params = init_params(config, jax.random.key(0))
@@ -111,17 +111,17 @@ def mlm_states(
 
 
 def head_logits(config: ModelConfig, params: Params, head: str, encoded: Encoded) -> Float[Array, "B N C"]:
-    """float32 outputs of a linear head: N is E for one of :data:`POOLED_HEADS`, S for one of :data:`TOKEN_HEADS`.
+    """float32 outputs of a linear head: N is E for one of ``POOLED_HEADS``, S for one of ``TOKEN_HEADS``.
 
     Args:
       config, params: the model.
       head: name of the head.
-      encoded: outputs of the encoder, or of :func:`bert_jax.models.readout.readout`.
+      encoded: outputs of the encoder, or of [`readout`][bert_jax.models.readout.readout].
 
     Raises:
       UserError: the parameters have no such head, or no pooler, which it needs.
 
-    Example:
+    Examples:
       >>> from bert_jax.models.encoder import Encoded
       >>> from bert_jax.models.heads import init_params
       >>> config = bert_jax.ModelConfig.size("tiny", vocab_size=100)
@@ -144,7 +144,7 @@ def nsp_logits(config: ModelConfig, params: Params, encoded: Encoded) -> Float[A
     Raises:
       UserError: the parameters have no ``nsp`` head or no pooler.
 
-    Example:
+    Examples:
       >>> from bert_jax.models.encoder import Encoded
       >>> from bert_jax.models.heads import init_params
       >>> config = bert_jax.ModelConfig.size("tiny", vocab_size=100)
@@ -167,7 +167,7 @@ def init_params(config: ModelConfig, key: Key[Array, ""], *, heads: Mapping[str,
     Raises:
       UserError: a head needs the pooler, and there is none.
 
-    Example:
+    Examples:
       >>> config = bert_jax.ModelConfig.size("tiny", vocab_size=100)
       >>> params = init_params(config, jax.random.key(0), heads={"regression": 1})
       >>> sorted(params), params["bert"]["embeddings"]["word"].shape
@@ -197,7 +197,7 @@ def init_params(config: ModelConfig, key: Key[Array, ""], *, heads: Mapping[str,
 def heads_of(params: Params) -> dict[str, int]:
     """Names of the heads in a tree of parameters, and the number of outputs of each.
 
-    Example:
+    Examples:
       >>> heads_of(init_params(bert_jax.ModelConfig.size("tiny", vocab_size=100), jax.random.key(0)))
       {'mlm': 100, 'nsp': 2}
     """

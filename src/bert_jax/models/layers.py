@@ -14,7 +14,7 @@ from bert_jax.ops.attention import attention
 from bert_jax.ops.positions import sinusoidal
 
 REMAT_POLICIES = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full": None}
-"""Checkpoint policies by the names of :attr:`bert_jax.ModelConfig.remat`."""
+"""Checkpoint policies by the names of [`ModelConfig.remat`][bert_jax.ModelConfig.remat]."""
 
 # Sites of dropout in a layer, with which its keys are folded; their values are part of the reproducible random numbers.
 _ATTENTION_PROBABILITIES, _ATTENTION_OUTPUT, _FFN_OUTPUT = range(3)
@@ -185,7 +185,7 @@ def fold_site(keys: Key[Array, " B"] | None, site: int | Int[Array, ""]) -> Key[
       keys: keys of the rows, or None for no dropout.
       site: index of the part or the site.
 
-    Example:
+    Examples:
       >>> fold_site(jax.random.split(jax.random.key(0), 4), 2).shape
       (4,)
     """
@@ -198,4 +198,4 @@ def _head_keys(keys: Key[Array, " B"] | None, heads: int) -> Key[Array, "B H"] |
     # Keys are sharded over heads as the probabilities are, so that a device draws for its own heads only.
     head_indices = sharding.reshard(jnp.arange(heads), "heads")
     fold_heads = jax.vmap(jax.random.fold_in, (None, 0))
-    return jax.vmap(fold_heads, (0, None))(fold_site(keys, _ATTENTION_PROBABILITIES), head_indices)
+    return jax.vmap(fold_heads, (0, None))(ops.fold_rows(keys, _ATTENTION_PROBABILITIES), head_indices)

@@ -13,7 +13,7 @@ from bert_jax.tokenizers import Tokenizer
 class LoadedModel:
     """A config, parameters that fit it, and the tokenizer and labels that were stored with them.
 
-    Every file format is read into this type and written from it; :class:`bert_jax.Bert` adds methods on texts.
+    Every file format is read into this type and written from it; [`Bert`][bert_jax.Bert] adds methods on texts.
     """
 
     config: ModelConfig

@@ -62,7 +62,7 @@ class BiLstm(Block):
 
 
 class StatesBiLstm(Block):
-    """Selects or sums the states of layers (:attr:`bert_jax.ModelConfig.states`) and applies the BiLSTM layers."""
+    """Selects or sums the states of layers ([`ModelConfig.states`][bert_jax.ModelConfig.states]) and applies the BiLSTM layers."""
 
     @nn.compact
     def __call__(self, states: Float[Array, "L B S D"], segment_ids: Int[Array, "B S"]) -> Float[Array, "B S D"]:
@@ -101,18 +101,19 @@ def readout(
     """Compute the states that the heads of tasks read; a pure function of its arguments.
 
     Args:
-      config, params, batch, key: as for :func:`bert_jax.encode`.
+      config, params, batch, key: as for [`encode`][bert_jax.encode].
       freeze_encoder: compute the encoder without dropout and stop its gradient (the paper's feature-based approach).
 
     Returns:
-      hidden [B, S, D] and pooled [B, E, D], as :func:`bert_jax.encode`.
+      hidden [B, S, D] and pooled [B, E, D], as [`encode`][bert_jax.encode].
 
-    Example:
+    Examples:
       >>> from bert_jax.evaluation.benchmark import random_batch
       >>> from bert_jax.models.heads import init_params
       >>> config = bert_jax.ModelConfig.size("tiny", vocab_size=100, states="sum_all", lstm_layers=2)
       >>> params = init_params(config, jax.random.key(0), heads={"token_classification": 5})
       >>> batch = random_batch(bert_jax.DataConfig("", sequence_length=16, batch_size=2), 100)
+      >>> batch = {name: jnp.asarray(value) for name, value in batch.items()}
       >>> readout(config, params, batch).hidden.shape
       (2, 16, 128)
     """

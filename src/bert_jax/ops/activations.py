@@ -17,7 +17,7 @@ def gelu(x: Float[Array, "*B"]) -> Float[Array, "*B"]:
     ``jax.nn.gelu`` computes it through erfc, which takes three times as long on a CPU; the results differ only where
     they are nearly 0. The backward pass recomputes erf instead of storing it.
 
-    Example:
+    Examples:
       >>> float(gelu(jnp.float32(1.0)))
       0.8413447141647339
     """
@@ -43,4 +43,4 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "relu": jax.nn.relu,
     "tanh": jnp.tanh,
 }
-"""Activation functions by the names of :attr:`bert_jax.ModelConfig.hidden_act`."""
+"""Activation functions by the names of [`ModelConfig.hidden_act`][bert_jax.ModelConfig.hidden_act]."""

@@ -20,7 +20,7 @@ _LANES = 128
 def segment_mask(segment_ids: Int[Array, "B S"], *, causal: bool = False) -> Bool[Array, "B S S"]:
     """Which query attends to which key: both in one segment, and with ``causal`` no later key. Padding (0) is never attended to.
 
-    Example:
+    Examples:
       >>> segment_mask(jnp.array([[1, 1, 0]])).astype(int).tolist()
       [[[1, 1, 0], [1, 1, 0], [0, 0, 0]]]
     """
@@ -49,12 +49,12 @@ def attention(
       keys: dropout keys of each row and head, or None for no dropout.
       dropout: probability of dropping an attention probability.
       causal: a query does not attend to later keys.
-      implementation: a value of :attr:`bert_jax.ModelConfig.attention`; "auto" resolves as in :func:`select`.
+      implementation: a value of [`ModelConfig.attention`][bert_jax.ModelConfig.attention]; "auto" resolves as in ``select``.
 
     Raises:
       UserError: dropout is requested from an implementation without dropout.
 
-    Example:
+    Examples:
       >>> x = jnp.ones((1, 2, 1, 4))
       >>> attention(x, x, x, jnp.array([[1, 0]]))[0, :, 0, 0].tolist()
       [1.0, 0.0]
@@ -87,7 +87,7 @@ def select(name: str, *, dtype: str, sequence_length: int, head_size: int, dropo
     capability 8 or above. Otherwise it chooses the reference, which is also the fastest on a CPU.
 
     Args:
-      name: a value of :attr:`bert_jax.ModelConfig.attention`.
+      name: a value of [`ModelConfig.attention`][bert_jax.ModelConfig.attention].
       dtype: compute dtype.
       sequence_length: S, tokens in a row.
       head_size: K.
@@ -96,7 +96,7 @@ def select(name: str, *, dtype: str, sequence_length: int, head_size: int, dropo
     Raises:
       UserError: the named implementation cannot run here.
 
-    Example:
+    Examples:
       >>> select("auto", dtype="float32", sequence_length=128, head_size=64, dropout=True)
       'reference'
     """

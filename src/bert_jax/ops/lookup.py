@@ -11,7 +11,7 @@ from bert_jax import sharding
 def lookup(table: Shaped[Array, "N *D"], ids: Int[Array, "B *S"]) -> Shaped[Array, "B *S *D"]:
     """Rows of a table by index; an index outside the table gives NaN, not the nearest row.
 
-    Example:
+    Examples:
       >>> lookup(jnp.array([10.0, 20.0]), jnp.array([[0, 1, 2]])).tolist()
       [[10.0, 20.0, nan]]
     """
@@ -22,7 +22,7 @@ def lookup(table: Shaped[Array, "N *D"], ids: Int[Array, "B *S"]) -> Shaped[Arra
 def gather_positions(hidden: Float[Array, "B S D"], positions: Int[Array, "B M"]) -> Float[Array, "B M D"]:
     """Hidden states at M positions of each row.
 
-    Example:
+    Examples:
       >>> gather_positions(jnp.arange(4.0).reshape(1, 4, 1), jnp.array([[3, 0]])).tolist()
       [[[3.0], [0.0]]]
     """

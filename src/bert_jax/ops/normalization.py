@@ -14,7 +14,7 @@ def layer_norm(x: Float[Array, "*B D"], scale: Float[Array, " D"], bias: Float[A
 
     BERT's eps of 1e-12, the default of ``tf.contrib.layers.layer_norm``, is too small for bfloat16 statistics.
 
-    Example:
+    Examples:
       >>> layer_norm(jnp.array([[1.0, 3.0]]), jnp.ones(2), jnp.zeros(2), eps=1e-12).tolist()
       [[-1.0, 1.0]]
     """

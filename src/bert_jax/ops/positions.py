@@ -12,7 +12,7 @@ def sinusoidal(length: int, width: int) -> Float[np.ndarray, "S D"]:
     Wavelengths form a geometric progression from 2π to 10000·2π (Vaswani et al. 2017, section 3.5; the paper interleaves
     these columns).
 
-    Example:
+    Examples:
       >>> sinusoidal(2, 4).round(3).tolist()
       [[0.0, 0.0, 1.0, 1.0], [0.8410000205039978, 0.009999999776482582, 0.5400000214576721, 1.0]]
     """

@@ -22,7 +22,7 @@ def einsum(equation: str, x: Array, y: Array, *, axes: tuple[str | None, ...] | 
       axes: logical axes of the result; needed where the product sums over a sharded axis.
       float32_result: return float32 whatever the operands' dtype.
 
-    Example:
+    Examples:
       >>> einsum("BD,DF->BF", jnp.ones((2, 3)), jnp.ones((3, 4))).shape
       (2, 4)
     """
@@ -35,10 +35,10 @@ def einsum(equation: str, x: Array, y: Array, *, axes: tuple[str | None, ...] | 
 def project(
     equation: str, x: Array, y: Array, *, axes: tuple[str | None, ...] | None = None, float32_result: bool = False
 ) -> Array:
-    """Multiply as :func:`einsum`, in the forms that are fast on each device, forward and backward.
+    """Multiply as ``einsum``, in the forms that are fast on each device, forward and backward.
 
     Every kernel meets its activations here. float32 products need no special form; bfloat16 products do on CPUs
-    (:mod:`bert_jax.ops.cpu`).
+    ([`bert_jax.ops.cpu`][bert_jax.ops.cpu]).
     """
     if x.dtype == jnp.float32:
         return einsum(equation, x, y, axes=axes)
@@ -48,6 +48,6 @@ def project(
 def broadcast_bias(vector: Float[Array, "*N"], like: Float[Array, "*B"]) -> Float[Array, "*B"]:
     """Broadcast a bias or a scale over the leading axes of ``like``, in the vector's dtype.
 
-    In bfloat16 programs the gradient, a sum over these axes, has a form of its own (:mod:`bert_jax.ops.cpu`).
+    In bfloat16 programs the gradient, a sum over these axes, has a form of its own ([`bert_jax.ops.cpu`][bert_jax.ops.cpu]).
     """
     return jnp.broadcast_to(vector, like.shape) if like.dtype == jnp.float32 else cpu.broadcast(vector, like.shape)

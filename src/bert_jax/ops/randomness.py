@@ -36,7 +36,7 @@ def dropout(x: Float[Array, "B *N"], keys: Key[Array, " B"] | Key[Array, "B H"] 
       keys: keys [B] or [B, H].
       rate: probability of dropping a value, in [0, 1).
 
-    Example:
+    Examples:
       >>> keys = jax.random.split(jax.random.key(0), 2)
       >>> dropped = dropout(jnp.ones((2, 1000)), keys, 0.25)
       >>> sorted(set(dropped.ravel().tolist()))

@@ -1,1 +1,1 @@
-"""The tasks of the paper and own data: their files, examples, scores and results; :mod:`bert_jax.tasks.registry` has them all."""
+"""The tasks of the paper and own tables: their files, examples, scores and results, all in one registry."""

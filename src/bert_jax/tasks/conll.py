@@ -116,7 +116,7 @@ def labels(sentences: Iterable[Sentence]) -> tuple[str, ...]:
     Raises:
       UserError: there are none.
 
-    Example:
+    Examples:
       >>> labels([Sentence(("in", "Rome"), ("O", "B-LOC"), 0, 1, "a.conll")])
       ('B-LOC', 'O')
     """

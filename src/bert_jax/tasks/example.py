@@ -15,7 +15,7 @@ from bert_jax.tokenizers import Tokenizer
 Scores = dict[str, float]
 """Official scores of a task, by name."""
 Outputs = Sequence[np.ndarray]
-"""A model's outputs for each example; their shape depends on the task (:mod:`bert_jax.tasks.label_layout`)."""
+"""A model's outputs for each example; their shape depends on the task (``tasks/label_layout.py``)."""
 
 
 class EncodedText(NamedTuple):
@@ -94,7 +94,7 @@ def find_split(data: epath.PathLike, split: str, names: Mapping[str, Sequence[st
 def probabilities(logits: np.ndarray) -> np.ndarray:
     """Softmax over the last axis, float64.
 
-    Example:
+    Examples:
       >>> probabilities(np.zeros(4)).tolist()
       [0.25, 0.25, 0.25, 0.25]
     """

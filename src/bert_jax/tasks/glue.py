@@ -26,15 +26,15 @@ _IDS = ("index", "id")
 
 
 def read(task: str, data: epath.PathLike, split: str) -> list[Record]:
-    """Records of a split; labels are names of :attr:`Glue.labels`, or numbers as written, and None in test splits.
+    """Records of a split; labels are names of ``Glue.labels``, or numbers as written, and None in test splits.
 
     GLUE has pairs with an empty text; they are kept. Lines of QQP that are broken by a line break in a question are skipped.
 
     Args:
-      task: one of :data:`TASKS`.
+      task: one of ``TASKS``.
       data: the directory of GLUE or of the task, with GLUE's own files; "tfds:glue/cola", a data set that TFDS downloads; or
         "tfds:" and the directory of a data set that TFDS prepared in ArrayRecord.
-      split: one of the task's :attr:`Glue.files`.
+      split: one of the task's ``Glue.files``.
 
     Raises:
       UserError: there is no such task, split, file or data set, or it has other contents.
@@ -161,9 +161,9 @@ def write_submission(
     """Write predictions for a test split in the format of gluebenchmark.com: ids and predictions under a header.
 
     Args:
-      task: one of :data:`TASKS`.
-      split: one of its :attr:`Glue.submissions`.
-      ids: [N], from :func:`read`.
+      task: one of ``TASKS``.
+      split: one of its ``Glue.submissions``.
+      ids: [N], from ``read``.
       predictions: [N] class indices, or scores, which are clipped to the range of STS-B, 0 to 5.
       labels: names of the model's classes, in the order of its outputs; empty for scores.
       directory: directory for the file, which gets the name that the server expects.

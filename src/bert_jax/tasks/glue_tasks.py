@@ -35,7 +35,7 @@ class Glue:
     files: Mapping[str, File]
     """By split: train, dev, test; for MNLI also dev_mismatched and test_mismatched."""
     metrics: tuple[str, ...]
-    """GLUE's official scores, named as in :mod:`bert_jax.tasks.metrics`."""
+    """GLUE's official scores, named as in [`bert_jax.tasks.metrics`][bert_jax.tasks.metrics]."""
     main_score: str
     """The score that the BERT paper reports (table 1), if the task is in that table."""
     submissions: Mapping[str, str]
@@ -151,7 +151,7 @@ def class_name(task: str, label: str, where: str) -> str:
     Raises:
       UserError: the task has no such class.
 
-    Example:
+    Examples:
       >>> class_name("cola", "1", "train.tsv, line 1")
       'acceptable'
     """

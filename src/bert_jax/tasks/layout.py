@@ -21,7 +21,7 @@ from bert_jax.tasks.task import Task
 class RowLayout:
     """How examples of a task share rows. Sharing changes neither their outputs nor their gradients.
 
-    Example:
+    Examples:
       >>> from bert_jax.tasks.example import EncodedText
       >>> from bert_jax.tasks.label_layout import ExampleLabels
       >>> examples = [Example((EncodedText(np.arange(4), 4),), np.int32(1)) for _ in range(3)]
@@ -81,14 +81,14 @@ class RowLayout:
         """Lay examples out in a batch.
 
         Args:
-          examples: the argument of :meth:`assign`.
+          examples: the argument of ``assign``.
           ids: an id for each example, from which its dropout is derived.
-          assigned: some rows of the result of :meth:`assign`.
+          assigned: some rows of the result of ``assign``.
           rows: rows of the batch, at least as many; the others are padding.
 
         Returns:
           ``input_ids, token_type_ids, position_ids, segment_ids`` int32 [B, S]; ``example_ids, cls_positions`` int32 [B, E];
-          ``labels`` and ``weights`` as :func:`bert_jax.training.losses.task` takes them; and the placement of each example, by
+          ``labels`` and ``weights`` as [`task`][bert_jax.training.losses.task] takes them; and the placement of each example, by
           its index in ``examples``.
         """
         batch = self._empty(rows)

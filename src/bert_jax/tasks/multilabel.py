@@ -37,7 +37,7 @@ class MultilabelClassification:
     Files are tables: the label column holds the labels of a row with commas between them, a JSON list in ``.jsonl``, and is
     empty for a row without labels.
 
-    Example:
+    Examples:
       >>> MultilabelClassification("multilabel").outputs(("news", "sport", "weather"))
       3
     """

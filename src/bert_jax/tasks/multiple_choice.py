@@ -29,7 +29,7 @@ _CHUNK = 1024
 class MultipleChoice:
     """The right one of several endings of a text.
 
-    Example:
+    Examples:
       >>> MultipleChoice("swag").outputs(())
       1
     """

@@ -29,7 +29,7 @@ _CERTAIN = 1e3
 class QuestionAnswering:
     """Answers to questions as spans of a context; in version 2.0 a question may have no answer.
 
-    Example:
+    Examples:
       >>> QuestionAnswering("squad2", version="2.0").main_score
       'best_f1'
     """

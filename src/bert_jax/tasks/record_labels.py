@@ -51,7 +51,7 @@ def label_names(records: Iterable[Record]) -> tuple[str, ...]:
     Raises:
       UserError: the labels of a record are unknown, no record has one, or there are more than 1,000.
 
-    Example:
+    Examples:
       >>> label_names([Record(("text",), None, "a.csv, line 2", "0", ("sport", "news"))])
       ('news', 'sport')
     """
@@ -99,7 +99,7 @@ def label_matrix(records: Sequence[Record], labels: Sequence[str]) -> np.ndarray
     Raises:
       UserError: the labels of a record are unknown, or one of them is not among the labels.
 
-    Example:
+    Examples:
       >>> label_matrix([Record(("text",), None, "a.csv, line 2", "0", ("c", "a"))], ("a", "b", "c")).tolist()
       [[1.0, 0.0, 1.0]]
     """

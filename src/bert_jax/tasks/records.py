@@ -21,7 +21,7 @@ from bert_jax.tokenizers import Tokenizer
 def columns_of(task_data: TaskDataConfig) -> Columns:
     """The names of a table's columns.
 
-    Example:
+    Examples:
       >>> columns_of(TaskDataConfig(text="sentence")).text
       'sentence'
     """
@@ -32,7 +32,7 @@ def read_split(source: Source, task: str, split: str, *, multilabel: bool = Fals
     """Records of a split; all but those of the test split must have a label.
 
     Raises:
-      UserError: the data are in TFDS, there is no such split, or :func:`bert_jax.tasks.tables.read` refuses the file.
+      UserError: the data are in TFDS, there is no such split, or [`read`][bert_jax.tasks.tables.read] refuses the file.
     """
     if source.data.startswith("tfds:"):
         raise UserError(f"{source.data}: only the tasks of GLUE are read from TFDS; give files.")

@@ -34,7 +34,7 @@ def get(name: str) -> Task:
     Raises:
       UserError: there is no such task.
 
-    Example:
+    Examples:
       >>> get("squad2").main_score
       'best_f1'
     """

@@ -128,7 +128,7 @@ class _SequenceTask(abc.ABC):
 class SequenceClassification(_SequenceTask):
     """One class for each text or pair.
 
-    Example:
+    Examples:
       >>> SequenceClassification("classify").outputs(("no", "yes"))
       2
     """

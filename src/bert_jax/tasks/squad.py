@@ -123,7 +123,7 @@ def features(
 
     Args:
       tokenizer: the model's.
-      questions: consecutive questions from :func:`read`.
+      questions: consecutive questions from ``read``.
       sequence_length: most tokens of a window, question and special tokens included.
       doc_stride: tokens from the start of one window to the start of the next.
       max_query_length: most tokens of a question; the others are cut off.

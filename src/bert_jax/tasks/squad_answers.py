@@ -17,7 +17,7 @@ from bert_jax.io import atomic
 from bert_jax.tasks.squad import Feature, Question
 
 PREDICTIONS, NBEST, ODDS = "predictions.json", "nbest_predictions.json", "null_odds.json"
-"""The files that :func:`write` makes, named as the original names them."""
+"""The files that ``write`` makes, named as the original names them."""
 # The original's answer if there is no candidate.
 _NOTHING = "empty"
 
@@ -72,7 +72,7 @@ def answer(
     threshold: float = 0.0,
     negative: bool,
 ) -> Answers:
-    """The best answers of some questions. For many questions, call it for slices of them, and :func:`join` the results.
+    """The best answers of some questions. For many questions, call it for slices of them, and ``join`` the results.
 
     In each window the ``n_best`` best starts are paired with the ``n_best`` best ends. A pair counts if both are tokens of the
     context, the start has its maximal context in this window, and the end is neither before the start nor too far behind it.

@@ -83,7 +83,7 @@ def read(path: epath.PathLike, columns: Columns, *, labelled: bool = True, multi
       path: a file, local or remote.
       columns: names of the columns.
       labelled: whether every row must have a label; otherwise rows without one have the label None.
-      multilabel: whether the label column holds any number of labels (:func:`labels_of`).
+      multilabel: whether the label column holds any number of labels (``labels_of``).
 
     Raises:
       UserError: the file is missing, is of another format than its ending, or has no such columns; a row has other columns, no
@@ -142,7 +142,7 @@ def labels_of(row: Row, name: str) -> tuple[str, ...] | None:
     Raises:
       UserError: a JSON value is not a list of strings and numbers, or a label is empty or damaged.
 
-    Example:
+    Examples:
       >>> labels_of(Row("a.csv, line 2", {"label": "sport, news"}), "label")
       ('sport', 'news')
     """
@@ -286,7 +286,7 @@ def split_file(data: epath.PathLike, split: str) -> epath.Path:
 def listed(names: Iterable[str]) -> str:
     """Names with commas between them, the first twenty.
 
-    Example:
+    Examples:
       >>> listed(["a", "b"])
       'a, b'
     """

@@ -15,9 +15,9 @@ from bert_jax.tasks.label_layout import LabelLayout
 class Task(Protocol):
     """A task: how its files become examples, and how a model's outputs become scores and results.
 
-    There is one class for each kind of task, in a module of its own; :mod:`bert_jax.tasks.registry` holds an instance for each
-    name. A new kind of task is a class with these members, a line in the registry, and its name in
-    :data:`bert_jax.config.finetuning.TaskName`. A head of a new kind also needs a loss in :mod:`bert_jax.training.losses`.
+    There is one class for each kind of task, in a module of its own; ``tasks/registry.py`` holds an instance for each name. A new
+    kind of task is a class with these members, a line in the registry, and its name in ``config.finetuning.TaskName``. A head of a
+    new kind also needs a loss in ``training/losses.py``.
     """
 
     @property
@@ -45,7 +45,7 @@ class Task(Protocol):
         """Whether each output of the head has a name, such as a class or a tag."""
 
     def outputs(self, labels: Sequence[str]) -> int:
-        """Number of outputs of the head, for the names that :meth:`train` returns."""
+        """Number of outputs of the head, for the names that ``train`` returns."""
 
     def label_layout(self, outputs: int) -> LabelLayout:
         """Where labels stand in a batch, for a head with so many outputs."""
@@ -67,13 +67,13 @@ class Task(Protocol):
           threshold: SQuAD 2.0: null odds above which no answer is given.
 
         Raises:
-          UserError: as for :meth:`train`; or the split holds a label that the model does not have.
+          UserError: as for ``train``; or the split holds a label that the model does not have.
         """
 
     def stream(
         self, source: Source, path: epath.PathLike, labels: Sequence[str], *, threshold: float = 0.0
     ) -> Iterator[StreamChunk]:
-        """Read the records or questions of a file in chunks; labels in the file are ignored. Arguments as for :meth:`split`."""
+        """Read the records or questions of a file in chunks; labels in the file are ignored. Arguments as for ``split``."""
 
     def constant_score(self, examples: Sequence[Example], labels: Sequence[str], split: Split) -> float:
         """Main score on a split of the constant answer that is most frequent in the training examples."""

@@ -63,7 +63,7 @@ def accuracy_scores(gold: Tags, predicted: Tags, labels: Sequence[str]) -> Score
 class TokenClassification:
     """A tag for each word, predicted at its first token.
 
-    Example:
+    Examples:
       >>> TokenClassification("ner", kind="ner", main_score="f1", score_tags=entity_scores).outputs(("B-LOC", "I-LOC", "O"))
       3
     """
@@ -175,7 +175,7 @@ def encode(
       sentences: sentences of any number of files.
       labels: tags in the order of the model's outputs; unused if no sentence has tags.
       sequence_length: most tokens of a window, special tokens included.
-      context: see :data:`Context`.
+      context: see ``Context``.
 
     Raises:
       UserError: the sequence length leaves no room for text, or some sentences have tags and others have none.
@@ -214,7 +214,7 @@ def decode(
     """Predicted tags of each sentence.
 
     Args:
-      windows: the result of :func:`encode` for the sentences.
+      windows: the result of ``encode`` for the sentences.
       predicted: for each window logits [N, labels] or label indices, int [N]; N may include padding after the window.
       sentences: the same sentences.
       labels: the same labels.

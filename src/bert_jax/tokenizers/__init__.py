@@ -52,14 +52,14 @@ def train(texts: Callable[[], Iterable[str]], *, kind: Kind, size: int, lowercas
     Raises:
       UserError: the text does not yield a vocabulary of this size.
 
-    Example:
+    Examples:
       >>> from bert_jax import tokenizers
       >>> texts = lambda: ["a small text to learn from", "and another small text"] * 10
       >>> tokenizer = tokenizers.train(texts, kind="wordpiece", size=60)
       >>> tokenizer.tokens[:5]
       ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]']
       >>> ids = tokenizer.encode(["another text"])[0].ids
-      >>> tokenizer.decode(ids)
+      >>> tokenizer.decode(ids.tolist())
       'another text'
     """
     if kind == "wordpiece":

@@ -48,9 +48,9 @@ def default_runs_per_device(count: int, size: int) -> int:
 
 
 class EnsembleLauncher:
-    """A :class:`bert_jax.training.launchers.Launcher` of several runs, some of them side by side by ``vmap``.
+    """A [`Launcher`][bert_jax.training.launchers.Launcher] of several runs, some of them side by side by ``vmap``.
 
-    Groups take turns on the local devices. States, batches and results are :class:`Groups`.
+    Groups take turns on the local devices. States, batches and results are ``Groups``.
 
     Args:
       count: runs.
@@ -142,7 +142,7 @@ class EnsembleLauncher:
 
 
 def select_run(groups: Sequence[range], values: Groups, index: int) -> Any:
-    """What belongs to one run in :class:`Groups`."""
+    """What belongs to one run in ``Groups``."""
     group, value = next(pair for pair in zip(groups, values, strict=True) if index in pair[0])
     return value if len(group) == 1 else jax.tree.map(lambda leaf: leaf[index - group[0]], value)
 

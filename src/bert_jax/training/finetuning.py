@@ -24,9 +24,9 @@ from bert_jax.config.finetuning import FREE_ON_RESUME, FinetuneConfig
 from bert_jax.config.model import ModelConfig
 from bert_jax.config.validation import differences
 from bert_jax.errors import UserError
+from bert_jax.models.encoder import attention_implementation
 from bert_jax.models.heads import POOLED_HEADS, init_params
 from bert_jax.models.loaded import LoadedModel
-from bert_jax.ops.attention import select
 from bert_jax.tasks import registry
 from bert_jax.tasks.example import Example, Source, Split
 from bert_jax.tasks.layout import RowLayout, Shuffled
@@ -74,9 +74,9 @@ class TaskData(NamedTuple):
 def finetune(config: FinetuneConfig) -> Result:
     """Fine-tune the run that ``config`` describes, or resume it: one model, or an ensemble of several seeds and rates.
 
-    The step, the trainer and the checkpoints are those of :func:`bert_jax.pretrain`, and so are the guarantees. The model with
-    the best score on the first development split is kept in the directory "best" of the run, where :func:`bert_jax.load` and
-    :class:`bert_jax.Predictor` find it.
+    The step, the trainer, the checkpoints and the guarantees are those of [`pretrain`][bert_jax.pretrain]. The model with the best
+    score on the first development split is kept in the directory "best" of the run, where [`load`][bert_jax.load] and
+    [`Predictor`][bert_jax.Predictor] find it.
 
     Args:
       config: the run.
@@ -88,31 +88,10 @@ def finetune(config: FinetuneConfig) -> Result:
       UserError: the config does not fit the data, the model, the devices, or the contents of the run directory.
       RunError: the loss is not finite, or a checkpoint cannot be written or read.
 
-    Example:
-      >>> import pathlib, tempfile
-      >>> directory = pathlib.Path(tempfile.mkdtemp())
-      >>> rows = ["label,text", "yes,good", "no,bad", "yes,good good", "no,bad bad"]
-      >>> for split in ("train", "dev"):
-      ...     size = (directory / f"{split}.csv").write_text("\\n".join(rows))
-      >>> tokenizer = bert_jax.tokenizers.train(lambda: ["good bad"] * 9, kind="wordpiece", size=20)
-      >>> config = bert_jax.ModelConfig.size("tiny", vocab_size=len(tokenizer.tokens))
-      >>> params = bert_jax.models.heads.init_params(config, jax.random.key(0))
-      >>> report = bert_jax.save(bert_jax.Bert(config, params, tokenizer), directory / "model", to="orbax")
-      >>> run = bert_jax.FinetuneConfig(
-      ...     run=str(directory / "run"),
-      ...     task="classify",
-      ...     init=str(directory / "model"),
-      ...     data=str(directory),
-      ...     task_data=bert_jax.TaskDataConfig(sequence_length=16),
-      ...     mesh=bert_jax.MeshConfig(data=-1),
-      ...     batch_size=2,
-      ...     epochs=1.0,
-      ... )
-      >>> bert_jax.finetune(run).step
-      2
-      >>> predictor = bert_jax.Predictor.load(run.run)
-      >>> [prediction["id"] for prediction in predictor.predict(directory / "dev.csv")]
-      ['0', '1', '2', '3']
+    Examples:
+      >>> bert_jax.finetune(bert_jax.FinetuneConfig(run="run", task="classify", init="no-such-model", data="data"))
+      Traceback (most recent call last):
+      bert_jax.errors.UserError: There is no model no-such-model; ...
     """
     if config.distributed:
         jax.distributed.initialize()
@@ -125,13 +104,7 @@ def finetune(config: FinetuneConfig) -> Result:
         raise UserError(
             f"{len(data.examples)} examples make no batch of {config.batch_size} in {config.epochs} epochs; use a smaller one."
         )
-    attention = select(
-        model.attention,
-        dtype=model.dtype,
-        sequence_length=config.task_data.sequence_length,
-        head_size=model.head_size,
-        dropout=model.attention_probs_dropout_prob > 0,
-    )
+    attention = attention_implementation(model, config.task_data.sequence_length, training=True)
     # Checkpoints store the states in groups, so the grouping belongs to the run.
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(pretrained.params))
     runs_per_device = config.runs_per_device or default_runs_per_device(config.num_runs, size)
@@ -168,7 +141,7 @@ def _open(config: FinetuneConfig, pretrained: LoadedModel) -> TaskData:
 
 
 class FinetuningJob:
-    """A :class:`bert_jax.training.trainer.TrainingJob` that trains a task's head, and the encoder, from a pretrained model.
+    """A [`TrainingJob`][bert_jax.training.trainer.TrainingJob] that trains a task's head, and the encoder, from a pretrained model.
 
     Args:
       config: the run.

@@ -46,7 +46,7 @@ class Launcher(Protocol):
         ...
 
     def compile_rows(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Compile ``function(params, batch)``, the result of which has the batch's rows; read it with :meth:`collect`."""
+        """Compile ``function(params, batch)``, the result of which has the batch's rows; read it with ``collect``."""
         ...
 
     def create(self, init: Callable[[Any], Any], shardings: Any, source: Any) -> Any:
@@ -58,7 +58,7 @@ class Launcher(Protocol):
         ...
 
     def collect(self, tree: Any) -> Any:
-        """All rows of a result of :meth:`compile_rows`, as NumPy arrays on every process."""
+        """All rows of a result of ``compile_rows``, as NumPy arrays on every process."""
         ...
 
     def shardings(self, shapes: Any) -> Any:
@@ -176,7 +176,7 @@ class PmapLauncher(_SingleRun):
     """``jax.pmap``: replicated data parallelism over all devices of one or several processes.
 
     The state is one array per leaf, not one per device: replicas are equal by construction. In several processes ``pmap``
-    returns arrays of the process's own devices, which :meth:`storable` makes global again.
+    returns arrays of the process's own devices, which ``storable`` makes global again.
     """
 
     axis_name: str | None = AXIS

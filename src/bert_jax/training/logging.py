@@ -122,7 +122,7 @@ def read_metrics(run: epath.PathLike) -> list[dict[str, Any]]:
     Args:
       run: the run directory.
 
-    Example:
+    Examples:
       >>> read_metrics("no-such-run")
       []
     """

@@ -34,7 +34,7 @@ MAX_LOGITS_PER_DEVICE = 2**26
 def label_logits(logits: Float[Array, "*B C"], labels: Int[Array, "*B"]) -> Float[Array, "*B"]:
     """The logit of each label; a masked sum, not a lookup, because the class axis may be sharded.
 
-    Example:
+    Examples:
       >>> label_logits(jnp.array([[1.0, 2.0], [3.0, 4.0]]), jnp.array([1, 0])).tolist()
       [2.0, 3.0]
     """
@@ -58,7 +58,7 @@ def classification(logits: Float[Array, "*B C"], labels: Int[Array, "*B"], weigh
     Returns:
       (loss, weight) in nats and (right, weight).
 
-    Example:
+    Examples:
       >>> (loss, weight), (right, _) = classification(jnp.zeros((3, 2)), jnp.array([0, 1, 1]), jnp.ones(3))
       >>> round(float(loss / weight), 4), float(right)
       (0.6931, 3.0)
@@ -74,7 +74,7 @@ def classification(logits: Float[Array, "*B C"], labels: Int[Array, "*B"], weigh
 def masked_lm(
     states: Float[Array, "B M D"], decoder: Decoder, labels: Int[Array, "B M"], weights: Float[Array, "B M"]
 ) -> tuple[Sum, Sum]:
-    """:func:`classification` over the vocabulary, in chunks of the M positions if all logits would need too much memory.
+    """``classification`` over the vocabulary, in chunks of the M positions if all logits would need too much memory.
 
     The backward pass recomputes the logits of each chunk.
     """
@@ -135,7 +135,7 @@ def task_logits(
     """float32 logits of a task's head, with dropout on its input (section 4 and appendix A.3).
 
     ``question_answering`` has no dropout there, as in the original's ``run_squad.py``. Arguments as for
-    :func:`bert_jax.models.readout.readout`.
+    [`readout`][bert_jax.models.readout.readout].
     """
     encoded = readout(config, params, batch, key=key, freeze_encoder=freeze_encoder)
     rate = config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
@@ -153,7 +153,7 @@ def task(
 ) -> Sums:
     """Loss and accuracy of a task on a batch with ``labels`` and ``weights``, which have a shape that depends on the head.
 
-    See :data:`TASK_LOSSES`. Arguments as for :func:`task_logits`.
+    See ``TASK_LOSSES``. Arguments as for ``task_logits``.
 
     Returns:
       Sums under ``task_loss`` and, except for regression, ``accuracy``.
@@ -217,7 +217,7 @@ def means(sums: Sums, losses: Iterable[str] = PRETRAINING) -> dict[str, Array]:
 
     ``loss`` is the sum of the means that ``losses`` names: by default the paper's, the mean MLM loss plus the mean NSP loss.
 
-    Example:
+    Examples:
       >>> {name: float(value) for name, value in means({"task_loss": (jnp.float32(6), jnp.float32(4))}, ["task_loss"]).items()}
       {'loss': 1.5, 'task_loss': 1.5}
     """

@@ -25,7 +25,7 @@ def schedule(config: OptimConfig, steps: int) -> optax.Schedule:
       config: peak, warm-up and form of the decay.
       steps: length of the run.
 
-    Example:
+    Examples:
       >>> rate = schedule(bert_jax.OptimConfig(peak_lr=1.0, warmup_steps=10), 100)
       >>> [round(float(rate(step)), 2) for step in (0, 5, 10, 100)]
       [0.0, 0.5, 0.9, 0.0]
@@ -44,8 +44,9 @@ def schedule(config: OptimConfig, steps: int) -> optax.Schedule:
 def decayed(params: optax.Params) -> optax.Params:
     """Mask of the parameters with weight decay: all but biases and layer norms (the original's ``exclude_from_weight_decay``).
 
-    Example:
-      >>> decayed({"dense": {"kernel": 0, "bias": 0}, "norm": {"scale": 0}})
+    Examples:
+      >>> zero = jnp.zeros(1)
+      >>> decayed({"dense": {"kernel": zero, "bias": zero}, "norm": {"scale": zero}})
       {'dense': {'bias': False, 'kernel': True}, 'norm': {'scale': False}}
     """
 
@@ -75,7 +76,7 @@ def scale_by_bert_adam(b1: float, b2: float, eps: float) -> optax.GradientTransf
       b1, b2: decay rates of the first and second moment.
       eps: constant added to the denominator.
 
-    Example:
+    Examples:
       >>> transformation = scale_by_bert_adam(0.9, 0.999, 1e-6)
       >>> updates, _ = transformation.update(jnp.array(1.0), transformation.init(jnp.array(0.0)))
       >>> round(float(updates), 2)
@@ -176,7 +177,7 @@ def _layer_by_layer(inner: optax.GradientTransformation) -> optax.GradientTransf
 def _schedule_free(config: OptimConfig, rate: optax.Schedule) -> optax.GradientTransformation:
     """Schedule-free AdamW (Defazio et al. 2024), in which the parameters are the average, with which the model is evaluated.
 
-    In Optax's form the parameters are :func:`gradient_point` instead.
+    In Optax's form the parameters are ``gradient_point`` instead.
     """
     inner = optax.contrib.schedule_free(
         optax.chain(
@@ -206,7 +207,7 @@ def gradient_point(state: optax.OptState, params: optax.Params) -> optax.Params:
     """Parameters at which gradients are taken: the parameters themselves; for "schedule_free" b1 · average + (1 - b1) · iterate.
 
     Args:
-      state: state of an optimizer from :func:`make_optimizer`.
+      state: state of an optimizer from ``make_optimizer``.
       params: the parameters, which for "schedule_free" are the average of the iterates.
     """
 
@@ -229,10 +230,10 @@ def make_optimizer(config: OptimConfig, steps: int, *, scale_rate: Float[Array, 
     """Build the optimizer: clip by global norm, scale, decay weights, trust ratio (LAMB), learning rate, in the original's order.
 
     Args:
-      config, steps: as for :func:`schedule`.
+      config, steps: as for ``schedule``.
       scale_rate: factor on the learning rate; it may differ among the runs of an ensemble that share a compiled program.
 
-    Example:
+    Examples:
       >>> optimizer = make_optimizer(bert_jax.OptimConfig(warmup_steps=0), 100)
       >>> params = {"kernel": jnp.ones(2)}
       >>> updates, state = optimizer.update({"kernel": jnp.ones(2)}, optimizer.init(params), params)

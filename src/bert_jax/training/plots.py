@@ -15,7 +15,7 @@ from bert_jax.training.logging import RUN_PREFIX, read_metrics
 CURVES, STABILITY = "curves.png", "stability.png"
 """Names of the figures in a run directory."""
 COLORS = {"masked": "#f4a9a0", "random": "#f7d488", "kept": "#a9cdf0", "hidden, not predicted": "#d9d9d9", "": None}
-"""Kind of a token in :func:`masks` -> its color; "" is a token that was not selected."""
+"""Kind of a token in ``masks`` -> its color; "" is a token that was not selected."""
 
 Arrays = Mapping[str, Any]
 """A batch on the host or on the device."""
@@ -29,7 +29,7 @@ def curves(run: epath.PathLike | Mapping[str, Sequence[epath.PathLike]]) -> Figu
     accuracy at the paper's mask rate of 15 %, with 95 % confidence intervals, and the mask rate in training.
 
     Args:
-      run: a run directory; or for each config, by name, the run directories of its seeds, as in :attr:`bert_jax.Sweep.runs`.
+      run: a run directory; or for each config, by name, the run directories of its seeds, as in ``Sweep.runs``.
     """
     if isinstance(run, Mapping):
         return _compare(run)
@@ -78,7 +78,7 @@ def masks(tokens: Sequence[str], before: Arrays, after: Arrays, *, rows: int = 3
     Args:
       tokens: the tokenizer's tokens, by id.
       before: the batch, with ``input_ids`` and ``segment_ids`` [B, S].
-      after: the result of :func:`bert_jax.mask_tokens` for it.
+      after: the result of [`mask_tokens`][bert_jax.mask_tokens] for it.
       rows: number of rows that are drawn.
       columns: characters in a line.
     """
@@ -135,7 +135,7 @@ def _words(tokens: Sequence[str], before: Arrays, after: Arrays, row: int) -> It
 
 
 def _kinds(before: Arrays, after: Arrays, row: int) -> list[str]:
-    """The kind of each token of a row, a key of :data:`COLORS`."""
+    """The kind of each token of a row, a key of ``COLORS``."""
     changed = np.asarray(before["input_ids"][row]) != np.asarray(after["input_ids"][row])
     kinds = ["hidden, not predicted" if is_changed else "" for is_changed in changed.tolist()]
     predictions = (np.asarray(after[f"mlm_{name}"][row]).tolist() for name in ("positions", "weights", "kinds"))

@@ -24,8 +24,8 @@ from bert_jax.data.corpus import Corpus
 from bert_jax.errors import UserError
 from bert_jax.masking import ResolvedMaskPolicy
 from bert_jax.masking.policy import with_identity
+from bert_jax.models.encoder import attention_implementation
 from bert_jax.models.heads import PRETRAINING
-from bert_jax.ops.attention import select
 from bert_jax.training import launchers, losses, optimizers, plots, step
 from bert_jax.training.launchers import Launcher
 from bert_jax.training.logging import Scores, log
@@ -54,7 +54,7 @@ def pretrain(config: Config) -> Result:
       UserError: the config does not fit the corpus, the devices, or the contents of the run directory.
       RunError: the loss is not finite, or a checkpoint cannot be written or read.
 
-    Example:
+    Examples:
       >>> import pathlib, tempfile
       >>> from bert_jax.data.corpus import write_corpus
       >>> directory = pathlib.Path(tempfile.mkdtemp())
@@ -75,16 +75,8 @@ def pretrain(config: Config) -> Result:
         jax.distributed.initialize()
     config, corpus, policy = _open(config)
     launcher = launchers.launch(config)
-    model = config.model
     attention, scoring = (
-        select(
-            model.attention,
-            dtype=model.dtype,
-            sequence_length=config.data.sequence_length,
-            head_size=model.head_size,
-            dropout=dropout > 0,
-        )
-        for dropout in (model.attention_probs_dropout_prob, 0.0)
+        attention_implementation(config.model, config.data.sequence_length, training=training) for training in (True, False)
     )
     text = config.to_json()
     # Functions are compared by their identity, as they are stored.
@@ -103,7 +95,7 @@ def resolve(config: Config) -> Config:
 
 
 class PretrainingJob:
-    """A :class:`bert_jax.training.trainer.TrainingJob` that minimizes the MLM and NSP losses on a corpus.
+    """A [`TrainingJob`][bert_jax.training.trainer.TrainingJob] that minimizes the MLM and NSP losses on a corpus.
 
     Args:
       config: the run.

@@ -96,7 +96,7 @@ def make_train_step(objective: Objective, optimizer: optax.GradientTransformatio
 
     Args:
       objective: what is minimized.
-      optimizer: from :func:`bert_jax.training.optimizers.make_optimizer`.
+      optimizer: from [`make_optimizer`][bert_jax.training.optimizers.make_optimizer].
       axis_name: the axis over which a launcher maps rows (``pmap``); None where arrays are global.
     """
 
@@ -133,10 +133,10 @@ def make_eval_step(
 
     Args:
       model: the model.
-      policy: from :meth:`bert_jax.ResolvedMaskPolicy.held_out`.
+      policy: from [`ResolvedMaskPolicy.held_out`][bert_jax.ResolvedMaskPolicy.held_out].
       unigram: log-probability of each token by its frequency; its loss on the same masked tokens is the ``unigram_loss`` that a
         model has to beat. ``nsp_random`` is the share of random pairs.
-      axis_name: as for :func:`make_train_step`.
+      axis_name: as for ``make_train_step``.
     """
 
     def eval_step(params: Params, batch: Batch) -> Sums:

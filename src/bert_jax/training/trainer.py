@@ -7,7 +7,6 @@ import math
 import signal
 import time
 from collections.abc import Callable
-from types import FrameType
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -24,6 +23,7 @@ from bert_jax.models.loaded import LoadedModel
 from bert_jax.training import plots
 from bert_jax.training.launchers import Launcher
 from bert_jax.training.logging import RunLog, Scores, read_metrics
+from bert_jax.training.signals import StopSignal
 from bert_jax.training.step import TrainStep
 
 CONFIG = "config.json"
@@ -54,8 +54,8 @@ class Counts(NamedTuple):
 
 @runtime_checkable
 class TrainingJob(Protocol):
-    """What a run trains and how it is scored: :class:`bert_jax.training.pretraining.PretrainingJob` and
-    :class:`bert_jax.training.finetuning.FinetuningJob`. The trainer does everything else."""
+    """What a run trains and how it is scored: [`PretrainingJob`][bert_jax.training.pretraining.PretrainingJob] and
+    [`FinetuningJob`][bert_jax.training.finetuning.FinetuningJob]. The trainer does everything else."""
 
     run_dir: str
     train: TrainConfig
@@ -64,7 +64,7 @@ class TrainingJob(Protocol):
     """Pure and not yet compiled."""
     batches: Batches
     source: Any
-    """Arrays that :meth:`init` starts from."""
+    """Arrays that ``init`` starts from."""
     split: str
     """Name of the split that evaluations score."""
     best: str | None
@@ -112,7 +112,7 @@ class Result(NamedTuple):
 
 
 def fit(job: TrainingJob) -> Result:
-    """Train to the last step, or resume; :func:`bert_jax.pretrain` documents the guarantees.
+    """Train to the last step, or resume; [`pretrain`][bert_jax.pretrain] documents the guarantees.
 
     Raises:
       UserError: the run was started with other data.
@@ -285,34 +285,6 @@ class Trainer:
     def _last_scores(self) -> Scores | None:
         lines = self._score_lines()
         return {name: value for name, value in lines[-1].items() if name not in ("step", "split", "seconds")} if lines else None
-
-
-class StopSignal:
-    """SIGINT and SIGTERM during a run, with the same answer on every process."""
-
-    def __init__(self) -> None:
-        self.signal: signal.Signals | None = None
-        """What this process received; decisive only in a single process."""
-        # Of several processes, JAX's own handler receives SIGTERM; ours would replace it.
-        handled = (signal.SIGINT, signal.SIGTERM) if jax.process_count() == 1 else ()
-        self._previous = {name: signal.signal(name, self._handle) for name in handled}
-
-    def agreed(self, step: int) -> signal.Signals | None:
-        """The signal to stop by after this step, or None; every process calls it once per step."""
-        if jax.process_count() == 1:
-            return self.signal
-        return signal.SIGTERM if multihost_utils.reached_preemption_sync_point(step) else None
-
-    def restore(self) -> None:
-        """Reinstall the previous handlers."""
-        for name, handler in self._previous.items():
-            signal.signal(name, handler)
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        del frame
-        # A second signal acts at once.
-        self.restore()
-        self.signal = signal.Signals(number)
 
 
 def open_run_dir(run: epath.PathLike, text: str, differences: Callable[[str], list[str]]) -> None:

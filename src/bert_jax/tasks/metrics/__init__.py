@@ -10,7 +10,7 @@ import numpy as np
 from bert_jax.errors import UserError
 
 METRICS = ("accuracy", "f1", "macro_f1", "matthews", "pearson", "spearman", "mae")
-"""Scores that :func:`score` computes."""
+"""Scores that ``score`` computes."""
 _OF_NUMBERS = ("pearson", "spearman", "mae")
 
 
@@ -22,7 +22,7 @@ def score(names: Sequence[str], gold: np.ndarray, predicted: np.ndarray, *, posi
     that neither occurs nor is predicted, and correlations with constants or of a single example.
 
     Args:
-      names: some of :data:`METRICS`.
+      names: some of ``METRICS``.
       gold: [N] class indices, or scores for ``pearson``, ``spearman`` and ``mae``.
       predicted: [N] predictions, of the same kind.
       positive: index of the class of ``f1``.
@@ -31,7 +31,7 @@ def score(names: Sequence[str], gold: np.ndarray, predicted: np.ndarray, *, posi
       UserError: a prediction is not a finite number.
       ValueError: there are no examples, shapes differ, a name is unknown, or ``f1`` has no positive class.
 
-    Example:
+    Examples:
       >>> score(("accuracy",), np.array([0, 1, 1, 1]), np.array([0, 1, 0, 1]))
       {'accuracy': 0.75}
     """
@@ -77,7 +77,7 @@ def multilabel_scores(gold: np.ndarray, predicted: np.ndarray) -> dict[str, floa
     Raises:
       ValueError: there are no examples, or shapes differ.
 
-    Example:
+    Examples:
       >>> multilabel_scores(np.array([[True, False], [True, True]]), np.array([[True, False], [True, False]]))["exact"]
       0.5
     """
@@ -107,7 +107,7 @@ def best_threshold(gold: np.ndarray, probability: np.ndarray) -> tuple[float, fl
       The threshold, between the lowest accepted and the next lower probability, so that it does not depend on rounding; and
       the F1. If no example has the label, 0.5 and 0.
 
-    Example:
+    Examples:
       >>> best_threshold(np.array([True, True, False]), np.array([0.9, 0.4, 0.2]))
       (0.30000000000000004, 1.0)
     """

@@ -38,7 +38,7 @@ def score(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> 
     Raises:
       UserError: a sentence has another number of tags in ``predicted`` than in ``gold``.
 
-    Example:
+    Examples:
       >>> score([["B-LOC", "O", "B-PER"]], [["B-LOC", "O", "O"]])["recall"]
       0.5
     """

@@ -37,7 +37,7 @@ def score(
       null_odds: score of no answer relative to the best answer, by question id, for example from ``null_odds.json``.
       threshold: null odds above which a prediction counts as no answer; 1 in the official script. Predictions that were made
         with a lower threshold stay as they are.
-      version: see :data:`Version`.
+      version: see ``Version``.
 
     Returns:
       ``exact``, ``f1`` and ``total``, a count; for 2.0 also ``HasAns_*`` and ``NoAns_*`` for the questions with and without
@@ -51,7 +51,7 @@ def score(
       UserError: there are no questions, a prediction or odds are missing (the scripts count 0 or skip the question), or data
         for version 1.1 have null odds or a question without an answer.
 
-    Example:
+    Examples:
       >>> score({"q": ["the Eiffel Tower"]}, {"q": "Eiffel tower"}, version="1.1")["exact"]
       100.0
     """
@@ -92,7 +92,7 @@ def _require_all(name: str, values: Mapping[str, object], gold: Mapping[str, Seq
 def normalize(text: str) -> str:
     """Lower case without ASCII punctuation, English articles and superfluous white space, as in both scripts.
 
-    Example:
+    Examples:
       >>> normalize("The  Eiffel-Tower!")
       'eiffeltower'
     """
