@@ -390,3 +390,14 @@ def test_the_step_trains_on_a_frozen_encoder(name):
     start = named(params)
     for leaf, value in named(state.params).items():
         assert np.array_equal(value, start[leaf]) == (not is_trained(leaf)), leaf
+
+
+@pytest.mark.parametrize(
+    "transformation",
+    [optimizers.scale_by_layer_trust_ratio(), optimizers.make_optimizer(OptimConfig(name="schedule_free", warmup_steps=0), 10)],
+    ids=["lamb", "schedule_free"],
+)
+def test_an_update_needs_the_parameters(transformation):
+    params = {"bert": {"dense": {"kernel": jnp.ones((2, 2))}}}
+    with pytest.raises(ValueError, match="needs the parameters"):
+        transformation.update(params, transformation.init(params), None)

@@ -117,7 +117,7 @@ def scale_by_layer_trust_ratio() -> optax.GradientTransformation:
         updates: optax.Updates, state: optax.EmptyState, params: optax.Params | None = None
     ) -> tuple[optax.Updates, optax.EmptyState]:
         if params is None:
-            raise ValueError(optax.NO_PARAMS_MSG)
+            raise ValueError("The update needs the parameters: update(updates, state, params).")
         return jax.tree_util.tree_map_with_path(scale, updates, params, decayed(params)), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
@@ -194,7 +194,7 @@ def _schedule_free(config: OptimConfig, rate: optax.Schedule) -> optax.GradientT
         updates: optax.Updates, state: optax.contrib.ScheduleFreeState, params: optax.Params | None = None
     ) -> tuple[optax.Updates, optax.contrib.ScheduleFreeState]:
         if params is None:
-            raise ValueError(optax.NO_PARAMS_MSG)
+            raise ValueError("The update needs the parameters: update(updates, state, params).")
         point = gradient_point(state, params)
         updates, state = inner.update(updates, state, point)
         average = optax.contrib.schedule_free_eval_params(state, optax.apply_updates(point, updates))
