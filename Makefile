@@ -47,7 +47,7 @@ runs/topics: $(TEXT)
 bench: $(VENV)/installed-test runs/corpus
 	$(BIN)/python experiments/benchmarks/step.py --out runs/bench/bfloat16
 	$(BIN)/python experiments/benchmarks/step.py --dtype float32 --rounds 3 --batches 2 --out runs/bench/float32
-	$(BIN)/python experiments/benchmarks/step.py --length 512 --batch 2 --corpus runs/corpus --rounds 3 --out runs/bench/text
+	$(BIN)/python experiments/benchmarks/step.py --sequence-length 512 --batch-size 2 --corpus runs/corpus --rounds 3 --out runs/bench/text
 	$(BIN)/python experiments/benchmarks/step.py --what encode --out runs/bench/encode
 	$(BIN)/python experiments/benchmarks/pipeline.py runs/corpus --seconds 5
 

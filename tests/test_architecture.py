@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -73,6 +74,16 @@ def test_modules_are_documented_and_small(path):
             assert ast.get_docstring(node) or node.name == "main", f"{path}: {node.name} has no docstring"
         if isinstance(node, ast.FunctionDef):
             assert node.end_lineno - node.lineno < MAX_FUNCTION_LINES, f"{path}: {node.name} is long"
+
+
+def test_lines_of_options_end_where_a_clause_does():
+    """``--help`` keeps the line breaks of a field's docstring."""
+    for path in [*(SOURCE / "config").rglob("*.py"), *(SOURCE / "cli").rglob("*.py"), SOURCE / "evaluation" / "seeds.py"]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            for field, text in itertools.pairwise(node.body) if isinstance(node, ast.ClassDef) else ():
+                if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
+                    lines = inspect.cleandoc(text.value.value).splitlines()
+                    assert all(line.endswith((".", ":", ";")) for line in lines), f"{path}:{text.lineno}"
 
 
 def test_the_train_step_is_short():

@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("corpus")
     parser.add_argument("what", choices=("optimizers", "precision"))
     parser.add_argument("--steps", type=int, default=1200)
-    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--every", type=int, default=100, help="steps between held-out losses")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rates", type=float, nargs="+", default=[1e-3, 2e-3, 4e-3])
@@ -61,7 +61,7 @@ def main() -> None:
 
 def run(options: argparse.Namespace, name: str, rate: float, seed: int) -> dict[str, list[float]]:
     """Train one variant, or read its result: steps of the held-out losses, the losses, and the seconds of each step."""
-    settings = "-".join(map(str, (name.replace(" ", "_"), rate, seed, options.steps, options.batch, options.every)))
+    settings = "-".join(map(str, (name.replace(" ", "_"), rate, seed, options.steps, options.batch_size, options.every)))
     path = options.out / f"{Path(options.corpus).name}-{settings}.json"
     if not path.exists():
         path.write_text(json.dumps(train(options, name, rate, seed)))
@@ -104,7 +104,7 @@ def config_for(options: argparse.Namespace, corpus: corpora.Corpus, name: str, r
     tokens = len(corpus.tokenizer.tokens)
     return bert_jax.Config(
         run="",
-        data=bert_jax.DataConfig(options.corpus, sequence_length=64, batch_size=options.batch),
+        data=bert_jax.DataConfig(options.corpus, sequence_length=64, batch_size=options.batch_size),
         model=bert_jax.ModelConfig.size(
             "tiny",
             vocab_size=tokens,

@@ -1,7 +1,7 @@
 """Cost of masking: the time of each policy and of a whole training step, and how often its program is compiled.
 
-    python experiments/benchmarks/masks.py --size base --rows 8 --length 128
-    python experiments/benchmarks/masks.py --size mini --rows 32 --length 128 --rounds 40
+    python experiments/benchmarks/masks.py --size base --batch-size 8 --sequence-length 128
+    python experiments/benchmarks/masks.py --size mini --batch-size 32 --sequence-length 128 --rounds 40
 
 Times are medians over rounds; each round runs the training step and every policy once.
 """
@@ -40,12 +40,12 @@ MASK_ID, VOCAB = 103, 30_522
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", default="base")
-    parser.add_argument("--rows", type=int, default=8)
-    parser.add_argument("--length", type=int, default=128)
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--sequence-length", type=int, default=128)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
-    data = bert_jax.DataConfig("", sequence_length=options.length, batch_size=options.rows)
+    data = bert_jax.DataConfig("", sequence_length=options.sequence_length, batch_size=options.batch_size)
     model = bert_jax.ModelConfig.size(options.size, vocab_size=VOCAB, dtype=options.dtype)
     config = bert_jax.Config(run="", data=data, model=model, train=bert_jax.TrainConfig(steps=STEPS), optim=OPTIM)
     launcher = launchers.launch(config)
@@ -53,7 +53,7 @@ def main() -> None:
     turns = {"a training step": trained(config, launcher, batch)}
     programs = {}
     for name, fields in POLICIES.items():
-        programs[name] = jax.jit(functools.partial(masked, resolved(bert_jax.MaskPolicy(**fields), options.length)))
+        programs[name] = jax.jit(functools.partial(masked, resolved(bert_jax.MaskPolicy(**fields), options.sequence_length)))
         turns[name] = functools.partial(programs[name], batch)
     seconds: dict[str, list[float]] = {name: [] for name in turns}
     for index in range(options.rounds + 1):
@@ -64,7 +64,7 @@ def main() -> None:
             if index:
                 seconds[name].append(time.perf_counter() - start)
     whole = np.median(seconds["a training step"])
-    print(f"{options.size}, {options.dtype}, {options.rows} x {options.length}: a training step takes {whole:.3f} s")
+    print(f"{options.size}, {options.dtype}, {options.batch_size} x {options.sequence_length}: a training step takes {whole:.3f} s")
     print("| policy | ms | share of a step | programs |")
     print("|---|---|---|---|")
     for name, program in programs.items():

@@ -1,6 +1,6 @@
 """Throughput of the input pipeline: by itself, compared with one record at a time, and during training.
 
-    python experiments/benchmarks/pipeline.py CORPUS [--length 128 512] [--batch 256] [--seconds 10]
+    python experiments/benchmarks/pipeline.py CORPUS [--sequence-length 128 512] [--batch-size 256] [--seconds 10]
     python experiments/benchmarks/pipeline.py CORPUS --step mini --rounds 5     # a corpus, and a resident batch
 
 The pipeline of bert_jax starts at the beginning of an epoch with empty caches; it plans, packs, reads and assembles in one thread.
@@ -28,8 +28,8 @@ from bert_jax.training import optimizers, step
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("corpus")
-    parser.add_argument("--length", type=int, nargs="+", default=[128, 512])
-    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--sequence-length", type=int, nargs="+", default=[128, 512])
+    parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--threads", type=int, default=4, help="reading threads of the pipeline that is compared with")
     parser.add_argument("--step", choices=SIZES)
@@ -41,12 +41,12 @@ def main() -> None:
 def alone(options: argparse.Namespace) -> None:
     print("| tokens a row | pipeline | tokens/s | examples/s | rows/s | full | ours is faster by (examples/s) |")
     print("|---|---|---|---|---|---|---|")
-    for length in options.length:
+    for length in options.sequence_length:
         speeds = {}
         for name in ("one at a time", "ours, single", "ours, packed"):
             corpus = corpora.open_corpus(options.corpus)
             packing = bert_jax.DataConfig("").packing if name == "ours, packed" else 1
-            config = bert_jax.DataConfig(options.corpus, length, options.batch, packing=packing)
+            config = bert_jax.DataConfig(options.corpus, length, options.batch_size, packing=packing)
             batches = one_at_a_time(corpus, config, options.threads) if name == "one at a time" else ours(corpus, config)
             start, tokens, examples, rows = time.perf_counter(), 0, 0, 0
             while (spent := time.perf_counter() - start) < options.seconds:
@@ -106,7 +106,7 @@ def during_training(options: argparse.Namespace) -> None:
     tokens = len(corpus.tokenizer.tokens)
     config = bert_jax.Config(
         run="",
-        data=bert_jax.DataConfig(options.corpus, options.length[0], options.batch),
+        data=bert_jax.DataConfig(options.corpus, options.sequence_length[0], options.batch_size),
         model=bert_jax.ModelConfig.size(options.step, vocab_size=tokens, dtype="bfloat16"),
     )
     optimizer = optimizers.make_optimizer(config.optim, config.train.steps)
@@ -130,8 +130,9 @@ def during_training(options: argparse.Namespace) -> None:
             if turn:
                 taken.append(spent / count)
     ratios = [real / fixed for real, fixed in zip(seconds["corpus"], seconds["resident"], strict=True)]
+    shape = f"{options.batch_size} x {options.sequence_length[0]}"
     for name, taken in seconds.items():
-        print(f"{name:9} {1e3 * statistics.median(taken):,.1f} ms a step of {options.batch} x {options.length[0]}, {options.step}")
+        print(f"{name:9} {1e3 * statistics.median(taken):,.1f} ms a step of {shape}, {options.step}")
     print(f"ratio     {statistics.median(ratios):.4f} ({min(ratios):.4f} to {max(ratios):.4f} in {len(ratios)} rounds)")
 
 

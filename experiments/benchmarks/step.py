@@ -2,7 +2,7 @@
 
     python experiments/benchmarks/step.py                             # BERT-Base, 8 full rows of 128 tokens
     python experiments/benchmarks/step.py --corpus CORPUS             # real text: packed for bert_jax, padded for the others
-    python experiments/benchmarks/step.py --what encode --size mini --length 512 --batch 2 --out runs/bench
+    python experiments/benchmarks/step.py --what encode --size mini --sequence-length 512 --batch-size 2 --out runs/bench
 
 Each program runs in its own process with the same allocator settings; it compiles, warms up and waits. In each round every
 program takes one step on each batch. The output shows the median time of a step, tokens per second without padding, model FLOP/s
@@ -44,8 +44,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--what", choices=("train", "encode"), default="train")
     parser.add_argument("--size", choices=SIZES, default="base")
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--length", type=int, default=128)
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--sequence-length", type=int, default=128)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
     parser.add_argument("--dropout", type=float, default=0.1)
     parser.add_argument("--corpus", help="directory written by `bert-jax prepare`; by default, rows are full and random")
@@ -83,7 +83,7 @@ def write_batches(work: Path, options: argparse.Namespace) -> dict[str, dict[str
     if options.corpus:
         batches_by_kind = real_batches(options)
     else:
-        shape = bert_jax.DataConfig("", options.length, options.batch)
+        shape = bert_jax.DataConfig("", options.sequence_length, options.batch_size)
         full = [benchmark.random_batch(shape, VOCAB, seed=seed) for seed in range(options.batches)]
         batches_by_kind = {"ours": full, "theirs": full}
     policy = bert_jax.ResolvedMaskPolicy(bert_jax.MaskPolicy(), mask_id=MASK_ID, vocab_size=VOCAB)
@@ -110,9 +110,9 @@ def real_batches(options: argparse.Namespace) -> dict[str, list[HostBatch]]:
     corpus = corpora.open_corpus(options.corpus)
     batches = {}
     for kind, packing in (("ours", bert_jax.DataConfig("").packing), ("theirs", 1)):
-        config = bert_jax.DataConfig(options.corpus, options.length, options.batch, packing=packing)
+        config = bert_jax.DataConfig(options.corpus, options.sequence_length, options.batch_size, packing=packing)
         plan = sentence_pairs.plan(corpus.train, config, seed=0, epoch=0, block=0)
-        rows = pipeline.packed_rows(plan, config, seed=0)[: options.batches * options.batch]
+        rows = pipeline.packed_rows(plan, config, seed=0)[: options.batches * options.batch_size]
         parts = np.split(rows, options.batches)
         batches[kind] = [
             pipeline.assemble(corpus.train, corpus.tokenizer.special_tokens, config, plan.take(part)) for part in parts
@@ -204,7 +204,8 @@ def table(
 
 def show(rows: list[dict[str, Any]], options: argparse.Namespace) -> None:
     kind = f"real text of {options.corpus}" if options.corpus else "full rows"
-    print(f"{options.what}, {options.size}, {options.batch} x {options.length}, {options.dtype}, dropout {options.dropout}, {kind}")
+    shape = f"{options.batch_size} x {options.sequence_length}"
+    print(f"{options.what}, {options.size}, {shape}, {options.dtype}, dropout {options.dropout}, {kind}")
     print(f"square product of {options.matmul}: {rows[0]['gflops']:,.0f} GFLOP/s")
     print("| program | ms | tokens/s | GFLOP/s | of product | peak GiB | first step s | ours is faster by |")
     print("|---|---|---|---|---|---|---|---|")
@@ -227,7 +228,8 @@ def draw(rows: list[dict[str, Any]], options: argparse.Namespace, path: Path) ->
         axes.barh(place, row["tokens_per_s"], color="C0" if row["program"] == "bert_jax" else "0.7")
         axes.plot([tokens / seconds for seconds in row["seconds"]], [place] * len(row["seconds"]), "k.", markersize=4)
     axes.set_yticks(range(len(rows) - 1), [row["program"] for row in rows[:0:-1]])
-    axes.set_xlabel(f"tokens per second, {options.what}, BERT {options.size}, {options.batch} x {options.length}, {options.dtype}")
+    shape = f"{options.batch_size} x {options.sequence_length}"
+    axes.set_xlabel(f"tokens per second, {options.what}, BERT {options.size}, {shape}, {options.dtype}")
     figure.savefig(path, dpi=150)
 
 

@@ -332,7 +332,7 @@ def test_kinds_say_what_became_of_a_token():
         assert abs((kinds == kind).mean() - share) < 3 * math.sqrt(share * (1 - share) / len(kinds))
 
 
-def test_random_pieces_may_be_ordinary_ones_only():
+def test_random_tokens_may_be_ordinary_ones_only():
     batch = make_batch([[128]] * 400, 128)
     policy = with_policy(POLICY, replace=(0.0, 1.0, 0.0), random_tokens="ordinary", ordinary_ids=(5, 20, 30, 31, 50, VOCAB))
     hit = chosen(batch, masked := mask_tokens(KEY, batch, policy, 0))
@@ -388,7 +388,7 @@ def test_weights_make_tokens_likelier():
     assert (some.sum(1) == positive + 1).all()
 
 
-def test_weights_of_pieces_and_pairs_from_a_file(tmp_path):
+def test_weights_of_tokens_and_pairs_from_a_file(tmp_path):
     path = tmp_path / "weights.tsv"
     path.write_text("b\t2.5\n##c\t0\na ##c\t4\nb b\t1\nb a\t3\n")
     given = token_weights.read_token_weights(path, ["a", "b", "##c"])

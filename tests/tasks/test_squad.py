@@ -137,7 +137,7 @@ def test_misplaced_answers_are_passed_over_where_that_is_asked(tmp_path):
         squad.read(save(path, document(entry(start=5))), training=True, skip_misplaced=True)
 
 
-def pieces_of(text):
+def tokens_of(text):
     return [token for word in basic_words(text, True) for token in wordpieces(word, set(PIECES))]
 
 
@@ -159,7 +159,7 @@ def original_answer(words, number, tokens, word_of, answer):
     first_word, last_word = number[answer.start], number[answer.start + len(answer.text) - 1]
     inside = [place for place, word in enumerate(word_of) if first_word <= word <= last_word]
     low, high = inside[0], inside[-1]
-    wanted = " ".join(pieces_of(answer.text))
+    wanted = " ".join(tokens_of(answer.text))
     matches = [
         (start, end)
         for start in range(low, high + 1)
@@ -216,9 +216,9 @@ def test_features_are_the_originals(words, data, query, length, stride):
     made = [feature for feature in made if feature.question == 1]
 
     doc_words, number = original_words(context)
-    word_of = [place for place, word in enumerate(doc_words) for _ in pieces_of(word)]
-    tokens = [token for word in doc_words for token in pieces_of(word)]
-    head = ["[CLS]", *pieces_of(asked)[:query], "[SEP]"]
+    word_of = [place for place, word in enumerate(doc_words) for _ in tokens_of(word)]
+    tokens = [token for word in doc_words for token in tokens_of(word)]
+    head = ["[CLS]", *tokens_of(asked)[:query], "[SEP]"]
     windows = original_windows(len(tokens), length - len(head) - 1, stride)
     (first, last), matches = original_answer(doc_words, number, tokens, word_of, answer)
     whole = all(letter.isspace() or letter in ",-()" for letter in (context[start - 1 : start], context[end : end + 1]) if letter)

@@ -42,8 +42,7 @@ class TaskDataConfig:
     sequence_length: int = 128
     """Most tokens of a text or pair, special tokens included; the longer text is truncated first. 384 in the paper's SQuAD."""
     packing: int = 32
-    """Most texts in a row, none of which attends to another; 1: one example per row. Packing changes the run time, but neither
-    scores nor gradients."""
+    """Most texts in a row, none of which attends to another; scores and gradients do not depend on it. 1: one example per row."""
     context: Literal["document", "sentence"] = "document"
     """Token classification: fill each window from the sentence's document, as the paper does, or use the sentence alone."""
     scheme: Literal["strict", "loose"] = "strict"
@@ -57,8 +56,7 @@ class TaskDataConfig:
     n_best: int = 20
     """SQuAD: number of candidate answers."""
     thresholds: tuple[float, ...] = ()
-    """Multi-label: probability from which a label is predicted; one for all labels, or one for each, in sorted order of their
-    names. 0.5 by default."""
+    """Multi-label: probability from which a label is predicted, for all labels or for each in sorted order; by default 0.5."""
 
     def __post_init__(self) -> None:
         if isinstance(self.packing, bool):
@@ -136,8 +134,7 @@ class FinetuneConfig:
     seeds: int = 1
     """Runs for each learning rate, with consecutive seeds."""
     runs_per_device: int | None = None
-    """Runs of an ensemble that a device trains side by side (vmap), the others in turn; by default one on a CPU and as many as
-    fit into memory elsewhere."""
+    """Runs that a device trains side by side (vmap), the others in turn; by default one on a CPU, else as many as memory holds."""
     warmup_ratio: float = 0.1
     """Fraction of the steps in which the learning rate rises."""
     reinit_layers: int = 0

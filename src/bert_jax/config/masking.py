@@ -40,10 +40,13 @@ class MaskPolicy:
     rate: Schedule = 0.15
     """Mask rate: share of an example's tokens, special tokens counted, that are selected: round(rate · length), at least one."""
     select: Literal["token", "word", "ngram", "span", "t5", "next"] = "token"
-    """"word" selects all tokens of a word or none and skips a word that would exceed the count. "ngram" selects runs of 1 to 3
-    words with probabilities of 1/n (the successor of the original in TensorFlow's model garden; ALBERT), "span" runs of words
-    with geometric lengths (SpanBERT), "t5" runs of tokens with geometric lengths (as T5); the last run is shortened to fit.
-    "next" masks nothing and predicts each token's successor, for causal models."""
+    """What is selected as a unit; the last run of words or tokens is shortened to fit the count:
+    "token": single tokens;
+    "word": all tokens of a word or none; a word that would exceed the count is skipped;
+    "ngram": runs of 1 to 3 words with probabilities of 1/n (ALBERT, and the original's successor in the TensorFlow Models);
+    "span": runs of words with geometric lengths (SpanBERT);
+    "t5": runs of tokens with geometric lengths (T5);
+    "next": nothing is masked and each token's successor is predicted, for causal models."""
     replace: tuple[Schedule, Schedule, Schedule] = (0.8, 0.1, 0.1)
     """Shares of the selected tokens that become [MASK], become a random token, and stay unchanged."""
     prediction_rate: Schedule | None = None
@@ -53,13 +56,11 @@ class MaskPolicy:
     max_span_length: int | None = None
     """Maximum words of an n-gram or a span, or tokens of a T5 span; None: 3, 10 and 32."""
     random_tokens: Literal["any", "ordinary"] = "any"
-    """Random tokens come from the whole vocabulary, special and unused tokens included, as in the original ("any"), or from
-    the others alone ("ordinary")."""
+    """Source of random tokens: "any", the whole vocabulary, as in the original; "ordinary", without special and unused tokens."""
     token_weights: str | Callable[[Any], Any] | None = None
-    """Weights that make some tokens likelier to be selected, by their rarity or their PMI with neighbours, for example: a file
-    with a token, or two tokens separated by a space, a tab and a weight per line (``bert_jax.masking.read_token_weights``);
-    or a function of the batch that returns weights [B, S]. Words and spans have the mean weight of their tokens; tokens
-    without a positive weight are selected last."""
+    """Weights that make some tokens likelier to be selected, by rarity or PMI, for example; words and spans have the mean weight.
+    A file: on each line a token, or two and a space between, then a tab and a weight. Tokens without a positive weight come last.
+    In Python also a function of the batch that returns weights [B, S]."""
     max_predictions: int | None = None
     """Maximum predictions per example (the original's max_predictions_per_seq); None: no limit."""
     steps: int | None = None

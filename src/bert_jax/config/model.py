@@ -51,8 +51,9 @@ class ModelConfig:
     intermediate_size: int = 3072
     """F, width of the feed-forward layers."""
     hidden_act: Activation = "gelu"
-    """Activation function. "gelu" is the exact erf form, with which the released checkpoints were trained; the original's code
-    computes "gelu_tanh" since February 2019."""
+    """Activation function:
+    "gelu": the exact erf form, with which the released checkpoints were trained;
+    "gelu_tanh": its approximation, which the original's code computes since February 2019."""
     hidden_dropout_prob: float = 0.1
     """Dropout rate of the embeddings and of each sublayer's output."""
     attention_probs_dropout_prob: float = 0.1
@@ -82,8 +83,8 @@ class ModelConfig:
     remat: Literal["none", "dots", "full"] = "none"
     """What the backward pass recomputes: nothing, all but the matrix products ("dots"), or whole layers ("full")."""
     attention: Literal["auto", "reference", "xla", "cudnn", "splash", "tokamax"] = "auto"
-    """Attention implementation. "auto" is cuDNN on an NVIDIA GPU and splash attention on a TPU where they support the shape and
-    the dtype, otherwise the reference. Only the reference has dropout; train with the others at a rate of 0."""
+    """Attention implementation. Only "reference" has dropout; the others train at a rate of 0.
+    "auto": cuDNN on an NVIDIA GPU, splash attention on a TPU, where they support shape and dtype; otherwise the reference."""
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):

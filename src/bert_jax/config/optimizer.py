@@ -22,16 +22,20 @@ class OptimConfig:
     """
 
     name: Literal["bert_adam", "adamw", "lamb", "muon", "schedule_free"] = "bert_adam"
-    """"bert_adam" is the original's AdamW, without bias correction; "adamw" has bias correction; "lamb" adds trust ratios per
-    layer; "muon" orthogonalizes the updates of the layers' matrices, with a momentum of 0.95, and uses "adamw" for the other
-    parameters; "schedule_free" is AdamW with averaged iterates and a learning rate that does not decay."""
+    """Optimizer:
+    "bert_adam": the original's AdamW, without bias correction;
+    "adamw": AdamW with bias correction;
+    "lamb": AdamW with trust ratios per layer;
+    "muon": orthogonalized updates of the layers' matrices, with a momentum of 0.95; "adamw" for the other parameters;
+    "schedule_free": AdamW with averaged iterates and a learning rate that does not decay."""
     peak_lr: float = 1e-4
     """Learning rate at the end of warm-up."""
     warmup_steps: int = 10_000
     """Steps of linear warm-up from 0."""
     decay: Literal["from_zero", "from_peak"] = "from_zero"
-    """Linear decay to 0 at the last step. The original's line ("from_zero") has its peak at step 0, so that the rate drops at
-    the end of warm-up; that of "from_peak" has it at the end of warm-up."""
+    """Linear decay to 0 at the last step:
+    "from_zero": the original's line, with its peak at step 0, so that the rate drops at the end of warm-up;
+    "from_peak": a line with its peak at the end of warm-up."""
     b1: float = 0.9
     """Decay rate of the first moment."""
     b2: float = 0.999

@@ -44,8 +44,7 @@ class Grid:
     epoch_counts: tuple[float, ...] = ()
     """Numbers of epochs; none: that of --epochs."""
     paper_grid: bool = False
-    """The paper's grid: batches of 16 and 32, learning rates 5e-5, 3e-5 and 2e-5, 2 to 4 epochs (appendix A.3). Options that are
-    given replace its values."""
+    """The grid of the paper's appendix A.3: batches of 16, 32; rates of 5e-5, 3e-5, 2e-5; 2 to 4 epochs. Other options win."""
 
 
 _SINGLE = Grid()
