@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 from etils import epath
-from scipy import special
 
 from bert_jax.errors import UserError
 from bert_jax.io import atomic
@@ -139,6 +138,9 @@ def _gold(examples: Sequence[Example]) -> np.ndarray:
 
 def _probabilities(outputs: Outputs) -> np.ndarray:
     """Sigmoid of all outputs, float64 [N, C]."""
+    # Imported late: it takes a tenth of a second.
+    from scipy import special
+
     probability: np.ndarray = special.expit(np.stack(outputs).astype(np.float64))
     return probability
 
