@@ -482,7 +482,7 @@ REFUSED = {
     "no data": ({"data": "{tmp}/none"}, "There is no train split at .*none"),
     "an empty directory": ({"data": "{tmp}/empty"}, "There is no train split at .*empty"),
     "no dev split": ({"data": "{tmp}/undeveloped"}, "There is no dev split at .*undeveloped"),
-    "no batch": ({"data": "{tmp}/few", "epochs": 1.0}, "9 examples make no batch of 16 in 1.0 epochs; use a smaller one"),
+    "no batch": ({"data": "{tmp}/few", "epochs": 1.0}, "9 examples make no batch of 16 in 1.0 epochs; use a smaller --batch-size"),
     "too long": (
         {"task_data": dataclasses.replace(TASK_DATA, sequence_length=65)},
         "length of 65 tokens exceeds the model's 64 positions; use 64 or fewer",

@@ -66,7 +66,8 @@ def registry() -> tyro.constructors.ConstructorRegistry:
             metavar="NUMBER|SCHEDULE" if float in types else "FILE",
             instance_from_str=lambda words: _parse(words[0], types),
             is_instance=lambda value: value is None or callable(value) or isinstance(value, float | int | str),
-            str_from_instance=lambda value: [str(schedules.stored(value))],
+            # A function is named without its digest, which needs JAX's devices, before the run has joined its processes.
+            str_from_instance=lambda value: [schedules.name_of(value) if callable(value) else str(value)],
         )
 
     return rules
@@ -118,7 +119,7 @@ def report(result: Result, run: str) -> str:
         f"  MLM loss      {scores['mlm_loss']:.3f} nats; unigram model on the same tokens {scores['unigram_loss']:.3f}; "
         f"lower by {gain:.3f}",
         f"  MLM accuracy  {scores['mlm_accuracy']:.3f}",
-        f"  NSP accuracy  {scores['nsp_accuracy']:.3f}; majority class {scores['nsp_majority']:.3f}",
-        f"  curves        {run}/curves.png",
     ]
-    return "\n".join(lines)
+    if "nsp_accuracy" in scores:
+        lines.append(f"  NSP accuracy  {scores['nsp_accuracy']:.3f}; majority class {scores['nsp_majority']:.3f}")
+    return "\n".join([*lines, f"  curves        {run}/curves.png"])

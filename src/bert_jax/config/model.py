@@ -84,7 +84,8 @@ class ModelConfig:
     """What the backward pass recomputes: nothing, all but the matrix products ("dots"), or whole layers ("full")."""
     attention: Literal["auto", "reference", "xla", "cudnn", "splash", "tokamax"] = "auto"
     """Attention implementation. Only "reference" has dropout; the others train at a rate of 0.
-    "auto": cuDNN on an NVIDIA GPU, splash attention on a TPU, where they support shape and dtype; otherwise the reference."""
+    "auto": cuDNN on an NVIDIA GPU, splash attention on a TPU, where they support shape and dtype: bfloat16, no
+    attention dropout in training; otherwise the reference."""
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):
@@ -117,6 +118,16 @@ class ModelConfig:
     def head_size(self) -> int:
         """K, width of one attention head."""
         return self.hidden_size // self.num_attention_heads
+
+    def check_length(self, length: int) -> None:
+        """Check that rows of ``length`` tokens fit.
+
+        Raises:
+          UserError: the model has fewer positions.
+        """
+        limit = self.max_position_embeddings
+        if length > limit:
+            raise UserError(f"The sequence length of {length} tokens exceeds the model's {limit} positions; use {limit} or fewer.")
 
     @classmethod
     def size(cls, name: str, **changes: Any) -> ModelConfig:

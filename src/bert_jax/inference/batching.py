@@ -14,8 +14,7 @@ from bert_jax.batch import Batch, HostBatch
 from bert_jax.data import windows
 from bert_jax.data.windows import Long, Text, Window
 from bert_jax.errors import UserError
-from bert_jax.models.loaded import LoadedModel
-from bert_jax.tokenizers import Tokenizer
+from bert_jax.models.loaded import LoadedModel, tokenizer_of
 
 # Texts whose features are held in memory at a time.
 _FEATURE_BLOCK = 256
@@ -31,17 +30,6 @@ class TextFeatures(NamedTuple):
     """The N tokens: [CLS], those of the text, [SEP]."""
     values: np.ndarray
     """float32 [C, N, D], for C layers."""
-
-
-def tokenizer_of(model: LoadedModel) -> Tokenizer:
-    """The model's tokenizer.
-
-    Raises:
-      UserError: the model has none.
-    """
-    if model.tokenizer is None:
-        raise UserError("The model has no vocabulary; put its vocab.txt beside the weights and load it again.")
-    return model.tokenizer
 
 
 def cut_texts(model: LoadedModel, texts: Sequence[Text], long: Long, sequence_length: int | None) -> list[Window]:

@@ -21,10 +21,10 @@ from bert_jax.data import windows
 from bert_jax.data.windows import Long, Text, Window
 from bert_jax.errors import BertWarning, RunError, UserError
 from bert_jax.inference import compiled
-from bert_jax.inference.batching import Progress, TextFeatures, compute, cut_texts, text_features, to_device, tokenizer_of
+from bert_jax.inference.batching import Progress, TextFeatures, compute, cut_texts, text_features, to_device
 from bert_jax.inference.compiled import Pooling
 from bert_jax.models.encoder import Encoded
-from bert_jax.models.loaded import LoadedModel
+from bert_jax.models.loaded import LoadedModel, tokenizer_of
 from bert_jax.tokenizers import MASK
 
 _PROBE_TEXTS: tuple[Text, ...] = (
@@ -247,8 +247,8 @@ def load(path: epath.PathLike, *, partial: bool = False, head: Head | None = Non
     Args:
       path: a directory, or a file of weights with its config and vocabulary beside it.
       partial: ignore tensors that do not match, and leave missing parameters at their initial values.
-      head: the kind of a classifier ("sequence_classification", "regression", "token_classification", "multiple_choice")
-        that ``config.json`` does not specify.
+      head: the kind of a classifier ("sequence_classification", "multilabel_classification", "regression",
+        "token_classification", "multiple_choice") that ``config.json`` does not specify.
 
     Raises:
       UserError: there is no model, or several, or one that is not BERT, or its files do not fit each other.

@@ -13,6 +13,24 @@ from etils import epath
 from bert_jax.errors import UserError
 
 
+def require_new(path: epath.Path) -> None:
+    """Check that ``path`` does not exist.
+
+    Raises:
+      UserError: it does.
+    """
+    if path.exists() or os.path.islink(path):
+        raise UserError(f"{path} exists already; remove it or choose another name.")
+
+
+@contextlib.contextmanager
+def replaced_path(path: epath.Path) -> Iterator[epath.Path]:
+    """Yield a temporary path for a file, ``.NAME`` beside it, and replace ``path`` by it when the block ends without an error."""
+    part = path.parent / f".{path.name}"
+    yield part
+    part.replace(path)
+
+
 @contextlib.contextmanager
 def new_path(path: epath.PathLike) -> Iterator[epath.Path]:
     """Yield a temporary path for a new file or directory, and rename it to ``path`` when the block ends without an error.
@@ -35,8 +53,7 @@ def new_path(path: epath.PathLike) -> Iterator[epath.Path]:
       '0.93'
     """
     path = epath.Path(path)
-    if path.exists() or os.path.islink(path):
-        raise UserError(f"{path} exists already; remove it or choose another name.")
+    require_new(path)
     missing_parents = [parent for parent in path.parents if not parent.exists()]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -33,6 +33,35 @@ def parse_json(text: str | bytes, where: str) -> Any:
         raise UserError(f"{where} is not JSON: {error}.") from None
 
 
+def parse_object(text: str | bytes, where: str) -> dict[str, Any]:
+    """Parse a JSON object.
+
+    Raises:
+      UserError: the text is not a JSON object.
+    """
+    value = parse_json(text, where)
+    if not isinstance(value, dict):
+        raise UserError(f"{where} contains a {type(value).__name__}, not a JSON object.")
+    return value
+
+
+def check_text(text: str, where: str) -> str:
+    """Return a text that can be encoded.
+
+    Args:
+      text: may hold half a surrogate pair, which JSON can express and UTF-8 cannot.
+      where: name of the text in the error message.
+
+    Raises:
+      UserError: the text cannot be encoded.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{where} has half a surrogate pair at character {error.start + 1}; the text is damaged.") from None
+    return text
+
+
 def read_json(path: epath.PathLike) -> dict[str, Any]:
     """Read a JSON object from a local or remote file.
 
@@ -41,11 +70,8 @@ def read_json(path: epath.PathLike) -> dict[str, Any]:
     """
     path = epath.Path(path)
     try:
-        value = parse_json(path.read_bytes(), str(path))
+        return parse_object(path.read_bytes(), str(path))
     except FileNotFoundError:
         raise UserError(f"There is no file {path}.") from None
     except (IsADirectoryError, NotADirectoryError):
         raise UserError(f"{path} is a directory, not a JSON file.") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path} contains a {type(value).__name__}, not a JSON object.")
-    return value

@@ -6,6 +6,7 @@ import dataclasses
 
 from bert_jax.batch import Params
 from bert_jax.config.model import ModelConfig
+from bert_jax.errors import UserError
 from bert_jax.tokenizers import Tokenizer
 
 
@@ -24,3 +25,14 @@ class LoadedModel:
     """None where there is no vocabulary beside the weights; then only arrays can be encoded."""
     labels: tuple[str, ...] = ()
     """Names of a classifier's outputs, in order; empty where they are unknown."""
+
+
+def tokenizer_of(model: LoadedModel) -> Tokenizer:
+    """The model's tokenizer.
+
+    Raises:
+      UserError: the model has none.
+    """
+    if model.tokenizer is None:
+        raise UserError("The model has no vocabulary; put its vocab.txt beside the weights and load it again.")
+    return model.tokenizer

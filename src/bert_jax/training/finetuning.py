@@ -18,7 +18,7 @@ from jaxtyping import Array, Int
 from matplotlib.figure import Figure
 
 from bert_jax import convert
-from bert_jax.batch import Batch, HostBatch, Params
+from bert_jax.batch import Batch, Params
 from bert_jax.checkpoints import Meta
 from bert_jax.config.finetuning import FREE_ON_RESUME, FinetuneConfig
 from bert_jax.config.model import ModelConfig
@@ -26,7 +26,7 @@ from bert_jax.config.validation import differences
 from bert_jax.errors import UserError
 from bert_jax.models.encoder import attention_implementation
 from bert_jax.models.heads import POOLED_HEADS, init_params
-from bert_jax.models.loaded import LoadedModel
+from bert_jax.models.loaded import LoadedModel, tokenizer_of
 from bert_jax.tasks import registry
 from bert_jax.tasks.example import Example, Source, Split
 from bert_jax.tasks.layout import RowLayout, Shuffled
@@ -38,7 +38,7 @@ from bert_jax.training.launchers import Launcher
 from bert_jax.training.logging import RUN_PREFIX, Scores, log
 from bert_jax.training.scoring import Scorer
 from bert_jax.training.step import Objective, TrainState
-from bert_jax.training.trainer import Counts, Result, ShouldStop, fit, open_run_dir
+from bert_jax.training.trainer import Result, ShouldStop, fit, open_run_dir
 
 _INIT = 0
 # An array of the batch with the learning rate of each run of an ensemble.
@@ -93,8 +93,7 @@ def finetune(config: FinetuneConfig) -> Result:
       Traceback (most recent call last):
       bert_jax.errors.UserError: There is no model no-such-model; ...
     """
-    if config.distributed:
-        jax.distributed.initialize()
+    launchers.join_processes(config.distributed)
     pretrained = convert.read(config.init)
     model = config.model_config(pretrained.config)
     _check(config, model)
@@ -102,7 +101,8 @@ def finetune(config: FinetuneConfig) -> Result:
     steps = int(len(data.examples) * config.epochs / config.batch_size)
     if steps == 0:
         raise UserError(
-            f"{len(data.examples)} examples make no batch of {config.batch_size} in {config.epochs} epochs; use a smaller one."
+            f"{len(data.examples)} examples make no batch of {config.batch_size} in {config.epochs} epochs; use a smaller "
+            "--batch-size, or more --epochs."
         )
     attention = attention_implementation(model, config.task_data.sequence_length, training=True)
     # Checkpoints store the states in groups, so the grouping belongs to the run.
@@ -118,9 +118,7 @@ def finetune(config: FinetuneConfig) -> Result:
 
 
 def _check(config: FinetuneConfig, model: ModelConfig) -> None:
-    length, limit = config.task_data.sequence_length, model.max_position_embeddings
-    if length > limit:
-        raise UserError(f"The sequence length of {length} tokens exceeds the model's {limit} positions; use {limit} or fewer.")
+    model.check_length(config.task_data.sequence_length)
     if config.reinit_layers > model.num_hidden_layers:
         raise UserError(f"reinit_layers is {config.reinit_layers}; the model has {model.num_hidden_layers} layers.")
     if model.attention_probs_dropout_prob > 0 and model.attention not in ("auto", "reference"):
@@ -130,14 +128,13 @@ def _check(config: FinetuneConfig, model: ModelConfig) -> None:
 
 
 def _open(config: FinetuneConfig, pretrained: LoadedModel) -> TaskData:
-    if pretrained.tokenizer is None:
-        raise UserError(f"{config.init} has no vocabulary; put its vocab.txt beside the weights.")
+    tokenizer = tokenizer_of(pretrained)
     task = registry.get(config.task)
-    source = Source(config.data, config.task_data, pretrained.tokenizer)
+    source = Source(config.data, config.task_data, tokenizer)
     examples, labels = task.train(source)
     splits = {name: task.split(source, name, labels) for name in task.dev_splits}
     constant = task.constant_score(examples, labels, splits["dev"])
-    return TaskData(task, task.outputs(labels), labels, examples, splits, pretrained.tokenizer, constant)
+    return TaskData(task, task.outputs(labels), labels, examples, splits, tokenizer, constant)
 
 
 class FinetuningJob:
@@ -170,7 +167,7 @@ class FinetuningJob:
         self._schedule = optimizers.schedule(optim, steps)
         self.train_step = self._train_step()
         layout = self._layout(self.launcher.shards * optim.accumulate)
-        self._texts_per_example = layout.texts
+        self.texts_per_example = layout.texts
         self._scorer = Scorer(model, layout, self.launcher, 0 if single else count)
         batches = Shuffled(
             data.examples,
@@ -240,12 +237,6 @@ class FinetuningJob:
     def learning_rate(self, step: int) -> float:
         """Learning rate of an update, counted from 0; of an ensemble that of the first run."""
         return float(self._schedule(step))
-
-    def counts(self, batch: HostBatch) -> Counts:
-        """Tokens, examples and slots of a batch, over all processes."""
-        segment_ids, processes = batch["segment_ids"], jax.process_count()
-        examples = segment_ids.max(-1).sum() // self._texts_per_example
-        return Counts(int((segment_ids > 0).sum()) * processes, int(examples) * processes, segment_ids.size * processes)
 
     def evaluate(self, params: Any, should_stop: ShouldStop) -> tuple[Scores, str] | None:
         """Scores of every development split; of an ensemble those of the best run, and the main score of each."""

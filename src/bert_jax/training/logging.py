@@ -13,6 +13,8 @@ from etils import epath
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from bert_jax.io import atomic
+
 METRICS = "metrics.jsonl"
 """Name of the file of metrics in a run directory."""
 RUN_PREFIX = "run_"
@@ -68,9 +70,8 @@ class RunLog:
             path = epath.Path(run) / METRICS
             if path.exists():
                 kept = [line for line in read_metrics(run) if line["step"] <= start]
-                part = path.parent / f".{METRICS}"
-                part.write_text("".join(json.dumps(line) + "\n" for line in kept))
-                part.replace(path)
+                with atomic.replaced_path(path) as part:
+                    part.write_text("".join(json.dumps(line) + "\n" for line in kept))
             self._file = path.open("a")
             # Imported late: if torch is installed, this imports it, which takes seconds.
             from tensorboardX import SummaryWriter

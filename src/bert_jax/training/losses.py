@@ -28,7 +28,7 @@ PRETRAINING = ("mlm_loss", "nsp_loss")
 """Losses of pretraining."""
 
 MAX_LOGITS_PER_DEVICE = 2**26
-"""Most MLM logits that a device holds at a time: 256 MiB in float32."""
+"""Maximum number of MLM logits that a device holds at a time: 256 MiB in float32."""
 
 
 def label_logits(logits: Float[Array, "*B C"], labels: Int[Array, "*B"]) -> Float[Array, "*B"]:

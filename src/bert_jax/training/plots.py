@@ -35,11 +35,13 @@ def curves(run: epath.PathLike | Mapping[str, Sequence[epath.PathLike]]) -> Figu
         return _compare(run)
     lines = read_metrics(run)
     train, held_out = ([line for line in lines if line["split"] == split] for split in ("train", "held_out"))
-    figure = Figure(figsize=(10, 3.6), layout="constrained")
-    loss, mlm_accuracy, nsp_accuracy = figure.subplots(1, 3)
+    has_pairs = any("nsp_accuracy" in line for line in held_out)
+    figure = Figure(figsize=(10 if has_pairs else 7, 3.6), layout="constrained")
+    loss, mlm_accuracy, *nsp_accuracy = figure.subplots(1, 3 if has_pairs else 2)
     _draw(loss, train, held_out, "mlm_loss", "MLM loss (nats)", "unigram_loss", "unigram model")
     _draw(mlm_accuracy, train, held_out, "mlm_accuracy", "MLM accuracy")
-    _draw(nsp_accuracy, train, held_out, "nsp_accuracy", "NSP accuracy", "nsp_majority", "majority class")
+    for axes in nsp_accuracy:
+        _draw(axes, train, held_out, "nsp_accuracy", "NSP accuracy", "nsp_majority", "majority class")
     loss.legend(frameon=False)
     return figure
 

@@ -29,7 +29,7 @@ from bert_jax.models.heads import PRETRAINING
 from bert_jax.training import launchers, losses, optimizers, plots, step
 from bert_jax.training.launchers import Launcher
 from bert_jax.training.logging import Scores, log
-from bert_jax.training.trainer import Batches, Counts, Result, ShouldStop, fit, open_run_dir
+from bert_jax.training.trainer import Batches, Result, ShouldStop, fit, open_run_dir
 
 # Documents in which word boundaries are counted.
 _SAMPLED_DOCUMENTS = 100
@@ -41,7 +41,7 @@ def pretrain(config: Config) -> Result:
     """Pretrain the run that ``config`` describes, or resume it.
 
     Everything is saved every ``train.save_every`` steps, at the last step, and on SIGINT or SIGTERM; the same call then
-    resumes. On a CPU or a TPU a resumed run ends with the same parameters, bit for bit, as an unbroken one. On another
+    resumes. On the same CPUs a resumed run ends with the same parameters, bit for bit, as an unbroken one. On another
     number of devices the batches and masks are the same, and sums are rounded differently.
 
     Args:
@@ -71,8 +71,6 @@ def pretrain(config: Config) -> Result:
       >>> bert_jax.pretrain(config).step
       2
     """
-    if config.train.distributed:
-        jax.distributed.initialize()
     config, corpus, policy = _open(config)
     launcher = launchers.launch(config)
     attention, scoring = (
@@ -109,16 +107,19 @@ class PretrainingJob:
     best: str | None = None
     patience: int | None = None
     source: Any = ()
+    texts_per_example = 1
 
     def __init__(self, config: Config, corpus: Corpus, policy: ResolvedMaskPolicy, launcher: Launcher) -> None:
         self.config, self.corpus, self.launcher = config, corpus, launcher
         self.run_dir, self.train = config.run, config.train
         self._optimizer = optimizers.make_optimizer(config.optim, self.train.steps)
         self._schedule = optimizers.schedule(config.optim, self.train.steps)
-        objective = step.pretraining(config.model, policy, accumulate=config.optim.accumulate)
+        pairs = config.data.pairs
+        objective = step.pretraining(config.model, policy, accumulate=config.optim.accumulate, pairs=pairs)
+        self._losses = tuple(objective.weights)
         self.train_step = step.make_train_step(objective, self._optimizer, axis_name=launcher.axis_name)
         unigram = corpora.unigram_log_probabilities(corpus.train)
-        eval_step = step.make_eval_step(config.model, policy.held_out(), unigram, axis_name=launcher.axis_name)
+        eval_step = step.make_eval_step(config.model, policy.held_out(), unigram, axis_name=launcher.axis_name, pairs=pairs)
         self._eval_step = launcher.compile(eval_step)
         self._rows = launcher.rows(config.data.batch_size)
         special_tokens, seed = corpus.tokenizer.special_tokens, self.train.seed
@@ -135,12 +136,6 @@ class PretrainingJob:
         """Learning rate of an update, counted from 0."""
         return float(self._schedule(step))
 
-    def counts(self, batch: HostBatch) -> Counts:
-        """Tokens, examples and slots of a batch, over all processes."""
-        segment_ids, processes = batch["segment_ids"], jax.process_count()
-        examples = segment_ids.max(axis=1).sum()
-        return Counts(int((segment_ids > 0).sum()) * processes, int(examples) * processes, segment_ids.size * processes)
-
     def evaluate(self, params: Params, should_stop: ShouldStop) -> tuple[Scores, str] | None:
         """Held-out scores, with those of a unigram model and of the majority class for comparison."""
         config, limit, special_tokens = self.config, self.train.eval_batches, self.corpus.tokenizer.special_tokens
@@ -151,15 +146,17 @@ class PretrainingJob:
             sums = self._eval_step(params, self.launcher.place(batch))
             total = sums if total is None else jax.tree.map(jnp.add, total, sums)
         if total is None:
-            raise UserError(f"{config.data.corpus} has no held-out examples.")
-        scores = {name: float(value) for name, value in jax.device_get(losses.means(total)).items()}
-        random_share = scores.pop("nsp_random")
-        scores["nsp_majority"] = max(random_share, 1.0 - random_share)
-        return scores, (
+            raise UserError(f"{config.data.corpus} has no held-out examples; prepare it with a larger --held-out.")
+        scores = {name: float(value) for name, value in jax.device_get(losses.means(total, self._losses)).items()}
+        sentence = (
             f"held out: MLM loss {scores['mlm_loss']:.3f} (unigram model {scores['unigram_loss']:.3f}), "
-            f"MLM accuracy {scores['mlm_accuracy']:.1%}; "
-            f"NSP accuracy {scores['nsp_accuracy']:.1%} (majority class {scores['nsp_majority']:.1%})"
+            f"MLM accuracy {scores['mlm_accuracy']:.1%}"
         )
+        if config.data.pairs:
+            random_share = scores.pop("nsp_random")
+            scores["nsp_majority"] = max(random_share, 1.0 - random_share)
+            sentence += f"; NSP accuracy {scores['nsp_accuracy']:.1%} (majority class {scores['nsp_majority']:.1%})"
+        return scores, sentence
 
     def best_params(self, params: Params, scores: Scores) -> Params:
         """The parameters; pretraining keeps no best model."""
@@ -202,6 +199,8 @@ class _CheckedBatches:
 
 def _open(config: Config) -> tuple[Config, Corpus, ResolvedMaskPolicy]:
     """The corpus, the resolved mask policy, and the config as it is stored."""
+    # Before the policy's schedules are evaluated on a device.
+    launchers.join_processes(config.train.distributed)
     corpus = corpora.open_corpus(config.data.corpus)
     tokens, rows = len(corpus.tokenizer.tokens), config.model.vocab_size
     if tokens > rows:

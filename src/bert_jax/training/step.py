@@ -60,19 +60,19 @@ class Objective(NamedTuple):
     """Micro-batches whose gradients make one step."""
 
 
-def pretraining(model: ModelConfig, policy: ResolvedMaskPolicy, *, accumulate: int = 1) -> Objective:
-    """The MLM and NSP losses."""
+def pretraining(model: ModelConfig, policy: ResolvedMaskPolicy, *, accumulate: int = 1, pairs: bool = True) -> Objective:
+    """The MLM loss, and the NSP loss where batches have sentence pairs."""
     return Objective(
-        weights={"mlm_loss": "mlm_weights", "nsp_loss": "nsp_weights"},
-        sums=functools.partial(_pretraining_sums, model),
+        weights={"mlm_loss": "mlm_weights"} | ({"nsp_loss": "nsp_weights"} if pairs else {}),
+        sums=functools.partial(_pretraining_sums, model, pairs=pairs),
         prepare=lambda key, batch, state: mask_tokens(key, batch, policy, state.step, loss=state.mlm_loss_ema),
         accumulate=accumulate,
     )
 
 
-def _pretraining_sums(model: ModelConfig, params: Params, batch: Batch, *, key: Key[Array, ""]) -> Sums:
+def _pretraining_sums(model: ModelConfig, params: Params, batch: Batch, *, key: Key[Array, ""], pairs: bool) -> Sums:
     """The losses, and the rates at which the policy selected, predicted and dropped tokens."""
-    sums = losses.pretraining(model, params, batch, key=key)
+    sums = _select_losses(losses.pretraining(model, params, batch, key=key), pairs)
     tokens = (batch["segment_ids"] > 0).sum(dtype=jnp.float32)
     selected, dropped = (batch[name].astype(jnp.float32) for name in ("mlm_selected", "mlm_dropped"))
     return sums | {
@@ -80,6 +80,11 @@ def _pretraining_sums(model: ModelConfig, params: Params, batch: Batch, *, key: 
         "prediction_rate": (batch["mlm_weights"].sum(), tokens),
         "dropped_predictions": (dropped.sum(), jnp.float32(dropped.size)),
     }
+
+
+def _select_losses(sums: Sums, pairs: bool) -> Sums:
+    """The sums without those of NSP where there are no pairs."""
+    return sums if pairs else {name: value for name, value in sums.items() if not name.startswith("nsp_")}
 
 
 def init_state(config: Config, optimizer: optax.GradientTransformation) -> TrainState:
@@ -127,7 +132,12 @@ def make_train_step(objective: Objective, optimizer: optax.GradientTransformatio
 
 
 def make_eval_step(
-    model: ModelConfig, policy: ResolvedMaskPolicy, unigram: Float[np.ndarray, " V"], *, axis_name: str | None = None
+    model: ModelConfig,
+    policy: ResolvedMaskPolicy,
+    unigram: Float[np.ndarray, " V"],
+    *,
+    axis_name: str | None = None,
+    pairs: bool = True,
 ) -> EvalStep:
     """Build ``eval_step(params, batch) -> sums`` with masks that are the same in every evaluation of every run.
 
@@ -137,16 +147,17 @@ def make_eval_step(
       unigram: log-probability of each token by its frequency; its loss on the same masked tokens is the ``unigram_loss`` that a
         model has to beat. ``nsp_random`` is the share of random pairs.
       axis_name: as for ``make_train_step``.
+      pairs: whether batches have sentence pairs; otherwise there are no sums of NSP.
     """
 
     def eval_step(params: Params, batch: Batch) -> Sums:
         key = jax.random.fold_in(jax.random.key(0), _EVAL_MASK)
         batch = mask_tokens(key, batch, policy, 0)
         sums = losses.pretraining(model, params, batch)
+        sums["nsp_random"] = ((batch["nsp_weights"] * batch["nsp_labels"]).sum(), batch["nsp_weights"].sum())
         scores = jnp.where(batch["mlm_weights"] > 0, -ops.lookup(jnp.asarray(unigram), batch["mlm_ids"]), 0.0)
         sums["unigram_loss"] = (scores.sum(), batch["mlm_weights"].sum())
-        sums["nsp_random"] = ((batch["nsp_weights"] * batch["nsp_labels"]).sum(), batch["nsp_weights"].sum())
-        return _sum_over(sums, axis_name)
+        return _sum_over(_select_losses(sums, pairs), axis_name)
 
     return eval_step
 

@@ -19,6 +19,7 @@ from bert_jax.batch import HostBatch, Params
 from bert_jax.checkpoints import BEST, Checkpoints, Meta, abstract
 from bert_jax.config.training import TrainConfig
 from bert_jax.errors import RunError, UserError
+from bert_jax.io import atomic
 from bert_jax.models.loaded import LoadedModel
 from bert_jax.training import plots
 from bert_jax.training.launchers import Launcher
@@ -27,7 +28,6 @@ from bert_jax.training.signals import StopSignal
 from bert_jax.training.step import TrainStep
 
 CONFIG = "config.json"
-_PART = f".{CONFIG}"
 
 ShouldStop = Callable[[], bool]
 """Returns whether a signal has arrived and an evaluation should be abandoned."""
@@ -65,6 +65,8 @@ class TrainingJob(Protocol):
     batches: Batches
     source: Any
     """Arrays that ``init`` starts from."""
+    texts_per_example: int
+    """Texts of an example, each of which is a segment of a row: more than one for multiple choice."""
     split: str
     """Name of the split that evaluations score."""
     best: str | None
@@ -78,10 +80,6 @@ class TrainingJob(Protocol):
 
     def learning_rate(self, step: int) -> float:
         """Learning rate of an update, counted from 0."""
-        ...
-
-    def counts(self, batch: HostBatch) -> Counts:
-        """What one of this process's batches contains, over all processes."""
         ...
 
     def evaluate(self, params: Any, should_stop: ShouldStop) -> tuple[Scores, str] | None:
@@ -171,9 +169,9 @@ class Trainer:
         if self._evaluation_is_missing():
             # The run was killed between saving a step and scoring it.
             self._evaluate(stop)
-        stopped: signal.Signals | None = None
+        stopped = stop.signal
         pending: tuple[int, Any, Counts] | None = None
-        batch, counts = self._next_batch() if not self._finished() else ({}, Counts(0, 0, 0))
+        batch, counts = ({}, Counts(0, 0, 0)) if stopped or self._finished() else self._next_batch()
         while not self._finished() and stopped is None:
             self.state, metrics = self.train_step(self.state, batch)
             self.step += 1
@@ -224,13 +222,20 @@ class Trainer:
     def _draw(self) -> None:
         path = epath.Path(self.job.run_dir) / plots.CURVES
         if jax.process_index() == 0 and (self.step > self.first_step or not path.exists()):
-            part = path.parent / f".{plots.CURVES}"
-            self.job.figure().savefig(part, dpi=150, format="png")
-            part.replace(path)
+            with atomic.replaced_path(path) as part:
+                self.job.figure().savefig(part, dpi=150, format="png")
 
     def _next_batch(self) -> tuple[Any, Counts]:
         host = next(self.job.batches)
-        return self.job.launcher.place(host), self.job.counts(host)
+        return self.job.launcher.place(host), self._count(host["segment_ids"])
+
+    def _count(self, segment_ids: np.ndarray) -> Counts:
+        """What a batch contains over all processes, from the rows [..., R, S] of this one."""
+        shards = self.job.launcher.shards
+        # Processes that share the rows of a shard make the same ones.
+        scale = shards // len(self.job.launcher.rows(shards))
+        tokens, segments = int((segment_ids > 0).sum()), int(segment_ids.max(-1).sum())
+        return Counts(tokens * scale, segments * scale // self.job.texts_per_example, segment_ids.size * scale)
 
     def report(self, step: int, metrics: Any, counts: Counts) -> None:
         """Check the metrics of a step, and log them where a line is due."""
@@ -306,13 +311,12 @@ def open_run_dir(run: epath.PathLike, text: str, differences: Callable[[str], li
                 f"{run} contains a run with another config ({'; '.join(changed)}); choose another --run, or the config it was "
                 "started with."
             )
-    elif run.exists() and (not run.is_dir() or any(entry.name != _PART for entry in run.iterdir())):
+    elif run.exists() and (not run.is_dir() or any(entry.name != f".{CONFIG}" for entry in run.iterdir())):
         raise UserError(f"{run} exists and is not a run; choose another --run.")
     if jax.process_count() > 1:
         # Every process has looked before one of them writes.
         multihost_utils.sync_global_devices("config")
     if jax.process_index() == 0:
         run.mkdir(parents=True, exist_ok=True)
-        part = run / _PART
-        part.write_text(text)
-        part.replace(path)
+        with atomic.replaced_path(path) as part:
+            part.write_text(text)
