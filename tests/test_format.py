@@ -12,6 +12,7 @@ import pytest
 
 import bert_jax
 from bert_jax.checkpoints import HEADS_OF_VERSION_1
+from bert_jax.config import format as config_format
 from bert_jax.config.format import VERSION
 from bert_jax.inference.bert import probe
 
@@ -47,6 +48,15 @@ def test_an_old_config_is_refused():
         bert_jax.Config.from_json((OLD / "pretraining" / "config.json").read_text())
     with pytest.raises(bert_jax.UserError, match="format version 1"):
         bert_jax.FinetuneConfig.from_json((OLD / "task" / "config.json").read_text())
+
+
+def test_files_of_a_newer_version_are_refused(run_config, monkeypatch):
+    bert_jax.pretrain(run_config)
+    monkeypatch.setattr(config_format, "VERSION", VERSION - 1)
+    sentence = f"format version {VERSION}, which is newer than the version {VERSION - 1} that this package reads; install a newer"
+    for read in (lambda: bert_jax.load(run_config.run), lambda: bert_jax.pretrain(run_config)):
+        with pytest.raises(bert_jax.UserError, match=sentence):
+            read()
 
 
 def test_a_new_config_carries_its_version(run_config):

@@ -24,7 +24,7 @@ from absl import logging as absl_logging
 from etils import epath
 
 from bert_jax import tokenizers
-from bert_jax.config.format import KEY, VERSION
+from bert_jax.config import format
 from bert_jax.config.model import ModelConfig
 from bert_jax.config.validation import build
 from bert_jax.errors import RunError, UserError
@@ -92,7 +92,7 @@ class Checkpoints:
             enable_async_checkpointing=True,
         )
         handlers = {_STATE: ocp.PyTreeCheckpointHandler(), _META: ocp.JsonCheckpointHandler()}
-        self._manager = ocp.CheckpointManager(epath.Path(self.path), options=options, item_handlers=handlers)
+        self._manager = ocp.CheckpointManager(self.path, options=options, item_handlers=handlers)
 
     def save(self, step: int, state: Any, meta: Meta) -> None:
         """Write a checkpoint in the background; the state may be donated as soon as this returns.
@@ -169,11 +169,7 @@ class Checkpoints:
 
         def read(step: int) -> tuple[Any, Meta]:
             content = self._read_content(step)
-            if (version := content.get(KEY, 1)) != VERSION:
-                raise UserError(
-                    f"{self.path} is of format version {version}, but this package resumes version {VERSION}: choose another "
-                    "run directory; bert_jax.load still reads the model."
-                )
+            format.check_version(content.get(format.KEY, 1), str(self.path))
             model = build(ModelConfig, content["model"], "model")
             args = ocp.args.PyTreeRestore(abstract, restore_args=ocp.checkpoint_utils.construct_restore_args(abstract))
             state = self._manager.restore(step, args=ocp.args.Composite(**{_STATE: args}))[_STATE]
@@ -188,15 +184,18 @@ class Checkpoints:
     def restore_model(self) -> LoadedModel | None:
         """Read the model of the newest undamaged checkpoint, on the default device, or return None if there is no checkpoint.
 
-        Models of every format version are read. Nothing is changed on disk.
+        Models of every format version up to the present one are read. Nothing is changed on disk.
 
         Raises:
+          UserError: a newer bert_jax wrote the checkpoint.
           RunError: every checkpoint is damaged.
         """
 
         def read(step: int) -> LoadedModel:
             content = self._read_content(step)
-            old_names = HEADS_OF_VERSION_1 if content.get(KEY, 1) == 1 else {}
+            version = content.get(format.KEY, 1)
+            format.check_readable(version, str(self.path))
+            old_names = HEADS_OF_VERSION_1 if version == 1 else {}
             # The first checkpoints of version 1 have the model's config only inside the run's config.
             config = build(ModelConfig, content["model"] if "model" in content else content["config"]["model"], "model")
             stored_heads, pooler = content.get("heads", PRETRAINING), content.get("pooler", True)
@@ -267,7 +266,7 @@ def _describe(
 ) -> dict[str, Any]:
     """The description of a model, without its parameters, as JSON values."""
     return {
-        KEY: VERSION,
+        format.KEY: format.VERSION,
         "model": dataclasses.asdict(config),
         "tokenizer": {} if tokenizer is None else _encode_files(tokenizer),
         "labels": list(labels),

@@ -10,7 +10,7 @@ import json
 from typing import Any
 
 from bert_jax.errors import UserError
-from bert_jax.io.parsing import parse_json
+from bert_jax.io.parsing import parse_object
 
 VERSION = 2
 """Version of the files that this package writes."""
@@ -28,13 +28,33 @@ def from_json(text: str) -> dict[str, Any]:
     Raises:
       UserError: the text is not a JSON object, or is of another version.
     """
-    stored = parse_json(text, "The stored config")
-    if not isinstance(stored, dict):
-        raise UserError(f"The stored config is a {type(stored).__name__}, not a JSON object.")
-    version = stored.pop(KEY, 1)
+    stored = parse_object(text, "The stored config")
+    check_version(stored.pop(KEY, 1), "The run")
+    return stored
+
+
+def check_version(version: int, name: str) -> None:
+    """Check that a run of this version can be resumed.
+
+    Raises:
+      UserError: it cannot.
+    """
+    check_readable(version, name)
     if version != VERSION:
         raise UserError(
-            f"The run is of format version {version}, this package writes version {VERSION}: start a new run directory; "
-            "bert_jax.load and `bert-jax convert` still read the model of a version 1 run."
+            f"{name} is of format version {version}, this package writes version {VERSION}: start a new run directory; "
+            "bert_jax.load and `bert-jax convert` still read the model."
         )
-    return stored
+
+
+def check_readable(version: int, name: str) -> None:
+    """Check that files of this version can be read.
+
+    Raises:
+      UserError: a newer bert_jax wrote them.
+    """
+    if version > VERSION:
+        raise UserError(
+            f"{name} is of format version {version}, which is newer than the version {VERSION} that this package reads; install a "
+            "newer bert_jax."
+        )
