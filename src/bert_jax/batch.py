@@ -12,7 +12,7 @@ name                   shape    meaning
 ``word_ids``           B S      index of the word within its example; -1 for special tokens and padding
 ``example_ids``        B E      id that all randomness of an example is derived from
 ``cls_positions``      B E      column of each example's [CLS]
-``nsp_labels``         B E      1 where the second segment is random
+``nsp_labels``         B E      1 where the second segment comes from another document
 ``nsp_weights`` f32    B E      0 where there is no pair
 ``mlm_positions``      B M      columns of the predicted tokens; added by ``mask_tokens``, as are the following
 ``mlm_ids``            B M      the original token ids at these columns

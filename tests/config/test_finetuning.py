@@ -98,7 +98,10 @@ def test_some_fields_may_change_on_resume():
     ("make", "sentence"),
     [
         (lambda: TaskDataConfig(sequence_length=4), "sequence_length is 4; a pair needs at least 5 tokens."),
-        (lambda: TaskDataConfig(packing=True), "packing is True; give the most texts in a row, 1 for one example per row."),
+        (
+            lambda: TaskDataConfig(packing=True),
+            "packing is True; give the maximum number of texts in a row",
+        ),
         (lambda: TaskDataConfig(packing=0), "packing is 0; it must be greater than 0"),
         (lambda: TaskDataConfig(doc_stride=0), "doc_stride is 0"),
         (lambda: TaskDataConfig(max_answer_length=-1), "max_answer_length is -1"),
@@ -126,6 +129,11 @@ def test_some_fields_may_change_on_resume():
         ),
         (lambda: dataclasses.replace(USUAL, seeds=2, parallel="pmap"), "An ensemble of runs is distributed over the devices"),
         (lambda: dataclasses.replace(USUAL, seeds=2, mesh=MeshConfig(2, 1, 1)), "An ensemble of runs"),
+        (
+            lambda: dataclasses.replace(USUAL, parallel="pmap", mesh=MeshConfig(fsdp=2)),
+            "parallel is pmap, which replicates parameters over all devices, but the mesh is data -1 x fsdp 2 x tensor 1",
+        ),
+        (lambda: dataclasses.replace(USUAL, seed=-1), "seed is -1; it must not be negative."),
         (lambda: dataclasses.replace(USUAL, task="ax"), "AX has no training data; fine-tune on mnli"),
     ],
 )

@@ -60,7 +60,7 @@ def test_all_formats_give_the_same_documents(tmp_path, kind, sentences):
         ("a.parquet", b"PAR0", "not a whole Parquet file"),
         ("a.txt.gz", b"plain", "not a whole gzip file"),
         ("a.txt.gz", gzip.compress(b"text " * 100, mtime=0)[:-20], "not a whole gzip file"),
-        ("a.jsonl", b'{"text": "fine"}\n{"text": "half \\ud83d"}\n', "line 2: half a surrogate pair at character 6"),
+        ("a.jsonl", b'{"text": "fine"}\n{"text": "half \\ud83d"}\n', "line 2: 'text' has half a surrogate pair at character 6"),
     ],
 )
 def test_bad_files_are_named_with_their_line(tmp_path, name, content, sentence):

@@ -20,7 +20,7 @@ from bert_jax.evaluation.profile import Event
 from bert_jax.masking.replacement import mask_tokens
 from bert_jax.models.heads import init_params
 from bert_jax.training.losses import pretraining
-from tests.conftest import MODEL, POLICY, with_policy
+from tests.conftest import MODEL, POLICY, VOCAB, with_policy
 
 CONFIG = Config(
     run="",
@@ -52,6 +52,14 @@ def test_flop_agree_with_the_count_of_xla():
     # All prediction slots of the program, used or not.
     expected = benchmark.forward_flop(model, np.full(4, 64), batch["mlm_ids"].size)
     assert counted == pytest.approx(sum(expected.values()), rel=0.05)
+
+
+@pytest.mark.parametrize("changes", [{}, {"rate": 0.4}, {"max_predictions": 5}, {"select": "next"}])
+def test_predictions_are_counted_as_they_are_made(changes):
+    data = DataConfig("", sequence_length=64, batch_size=4)
+    policy = with_policy(POLICY, steps=10, **changes)
+    batch = jax.jit(mask_tokens, static_argnums=2)(jax.random.key(0), benchmark.random_batch(data, VOCAB), policy, 0)
+    assert benchmark._count_predictions(policy, np.full(4, 64)) == batch["mlm_weights"].sum()
 
 
 def test_an_instant_is_divided_among_running_operations():

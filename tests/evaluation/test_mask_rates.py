@@ -44,6 +44,19 @@ def test_scores_are_the_losses_at_each_rate(bert, corpus):
         assert result[f"{rate:g}"] == pytest.approx(value / weight, rel=1e-5)
 
 
+def test_rows_longer_than_the_position_table_are_refused(bert, corpus):
+    with pytest.raises(UserError, match="The sequence length of 65 tokens exceeds the model's 64 positions; use 64 or fewer"):
+        mask_rates.score_at_rates(bert, corpus.path, rates=(0.15,), sequence_length=65)
+
+
+def test_a_model_with_one_token_type_is_scored_without_pairs(bert, corpus):
+    config = dataclasses.replace(bert.config, type_vocab_size=1)
+    single = Bert(config, bert_jax.models.heads.init_params(config, jax.random.key(0)), bert.tokenizer)
+    scores = mask_rates.score_at_rates(single, corpus.path, rates=(0.15,), sequence_length=32, batch_size=16)
+    # Near the loss of a uniform guess, as every model that has not been trained.
+    assert scores["0.15"] == pytest.approx(math.log(config.vocab_size), abs=1.5)
+
+
 def test_parts_are_parts_of_the_whole(bert, corpus):
     """The loss of all predictions lies between those of its parts, and equal losses stay equal."""
     result = mask_rates.score_at_rates(bert, corpus.path, rates=(0.3,), sequence_length=32, batch_size=16)

@@ -33,7 +33,7 @@ def test_classes_are_sorted_by_name_or_by_number():
         (["a", "a"], "a.tsv: there must be at least two labels; there is 'a'"),
         (["a", None], "a.tsv, line 2: there is no label"),
         ([str(number) for number in range(1001)] * 3, "line 1001: this is label 1,001, '1000'; that looks like a score or an id"),
-        ([f"{number / 7:.3f}" for number in range(100)], "a.tsv: 100 of 100 rows have a label of their own.*regression task"),
+        ([f"{number / 7:.3f}" for number in range(100)], "a.tsv: 100 of 100 rows have a label of their own.*task regress"),
         ([str(number % 101 / 8) for number in range(303)], "a.tsv has 101 labels that are fractions, '0.0', '0.125'"),
         ([str(number) for number in range(51)] + ["x"] * 49, "a.tsv: 51 of 100 rows have a label of their own"),
     ],

@@ -110,7 +110,8 @@ def _run(command: str, arguments: list[str]) -> int:
     except RunError as error:
         return _fail(error, 1)
     except KeyboardInterrupt:
-        return _fail("stopped by Ctrl-C; incomplete output was removed.", 130)
+        done = "the same command resumes from the last checkpoint" if resumable else "incomplete output was removed"
+        return _fail(f"stopped by Ctrl-C; {done}.", 130)
     except SystemExit as error:
         if error.code != 128 + signal.SIGTERM:
             raise

@@ -15,6 +15,7 @@ Neither happens if the environment variable BERT_JAX_ALLOCATOR is "system", on a
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import os
 import platform
@@ -30,7 +31,7 @@ TUNABLES = (
     "glibc.malloc.top_pad=67108864:glibc.malloc.hugetlb=1"
 )
 """Settings with which glibc keeps freed memory for the next step."""
-_ACCELERATOR_DEVICES = ("/dev/nvidia0", "/dev/kfd", "/dev/accel0", "/dev/vfio")
+_ACCELERATOR_DEVICES = ("/dev/nvidiactl", "/dev/kfd", "/dev/accel*", "/dev/vfio/*")
 _ACCELERATOR_PLATFORMS = ("cuda", "gpu", "rocm", "tpu")
 _CACHE_BYTES = 2**31
 _MIN_COMPILE_SECONDS = 0.2
@@ -57,7 +58,7 @@ def is_adjustable() -> bool:
     if os.environ.get(ALLOCATOR) == "system" or sys.gettrace() is not None or "pydevd" in sys.modules:
         return False
     platforms = {name.strip() for name in os.environ.get("JAX_PLATFORMS", "").lower().split(",")}
-    return platforms.isdisjoint(_ACCELERATOR_PLATFORMS) and not any(map(os.path.exists, _ACCELERATOR_DEVICES))
+    return platforms.isdisjoint(_ACCELERATOR_PLATFORMS) and not any(map(glob.glob, _ACCELERATOR_DEVICES))
 
 
 def cache_compiled_programs() -> None:

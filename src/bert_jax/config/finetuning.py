@@ -32,17 +32,17 @@ class TaskDataConfig:
     """
 
     label: str = "label"
-    """Own tables: the column of the label, the labels or the score."""
+    """Your own tables: the column of the label, the labels or the score."""
     text: str = "text"
-    """Own tables: the column of the text."""
+    """Your own tables: the column of the text."""
     text_b: str = "text_b"
-    """Own tables: the column of the second text, if there is one."""
+    """Your own tables: the column of the second text, if there is one."""
     columns: tuple[str, ...] | None = None
-    """Own tables without a header: the names of their columns, in order."""
+    """Your own tables without a header: the names of their columns, in order."""
     sequence_length: int = 128
-    """Most tokens of a text or pair, special tokens included; the longer text is truncated first. 384 in the paper's SQuAD."""
+    """Maximum tokens of a text or pair, special tokens included; the longer text is truncated first. 384 in the paper's SQuAD."""
     packing: int = 32
-    """Most texts in a row, none of which attends to another; scores and gradients do not depend on it. 1: one example per row."""
+    """Maximum texts in a row, isolated from each other; scores and gradients do not depend on it. 1: one example per row."""
     context: Literal["document", "sentence"] = "document"
     """Token classification: fill each window from the sentence's document, as the paper does, or use the sentence alone."""
     scheme: Literal["strict", "loose"] = "strict"
@@ -50,9 +50,9 @@ class TaskDataConfig:
     doc_stride: int = 128
     """SQuAD: tokens from the start of one window of a context to the start of the next."""
     max_query_length: int = 64
-    """SQuAD: most tokens of a question."""
+    """SQuAD: maximum tokens of a question."""
     max_answer_length: int = 30
-    """SQuAD: most tokens of an answer."""
+    """SQuAD: maximum tokens of an answer."""
     n_best: int = 20
     """SQuAD: number of candidate answers."""
     thresholds: tuple[float, ...] = ()
@@ -60,7 +60,7 @@ class TaskDataConfig:
 
     def __post_init__(self) -> None:
         if isinstance(self.packing, bool):
-            raise UserError(f"packing is {self.packing}; give the most texts in a row, 1 for one example per row.")
+            raise UserError(f"packing is {self.packing}; give the maximum number of texts in a row, 1 for one example per row.")
         for name in ("packing", "doc_stride", "max_query_length", "max_answer_length", "n_best"):
             require_positive(name, getattr(self, name))
         if self.sequence_length < 5:
@@ -73,7 +73,11 @@ class TaskDataConfig:
 
 @dataclass(frozen=True)
 class ModelOverrides:
-    """Changes to the pretrained model for fine-tuning."""
+    """Changes to the pretrained model for fine-tuning.
+
+    Raises:
+      UserError: a value is outside its range, or ``states`` is set without a BiLSTM.
+    """
 
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Compute dtype; parameters stay float32."""
@@ -147,7 +151,7 @@ class FinetuneConfig:
     """Early stopping: evaluations without a better score after which the run ends; none: never."""
     mesh: MeshConfig = _MESH
     parallel: Literal["mesh", "pmap"] = "mesh"
-    """"mesh" compiles for an explicit mesh; "pmap" is replicated data parallelism over the local devices."""
+    """"mesh" compiles for an explicit mesh; "pmap" is replicated data parallelism over all devices."""
     keep: int = 1
     """Newest checkpoints that are kept beside the best model."""
     distributed: bool = False
@@ -179,6 +183,9 @@ class FinetuneConfig:
             raise UserError(
                 "An ensemble of runs is distributed over the devices of one host; leave out --mesh, --parallel and --distributed."
             )
+        self.mesh.check_parallel(self.parallel)
+        if self.seed < 0:
+            raise UserError(f"seed is {self.seed}; it must not be negative.")
         if self.task == "ax":
             raise UserError("AX has no training data; fine-tune on mnli, and evaluate that model on ax.")
         check_choices(self, "config")

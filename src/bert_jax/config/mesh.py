@@ -32,3 +32,15 @@ class MeshConfig:
             raise UserError(f"mesh.data is {self.data}; give a number of devices, or -1 for the rest.")
         require_positive("mesh.fsdp", self.fsdp)
         require_positive("mesh.tensor", self.tensor)
+
+    def check_parallel(self, parallel: str) -> None:
+        """Check that the mesh goes with a run's ``parallel``.
+
+        Raises:
+          UserError: the run uses ``pmap``, which has no mesh.
+        """
+        if parallel == "pmap" and self != MeshConfig():
+            raise UserError(
+                f"parallel is pmap, which replicates parameters over all devices, but the mesh is data {self.data} x "
+                f"fsdp {self.fsdp} x tensor {self.tensor}; use --parallel mesh."
+            )

@@ -66,7 +66,7 @@ class Config:
         if model.causal != (self.mask.select == "next"):
             raise UserError(
                 f"model.causal is {model.causal} and mask.select is {self.mask.select}; causal models, and only these, are "
-                "pretrained on the next token: --model.causal True --mask.select next."
+                "pretrained on the next token: --model.causal --mask.select next."
             )
         if data.batch_size % optim.accumulate:
             raise UserError(f"data.batch_size {data.batch_size} is not divisible by optim.accumulate {optim.accumulate}.")
@@ -74,11 +74,7 @@ class Config:
             raise UserError(
                 f"optim.warmup_steps {optim.warmup_steps} leaves none of train.steps {self.train.steps} for the decay; use fewer."
             )
-        if self.parallel == "pmap" and mesh != _MESH:
-            raise UserError(
-                f"parallel is pmap, which replicates parameters over all devices, but the mesh is data {mesh.data} x "
-                f"fsdp {mesh.fsdp} x tensor {mesh.tensor}; use --parallel mesh."
-            )
+        mesh.check_parallel(self.parallel)
         check_choices(self, "config")
 
     def to_json(self) -> str:

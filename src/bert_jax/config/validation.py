@@ -85,9 +85,9 @@ def build(cls: type, values: Any, where: str) -> Any:
     """
     hints = typing.get_type_hints(cls)
     if not isinstance(values, dict):
-        raise UserError(f"{where} is {values!r}; it must be an object.")
+        raise UserError(f"{where} is {values!r}; it must be a JSON object.")
     if unknown := sorted(set(values) - set(hints)):
-        raise UserError(f"{where} has no field {', '.join(unknown)}.")
+        raise UserError(f"{where} has no field {', '.join(unknown)}; its fields: {', '.join(hints)}.")
     check_types(values, hints, where)
     fields = {}
     for name, value in values.items():

@@ -228,8 +228,8 @@ def _check_tokenizer(tokenizer: Tokenizer, directory: epath.Path, config: ModelC
     tokens, rows = len(tokenizer.tokens), config.vocab_size
     if tokens > rows:
         raise UserError(
-            f"The vocabulary in {directory} has {tokens:,} tokens, but its config has vocab_size {rows:,}; they do not belong "
-            "together."
+            f"The vocabulary in {directory} has {tokens:,} tokens, but its config has vocab_size {rows:,}; put the "
+            "vocabulary of these weights beside them."
         )
     if tokens < rows:
         _warn(f"The vocabulary in {directory} has {tokens:,} tokens, its word embeddings {rows:,} rows; the last are never used.")

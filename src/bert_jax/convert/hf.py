@@ -56,14 +56,13 @@ _CLASSES = {
 _PROBLEM_TYPES = {"regression": "regression", "multilabel_classification": "multi_label_classification"}
 
 
-def read_config(path: epath.PathLike, **changes: Any) -> ModelConfig:
+def read_config(path: epath.PathLike) -> ModelConfig:
     """Read the original's ``bert_config.json`` or a ``config.json`` of transformers.
 
     Keys that do not affect the encoder's arithmetic (``architectures``, token ids, ...) are ignored.
 
     Args:
       path: the file.
-      **changes: fields of the config that replace those of the file.
 
     Raises:
       UserError: the file is missing, is not JSON, belongs to another architecture or has an invalid value.
@@ -83,7 +82,7 @@ def read_config(path: epath.PathLike, **changes: Any) -> ModelConfig:
         if fields[key] not in choices:
             raise UserError(f"{path} has {key} {value!r}, which is not supported; choose one of {', '.join(choices)}.")
     check_types(fields, hints, str(path))
-    return ModelConfig(**(fields | changes))
+    return ModelConfig(**fields)
 
 
 def read(path: epath.Path) -> dict[str, np.ndarray]:

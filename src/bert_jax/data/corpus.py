@@ -183,7 +183,7 @@ def write_corpus(
     """Tokenize documents into a new corpus directory, which appears under its name only when it is complete.
 
     Args:
-      read: returns the documents, the same ones at every call; it is called once for each split.
+      read: returns the documents, the same ones at every call; it is called several times.
       out: directory to create.
       tokenizer: its files are stored with the corpus.
       held_out: fraction of documents kept for evaluation: every n-th, n = round(1 / held_out).

@@ -12,7 +12,7 @@ from etils import epath
 
 from bert_jax.errors import UserError
 from bert_jax.io.lines import lines, require_file
-from bert_jax.io.parsing import parse_json
+from bert_jax.io.parsing import check_text, parse_json
 
 Document = list[str]
 PAIR_SEPARATOR = " ||| "
@@ -110,12 +110,7 @@ def _json_lines(path: epath.Path, field: str, *, pairs: bool = False) -> Iterato
         if not all(isinstance(text, str) for text in texts):
             raise UserError(f"{path}, line {number}: no text under {field!r}; name the field with --field.")
         for text in texts:
-            try:
-                text.encode()
-            except UnicodeEncodeError as error:
-                raise UserError(
-                    f"{path}, line {number}: half a surrogate pair at character {error.start + 1}; the text is damaged."
-                ) from None
+            check_text(text, f"{path}, line {number}: {field!r}")
         yield value
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from bert_jax.batch import HostBatch
 from bert_jax.config.model import ModelConfig
 from bert_jax.errors import UserError
+from bert_jax.io.parsing import check_text
 from bert_jax.tokenizers import MASK, Tokenizer
 
 Text = str | tuple[str, str]
@@ -222,10 +223,8 @@ def _segments(index: int, text: Text) -> tuple[str, ...]:
     is_text = isinstance(segments, tuple | list) and (len(segments) == 2 or segments == (text,))
     if not is_text or not all(isinstance(segment, str) for segment in segments):
         raise UserError(f"Text {index + 1} is neither a string nor a pair of strings.")
-    try:
-        "".join(segments).encode()
-    except UnicodeEncodeError:
-        raise UserError(f"Text {index + 1} has half a surrogate pair; the text is damaged.") from None
+    for segment in segments:
+        check_text(segment, f"Text {index + 1}")
     return tuple(segments)
 
 

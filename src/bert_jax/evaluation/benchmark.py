@@ -189,6 +189,9 @@ def _resolve_policy(config: Config) -> ResolvedMaskPolicy:
 def _count_predictions(resolved: ResolvedMaskPolicy, lengths: np.ndarray) -> float:
     """Predictions of examples of these lengths in the first step."""
     policy = resolved.policy
+    if policy.select == "next":
+        # Each token but the last predicts its successor.
+        return float((lengths - 1).sum())
     rate = float(schedules.value(policy.predicted, 0, resolved.steps, loss=jnp.log(float(resolved.vocab_size))))
     counts = np.maximum(1, np.round(rate * lengths))
     return float(np.minimum(counts, policy.max_predictions or np.inf).sum())

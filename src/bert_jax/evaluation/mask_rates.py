@@ -68,7 +68,8 @@ def score_at_rates(
       under "0.15/common", "0.15/middle", "0.15/rare" for each of ``FREQUENCIES``.
 
     Raises:
-      UserError: a rate is outside (0, 1]; the corpus has another tokenizer, or no held-out examples.
+      UserError: a rate is outside (0, 1]; rows are longer than the model's positions; the corpus has another tokenizer, or no
+        held-out examples.
 
     Examples:
       >>> from bert_jax.evaluation.mask_rates import score_at_rates
@@ -80,9 +81,12 @@ def score_at_rates(
     opened = corpora.open_corpus(corpus)
     if model.tokenizer is None or model.tokenizer.tokens != opened.tokenizer.tokens:
         raise UserError(f"{corpus} was prepared with another vocabulary than the model's; prepare it with --vocab and the model's.")
+    model.config.check_length(sequence_length)
     launcher = launchers.for_model(model.config, MeshConfig(), "mesh")
     size = -(-batch_size // launcher.shards) * launcher.shards
-    data, rows = DataConfig(str(corpus), sequence_length=sequence_length, batch_size=size), launcher.rows(size)
+    pairs = model.config.type_vocab_size > 1
+    data = DataConfig(str(corpus), sequence_length=sequence_length, batch_size=size, pairs=pairs)
+    rows = launcher.rows(size)
     # The index of the rate takes the place of the step.
     rate_table = np.asarray(rates, np.float32)
     policy = MaskPolicy(rate=lambda index: jnp.asarray(rate_table)[index], steps=max(len(rates) - 1, 1))

@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bert_jax.config.finetuning import FinetuneConfig
+from bert_jax.io import atomic
 from bert_jax.tasks import registry
 from bert_jax.training import plots
 from bert_jax.training.finetuning import CONSTANT, finetune
@@ -99,7 +100,7 @@ def finetune_all(config: FinetuneConfig, grid: Grid = _SINGLE) -> Report:
     """
     if grid.paper_grid:
         grid = dataclasses.replace(grid, **{name: getattr(grid, name) or values for name, values in _PAPER.items()})
-        if len(config.learning_rates) == 1:
+        if config.learning_rates == FinetuneConfig.learning_rates:
             config = dataclasses.replace(config, learning_rates=_PAPER_RATES)
     statistics: list[SeedStatistics] = []
     # All configs are built first, so that an invalid one is refused before anything is trained.
@@ -176,14 +177,12 @@ def bootstrap_interval(scores: np.ndarray) -> tuple[float, float]:
 def _write(config: FinetuneConfig, statistics: Sequence[SeedStatistics]) -> None:
     directory, main_score = epath.Path(config.run), registry.get(config.task).main_score
     content = {"task": config.task, "score": main_score, "runs": [entry._asdict() for entry in statistics]}
-    part = directory / f".{REPORT}"
-    part.write_text(json.dumps(content, indent=2) + "\n")
-    part.replace(directory / REPORT)
+    with atomic.replaced_path(directory / REPORT) as path:
+        path.write_text(json.dumps(content, indent=2) + "\n")
     labels = [f"{entry.learning_rate:g}\nbatch {entry.batch_size}\n{entry.epochs:g} epochs" for entry in statistics]
     figure = plots.seed_scores(labels, [entry.scores for entry in statistics], main_score, statistics[0].constant)
-    part = directory / f".{plots.STABILITY}"
-    figure.savefig(part, dpi=150, format="png")
-    part.replace(directory / plots.STABILITY)
+    with atomic.replaced_path(directory / plots.STABILITY) as path:
+        figure.savefig(path, dpi=150, format="png")
 
 
 def _text(config: FinetuneConfig, statistics: Sequence[SeedStatistics]) -> str:

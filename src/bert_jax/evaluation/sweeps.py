@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from etils import epath
 
@@ -14,6 +15,7 @@ from bert_jax.config.run import Config
 from bert_jax.errors import UserError
 from bert_jax.evaluation.mask_rates import RATES, score_at_rates
 from bert_jax.inference.bert import load
+from bert_jax.io import atomic
 from bert_jax.training.pretraining import pretrain
 
 SCORES = "rates.json"
@@ -122,7 +124,9 @@ def _score(run: str, config: Config, rates: Sequence[float], max_batches: int | 
         batch_size=data.batch_size,
         max_batches=max_batches,
     )
-    path.write_text(json.dumps({"settings": settings, "scores": scores}, indent=2) + "\n")
+    if jax.process_index() == 0:
+        with atomic.replaced_path(path) as part:
+            part.write_text(json.dumps({"settings": settings, "scores": scores}, indent=2) + "\n")
     return scores
 
 

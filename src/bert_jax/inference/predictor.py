@@ -15,11 +15,12 @@ from bert_jax.config.mesh import MeshConfig
 from bert_jax.convert import Head
 from bert_jax.errors import UserError
 from bert_jax.inference.bert import Bert, load
+from bert_jax.io import atomic
 from bert_jax.io.parsing import read_json
+from bert_jax.models.loaded import tokenizer_of
 from bert_jax.tasks import registry
 from bert_jax.tasks.example import Example, Source
 from bert_jax.tasks.layout import RowLayout
-from bert_jax.tokenizers import Tokenizer
 from bert_jax.training import launchers
 from bert_jax.training.logging import Scores, read_metrics
 from bert_jax.training.scoring import Outputs, Scorer
@@ -127,13 +128,18 @@ class Predictor:
           mesh: devices along each axis; by default all devices are data-parallel.
 
         Raises:
-          UserError: the data cannot be read.
+          UserError: the data cannot be read, or a file in ``out`` exists already.
         """
         task, source = registry.get(self.task), self._source(data)
         scores: dict[str, Scores] = {}
-        scorer = None
-        for name in (split,) if split else task.dev_splits:
-            part = task.split(source, name, self.bert.labels, threshold=self.threshold)
+        scorer, names = None, (split,) if split else task.dev_splits
+        parts = {name: task.split(source, name, self.bert.labels, threshold=self.threshold) for name in names}
+        if out is not None:
+            # Before anything is scored.
+            for part in parts.values():
+                for file in part.files:
+                    atomic.require_new(epath.Path(out) / file)
+        for name, part in parts.items():
             scorer = scorer or self._scorer(part.examples, mesh)
             outputs = scorer(part.examples)
             if out is not None:
@@ -155,15 +161,8 @@ class Predictor:
             yield from chunk.results(scorer(chunk.examples))
 
     def _source(self, data: str) -> Source:
-        length, limit = self.task_data.sequence_length, self.bert.config.max_position_embeddings
-        if length > limit:
-            raise UserError(f"The sequence length of {length} tokens exceeds the model's {limit} positions.")
-        return Source(data, self.task_data, self._tokenizer())
-
-    def _tokenizer(self) -> Tokenizer:
-        if self.bert.tokenizer is None:
-            raise UserError("The model has no vocabulary; put its vocab.txt beside the weights and load it again.")
-        return self.bert.tokenizer
+        self.bert.config.check_length(self.task_data.sequence_length)
+        return Source(data, self.task_data, tokenizer_of(self.bert))
 
     def _scorer(self, examples: Sequence[Example], mesh: MeshConfig) -> Callable[[Sequence[Example]], Outputs]:
         """A function that computes the outputs of examples with as many texts as these have."""
@@ -174,7 +173,7 @@ class Predictor:
             self.task_data,
             texts=len(examples[0].texts),
             outputs=task.outputs(self.bert.labels),
-            pad=self._tokenizer().special_tokens.pad,
+            pad=tokenizer_of(self.bert).special_tokens.pad,
             multiple=launcher.shards,
         )
         scorer = Scorer(model, layout, launcher)

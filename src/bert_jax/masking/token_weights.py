@@ -27,7 +27,7 @@ class TokenWeights:
     """A function of a batch that returns weights [B, S], with an identity by which a resumed run recognizes it."""
 
     identity: str
-    """Path and digest of a table, or [`identity`][bert_jax.config.schedules.identity] of a function."""
+    """File name and digest of a table, or [`identity`][bert_jax.config.schedules.identity] of a function."""
     function: Callable[[Batch], Array] = dataclasses.field(compare=False)
 
     def __call__(self, batch: Batch) -> Array:

@@ -206,8 +206,9 @@ def heads_of(params: Params) -> dict[str, int]:
 
 def _check_head(params: Params, head: str) -> None:
     if head not in params:
-        raise UserError(f"The model has no {head} head; it has {', '.join(heads_of(params)) or 'no heads'}.")
+        others = ", ".join(heads_of(params)) or "no heads"
+        raise UserError(f"The model has no {head} head; it has {others}; fine-tune it, or load a model that has one.")
 
 
 def _no_pooler(head: str) -> UserError:
-    return UserError(f"The {head} head needs the pooler, which the model does not have.")
+    return UserError(f"The {head} head needs the pooler, which the model does not have; load a model with a pooler.")

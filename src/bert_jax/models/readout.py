@@ -21,12 +21,12 @@ class Lstm(Block):
     packed examples of a row."""
 
     size: int
-    """K, width of the state."""
+    """W, width of the state."""
     reverse: bool
     """Whether it runs from the last token to the first."""
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B S D"], segment_ids: Int[Array, "B S"]) -> Float[Array, "B S K"]:
+    def __call__(self, x: Float[Array, "B S D"], segment_ids: Int[Array, "B S"]) -> Float[Array, "B S W"]:
         size, dtype = self.size, self.config.dtype
         kernel = self._declare("kernel", nn.initializers.glorot_uniform(), (x.shape[-1], 4 * size), dtype)
         recurrent = self._declare("recurrent", nn.initializers.orthogonal(), (size, 4 * size), dtype)
@@ -53,7 +53,7 @@ class BiLstm(Block):
     """The concatenated states of both directions, together as wide as the encoder."""
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B S D"], segment_ids: Int[Array, "B S"]) -> Float[Array, "B S K"]:
+    def __call__(self, x: Float[Array, "B S D"], segment_ids: Int[Array, "B S"]) -> Float[Array, "B S W"]:
         size = self.config.hidden_size // 2
         directions = (("forward", False), ("backward", True))
         return jnp.concatenate(

@@ -1,4 +1,4 @@
-"""Scaled dot-product attention within segment_ids (Vaswani et al. 2017, section 3.2): a reference and fused kernels."""
+"""Scaled dot-product attention within segments (Vaswani et al. 2017, section 3.2): a reference and fused kernels."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ bfloat16_product.defvjp(_forward, _backward)
 def _product(equation: str, x: Array, y: Array, out: P | None, dtype: jnp.dtype) -> Array:
     """Only bfloat16 products with float32 results reach the bfloat16 units of a CPU.
 
-    Batched products, such as attention's, keep their plain form: most other forms abort a CPU program when it runs.
+    Batched products, such as attention's, keep their plain form: XLA's CPU runtime aborts in most other forms.
     """
 
     def cpu(x: Array, y: Array) -> Array:

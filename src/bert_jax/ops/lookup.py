@@ -12,11 +12,11 @@ def lookup(table: Shaped[Array, "N *D"], ids: Int[Array, "B *S"]) -> Shaped[Arra
     """Rows of a table by index; an index outside the table gives NaN, not the nearest row.
 
     Examples:
-      >>> lookup(jnp.array([10.0, 20.0]), jnp.array([[0, 1, 2]])).tolist()
-      [[10.0, 20.0, nan]]
+      >>> lookup(jnp.array([10.0, 20.0]), jnp.array([[0, 1, 2, -1]])).tolist()
+      [[10.0, 20.0, nan, nan]]
     """
     out = sharding.spec("batch", *(None,) * (ids.ndim + table.ndim - 2))
-    return sharding.replicate(table).at[ids].get(mode="fill", out_sharding=out)
+    return sharding.replicate(table).at[ids].get(mode="fill", wrap_negative_indices=False, out_sharding=out)
 
 
 def gather_positions(hidden: Float[Array, "B S D"], positions: Int[Array, "B M"]) -> Float[Array, "B M D"]:

@@ -37,7 +37,7 @@ def project(
 ) -> Array:
     """Multiply as ``einsum``, in the forms that are fast on each device, forward and backward.
 
-    Every kernel meets its activations here. float32 products need no special form; bfloat16 products do on CPUs
+    Every product of activations and weights is computed here. float32 products need no special form; bfloat16 products do on CPUs
     ([`bert_jax.ops.cpu`][bert_jax.ops.cpu]).
     """
     if x.dtype == jnp.float32:

@@ -53,6 +53,8 @@ class Split(NamedTuple):
     """Computes the task's official scores from the outputs for each example."""
     write: Callable[[Outputs, epath.Path], None]
     """Writes the files that a test server or an official script reads into a directory."""
+    files: tuple[str, ...]
+    """Names of the files that ``write`` creates."""
 
 
 class StreamChunk(NamedTuple):

@@ -39,7 +39,7 @@ class RowLayout:
     texts: int = 1
     """Texts of an example: 1, or the number of its choices."""
     packing: int = 32
-    """Most texts in a row; 1: one example per row."""
+    """Maximum texts in a row; 1: one example per row."""
     pad: int = 0
     """Token id of padding."""
     multiple: int = 1

@@ -68,7 +68,8 @@ class MultilabelClassification:
         rows = records.read_split(source, self.name, name, multilabel=True)
         examples, thresholds = self._examples(source, rows, labels), _thresholds(source, labels)
         score = functools.partial(self._score, thresholds, examples)
-        return Split(examples, score, functools.partial(self._write, name, thresholds, rows, examples, labels))
+        write = functools.partial(self._write, name, thresholds, rows, examples, labels)
+        return Split(examples, score, write, (f"{name}.jsonl", THRESHOLDS))
 
     def stream(
         self, source: Source, path: epath.PathLike, labels: Sequence[str], *, threshold: float = 0.0

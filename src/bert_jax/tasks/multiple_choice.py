@@ -20,6 +20,7 @@ from bert_jax.tasks.swag import Question
 from bert_jax.tokenizers import Tokenizer
 
 _FILES = {"train": ("train",), "dev": ("val", "dev"), "test": ("test",)}
+_PREDICTIONS = "predictions.csv"
 _ENDINGS = (".csv", ".csv.gz")
 # Questions that are read and scored at a time.
 _CHUNK = 1024
@@ -63,9 +64,9 @@ class MultipleChoice:
         ids = [question.id for question in questions]
 
         def write(outputs: Outputs, directory: epath.Path) -> None:
-            swag.write(directory / "predictions.csv", ids, [int(np.argmax(logits)) for logits in outputs])
+            swag.write(directory / _PREDICTIONS, ids, [int(np.argmax(logits)) for logits in outputs])
 
-        return Split(examples, functools.partial(_score, questions), write)
+        return Split(examples, functools.partial(_score, questions), write, (_PREDICTIONS,))
 
     def stream(
         self, source: Source, path: epath.PathLike, labels: Sequence[str], *, threshold: float = 0.0
@@ -92,7 +93,7 @@ def encode(tokenizer: Tokenizer, questions: Sequence[Question], *, sequence_leng
     Args:
       tokenizer: the model's.
       questions: questions with the same number of endings.
-      sequence_length: most tokens of a text, special tokens included.
+      sequence_length: maximum tokens of a text, special tokens included.
 
     Raises:
       UserError: questions have different numbers of endings, or the sequence length leaves no room for text.

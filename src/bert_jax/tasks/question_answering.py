@@ -80,7 +80,8 @@ class QuestionAnswering:
         def write(outputs: Outputs, directory: epath.Path) -> None:
             squad_answers.write(answers_of(threshold, outputs), directory)
 
-        return Split([_example(feature) for feature in features], score, write)
+        files = (squad_answers.PREDICTIONS, squad_answers.NBEST) + ((squad_answers.ODDS,) if self._unanswerable else ())
+        return Split([_example(feature) for feature in features], score, write, files)
 
     def stream(
         self, source: Source, path: epath.PathLike, labels: Sequence[str], *, threshold: float = 0.0

@@ -15,7 +15,7 @@ from bert_jax.tasks.tables import Record, listed
 
 # More labels than this, or mostly labels of one example each, are probably scores or ids.
 _MOST_CLASSES, _MOST_FRACTIONS, _ENOUGH_ROWS = 1000, 100, 100
-_NO_CLASS = "that looks like a score or an id; for scores use the regression task, or name the column of labels with --label"
+_NO_CLASS = "that looks like a score or an id; for scores use the task regress, or name the column of labels with --label"
 _LARGEST = float(np.finfo(np.float32).max)
 
 

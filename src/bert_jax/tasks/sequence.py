@@ -53,7 +53,7 @@ class _SequenceTask(abc.ABC):
         rows = self._read(source, name)
         examples = self._examples(source, rows, labels)
         score = functools.partial(self._score, labels, examples)
-        return Split(examples, score, functools.partial(self._write, name, rows, labels))
+        return Split(examples, score, functools.partial(self._write, name, rows, labels), (self._file(name),))
 
     def stream(
         self, source: Source, path: epath.PathLike, labels: Sequence[str], *, threshold: float = 0.0
@@ -121,7 +121,10 @@ class _SequenceTask(abc.ABC):
             ids = [record.id for record in rows]
             glue.write_submission(self.name, split, ids, self._predicted(outputs), labels, directory)
         else:
-            records.write_results(directory / f"{split}.jsonl", self._results(rows, labels, outputs))
+            records.write_results(directory / self._file(split), self._results(rows, labels, outputs))
+
+    def _file(self, split: str) -> str:
+        return self.glue.submissions[split] if self.glue and split in self.glue.submissions else f"{split}.jsonl"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,7 @@ import numpy as np
 from etils import epath
 
 from bert_jax.errors import BertWarning, UserError
-from bert_jax.io.parsing import parse_json
+from bert_jax.io.parsing import check_text, parse_json
 from bert_jax.tasks.example import EncodedText
 from bert_jax.tokenizers import Tokenizer
 
@@ -91,7 +91,7 @@ def read(path: epath.PathLike, *, training: bool, skip_misplaced: bool = False) 
         errors = [error for answer in question.answers if (error := _misplaced(question, answer))]
         misplaced += errors[:1]
         if errors and not skip_misplaced:
-            raise UserError(f"{errors[0]}; repair it, or skip such answers.")
+            raise UserError(f"{errors[0]}; repair it.")
         if not (errors and training):
             questions.append(question)
     if not questions:
@@ -124,9 +124,9 @@ def features(
     Args:
       tokenizer: the model's.
       questions: consecutive questions from ``read``.
-      sequence_length: most tokens of a window, question and special tokens included.
+      sequence_length: maximum tokens of a window, question and special tokens included.
       doc_stride: tokens from the start of one window to the start of the next.
-      max_query_length: most tokens of a question; the others are cut off.
+      max_query_length: maximum tokens of a question; the others are cut off.
       training: whether to find the tokens of the answers.
 
     Raises:
@@ -243,11 +243,7 @@ def _text(value: Any, key: str, where: str) -> str:
     text = _get(value, key, where)
     if not isinstance(text, str) or not text.strip():
         raise UserError(f"{where}: {key!r} is {_short(text)}; it must be text, not empty.")
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise UserError(f"{where}: {key!r} holds half a surrogate pair; the text is damaged.") from None
-    return text
+    return check_text(text, f"{where}: {key!r}")
 
 
 def _short(value: Any) -> str:

@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple, TypedDict
 
 import numpy as np
@@ -72,7 +72,7 @@ def answer(
     threshold: float = 0.0,
     negative: bool,
 ) -> Answers:
-    """The best answers of some questions. For many questions, call it for slices of them, and ``join`` the results.
+    """The best answers of some questions.
 
     In each window the ``n_best`` best starts are paired with the ``n_best`` best ends. A pair counts if both are tokens of the
     context, the start has its maximal context in this window, and the end is neither before the start nor too far behind it.
@@ -85,7 +85,7 @@ def answer(
       starts: for each feature, float [N] logits over the tokens of ``text.ids``.
       ends: the same for ends.
       n_best: starts and ends that are paired in a window, and candidates that are listed for a question, in addition to no answer.
-      max_answer_length: most tokens of an answer.
+      max_answer_length: maximum tokens of an answer.
       threshold: no answer is chosen if the null odds are greater.
       negative: whether a question may have no answer (SQuAD 2.0). The score of no answer is the least sum of the logits of
         [CLS] of all windows. If no pair counts, no answer is chosen, with its own score as null odds (the original fails). If
@@ -115,16 +115,6 @@ def answer(
         answers.null_odds[question.id] = odds
         answers.predictions[question.id] = best.text if best and odds <= threshold else ""
     return answers
-
-
-def join(parts: Iterable[Answers]) -> Answers:
-    """The answers of slices of the questions as one."""
-    joined = Answers({}, {}, {})
-    for part in parts:
-        joined.predictions.update(part.predictions)
-        joined.nbest.update(part.nbest)
-        joined.null_odds.update(part.null_odds)
-    return joined
 
 
 def write(answers: Answers, directory: epath.PathLike) -> None:
@@ -204,7 +194,7 @@ def _best(
             listed[""] = nothing
             continue
         spans = features[int(pairs.feature[pair])].spans
-        # A token may be a space, or empty.
+        # Tokens may cover only a space, or nothing.
         text = question.context[spans[pairs.first[pair], 0] : spans[pairs.last[pair], 1]].strip()
         if text and text not in listed:
             listed[text] = _Span(text, float(pairs.start[pair]), float(pairs.end[pair]))

@@ -13,7 +13,7 @@ from etils import epath
 
 from bert_jax.errors import UserError
 from bert_jax.io.lines import lines
-from bert_jax.io.parsing import parse_json
+from bert_jax.io.parsing import check_text, parse_json
 from bert_jax.tasks.example import find_split
 
 _SPLITS: dict[str, tuple[str, ...]] = {"train": ("train",), "dev": ("dev", "validation", "valid", "val"), "test": ("test",)}
@@ -119,7 +119,7 @@ def text_of(row: Row, name: str, *, empty: bool = False) -> str:
         raise UserError(f"{row.where}: {name!r} is {json.dumps(text)[:40]}; a text must be a string.")
     if not (empty or text.strip()):
         raise UserError(f"{row.where}: the text {name!r} is empty; remove the row or write one.")
-    return _whole(text, row, name)
+    return check_text(text, f"{row.where}: {name!r}")
 
 
 def label_of(row: Row, name: str) -> str | None:
@@ -130,7 +130,7 @@ def label_of(row: Row, name: str) -> str | None:
     """
     value = row.fields.get(name)
     if value is None or isinstance(value, str):
-        return _whole(value.strip(), row, name) or None if value else None
+        return check_text(value.strip(), f"{row.where}: {name!r}") or None if value else None
     return _label(value, row, name)
 
 
@@ -155,7 +155,8 @@ def labels_of(row: Row, name: str) -> tuple[str, ...] | None:
         values = value
     else:
         raise UserError(f"{row.where}: {name!r} is {json.dumps(value)[:40]}; several labels must be a list, [] for none.")
-    labels = [_whole(label.strip(), row, name) if isinstance(label, str) else _label(label, row, name) for label in values]
+    where = f"{row.where}: {name!r}"
+    labels = [check_text(label.strip(), where) if isinstance(label, str) else _label(label, row, name) for label in values]
     if "" in labels:
         raise UserError(f"{row.where}: {name!r} holds an empty label; separate labels with one comma.")
     return tuple(dict.fromkeys(labels))
@@ -166,15 +167,6 @@ def _label(value: Any, row: Row, name: str) -> str:
     if not isinstance(value, int | float):
         raise UserError(f"{row.where}: {name!r} is {json.dumps(value)[:40]}; a label must be a string, a number, true or false.")
     return json.dumps(value)
-
-
-def _whole(text: str, row: Row, name: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        at = error.start + 1
-        raise UserError(f"{row.where}: {name!r} has half a surrogate pair at character {at}; the text is damaged.") from None
-    return text
 
 
 def _missing(path: epath.Path, row: Row, name: str, columns: Columns) -> str:

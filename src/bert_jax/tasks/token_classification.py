@@ -31,6 +31,7 @@ _FILES = {
     "test": ("test", "testb", "eng.testb"),
 }
 _ENDINGS = [f"{ending}{packed}" for ending in ("", ".conll", ".txt", ".bio", ".iob2", ".tsv") for packed in ("", ".gz")]
+_PREDICTIONS = "predictions.conll"
 # Sentences that are read and tagged at a time, rounded up to whole documents.
 _CHUNK = 1024
 
@@ -103,9 +104,9 @@ class TokenClassification:
             return self.score_tags(gold, decode(windows, outputs, sentences, labels), labels)
 
         def write(outputs: Outputs, directory: epath.Path) -> None:
-            conll.write(directory / "predictions.conll", sentences, decode(windows, outputs, sentences, labels))
+            conll.write(directory / _PREDICTIONS, sentences, decode(windows, outputs, sentences, labels))
 
-        return Split([window.example for window in windows], score, write)
+        return Split([window.example for window in windows], score, write, (_PREDICTIONS,))
 
     def stream(
         self, source: Source, path: epath.PathLike, labels: Sequence[str], *, threshold: float = 0.0
@@ -174,7 +175,7 @@ def encode(
       tokenizer: the model's; words are tokenized one by one.
       sentences: sentences of any number of files.
       labels: tags in the order of the model's outputs; unused if no sentence has tags.
-      sequence_length: most tokens of a window, special tokens included.
+      sequence_length: maximum tokens of a window, special tokens included.
       context: see ``Context``.
 
     Raises:
@@ -215,7 +216,7 @@ def decode(
 
     Args:
       windows: the result of ``encode`` for the sentences.
-      predicted: for each window logits [N, labels] or label indices, int [N]; N may include padding after the window.
+      predicted: for each window logits [N, labels]; N may include padding after the window.
       sentences: the same sentences.
       labels: the same labels.
 
@@ -231,12 +232,9 @@ def decode(
         size = len(window.example.texts[0].ids)
         if len(row) < size:
             raise UserError(f"Window {position} has {size} tokens; {len(row)} predictions are given for it.")
-        if row.ndim > 1 and row.shape[1] != len(labels):
+        if row.ndim != 2 or row.shape[1] != len(labels):
             raise UserError(f"Predictions of window {position} have shape {row.shape}; there are {len(labels)} labels.")
-        tags = row[window.places] if row.ndim == 1 else row[window.places].argmax(-1)
-        if np.any((tags < 0) | (tags >= len(labels))):
-            raise UserError(f"A prediction of window {position} is none of the {len(labels)} labels.")
-        tag_of_word[starts[window.words[:, 0]] + window.words[:, 1]] = tags
+        tag_of_word[starts[window.words[:, 0]] + window.words[:, 1]] = row[window.places].argmax(-1)
     if np.any(tag_of_word < 0):
         raise UserError("Some words have no prediction; give all windows of the sentences.")
     names = [labels[tag] for tag in tag_of_word.tolist()]
@@ -298,7 +296,7 @@ def _windows(offsets: np.ndarray, room: int) -> Iterator[tuple[int, int, int, in
 
     Args:
       offsets: int64 [words + 1], tokens before each word, and all tokens.
-      room: most tokens of a window; no word has more.
+      room: maximum tokens of a window; no word has more.
     """
     count, base = len(offsets) - 1, offsets - offsets[0]
     starts, ends = [0], [int(np.searchsorted(base, room, side="right")) - 1]

@@ -13,7 +13,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from bert_jax.config.validation import check_types
 from bert_jax.errors import UserError
-from bert_jax.io.parsing import parse_json
+from bert_jax.io.parsing import parse_json, parse_object
 from bert_jax.tokenizers.protocol import SPECIAL_TOKENS, UNK, AlignedText, TokenizedText, find_special_tokens
 
 VOCAB, CONFIG, JSON = "vocab.txt", "tokenizer_config.json", "tokenizer.json"
@@ -166,7 +166,8 @@ def unpack(files: dict[str, bytes]) -> dict[str, bytes]:
         "tokenize_chinese_chars": normalizer.get("handle_chinese_chars", True),
         _MAX_WORD_LENGTH_KEY: model.get(_MAX_WORD_LENGTH_KEY, 100),
     }
-    settings |= parse_json(files.get(CONFIG, b"{}"), CONFIG)
+    if CONFIG in files:
+        settings |= parse_object(files[CONFIG], CONFIG)
     text = "".join(f"{token}\n" for token in tokens)
     if VOCAB in files:
         _check_equal(files[VOCAB].decode("utf-8", "replace").split(), text.split())
@@ -210,9 +211,7 @@ def _learn(texts: Iterable[str], size: int, lowercase: bool, characters: list[st
 
 def _read_settings(content: bytes) -> dict[str, Any]:
     """Read the settings of a ``tokenizer_config.json``; null counts as absent."""
-    value = parse_json(content, CONFIG)
-    if not isinstance(value, dict):
-        raise UserError(f"{CONFIG} contains a {type(value).__name__}, not a JSON object.")
+    value = parse_object(content, CONFIG)
     settings = {key: value[key] for key in _SETTINGS if value.get(key) is not None}
     check_types(settings, _SETTINGS, CONFIG)
     if settings.get(_MAX_WORD_LENGTH_KEY, 1) <= 0:
