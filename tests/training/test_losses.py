@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 
 from bert_jax import sharding
 from bert_jax.config.mesh import MeshConfig
@@ -213,7 +214,6 @@ def test_losses_are_their_definitions(single, head):
 
 def test_the_multilabel_loss_is_torchs():
     """``BCEWithLogitsLoss`` divides by examples and labels; a weight of 0 excludes an example."""
-    torch = pytest.importorskip("torch")
     rng = np.random.default_rng(0)
     logits, labels = rng.normal(size=(3, 4, 5)).astype(np.float32) * 9, rng.integers(0, 2, (3, 4, 5)).astype(np.float32)
     for weights in (np.ones((3, 4), np.float32), rng.integers(0, 2, (3, 4)).astype(np.float32)):
