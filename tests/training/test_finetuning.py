@@ -303,7 +303,7 @@ def model_at_start(kind, init, data, run, **changes):
 
 
 def assert_unchanged(actual, expected):
-    """Equal up to the step of :func:`model_at_start`, which changes only values near 0."""
+    """Equal up to the step of `model_at_start`, which changes only values near 0."""
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-20), actual, expected)
 
 
