@@ -351,7 +351,7 @@ def states(config, params, key, batch, freeze_encoder=False):
     ("hidden", "classifier", "freeze_encoder", "expected"),
     [(0.25, None, False, 0.25), (0.25, 0.0, False, 0.0), (0.0, 0.5, False, 0.5), (0.25, None, True, 0.25)],
 )
-def test_dropout_falls_on_what_every_head_but_span_stands_on(hidden, classifier, freeze_encoder, expected):
+def test_dropout_is_applied_before_every_head_but_question_answering(hidden, classifier, freeze_encoder, expected):
     config = dataclasses.replace(CONFIG, hidden_dropout_prob=hidden, classifier_dropout=classifier)
     params, batch = params_of(CONFIG) | SHOWN, batches(packed=False)["sequence_classification"]
     real = batch["segment_ids"] > 0

@@ -171,7 +171,7 @@ def test_a_complete_run_is_left_as_it_is(run_config, capsys):
     assert read_metrics(run_config.run) == before
 
 
-def test_a_signal_during_evaluation_is_made_up_for(run_config, tmp_path, monkeypatch):
+def test_an_evaluation_stopped_by_a_signal_is_repeated_on_resume(run_config, tmp_path, monkeypatch):
     unbroken = elsewhere(run_config, tmp_path)
     pretrain(unbroken)
     original = pipeline.eval_batches
@@ -191,7 +191,7 @@ def test_a_signal_during_evaluation_is_made_up_for(run_config, tmp_path, monkeyp
     assert scored == [[4, 8], [4, 8]]
 
 
-def test_scores_of_a_run_killed_before_them_are_made_up_for(run_config):
+def test_a_missing_evaluation_is_computed_on_resume(run_config):
     pretrain(run_config)
     path = epath.Path(run_config.run) / "metrics.jsonl"
     whole = read_metrics(run_config.run)
@@ -205,14 +205,14 @@ def test_scores_of_a_run_killed_before_them_are_made_up_for(run_config):
     assert (path.parent / "curves.png").exists()
 
 
-def test_half_a_claim_does_not_lock_the_run(run_config):
+def test_a_partly_written_config_does_not_lock_the_run(run_config):
     path = epath.Path(run_config.run)
     path.mkdir()
     (path / ".config.json").write_text("{")
     assert pretrain(run_config).step == 8
 
 
-def test_another_config_is_refused_and_what_may_differ_is_not(run_config):
+def test_another_config_is_refused_except_for_free_fields(run_config):
     pretrain(run_config)
     with pytest.raises(UserError, match=r"another config \(optim.peak_lr: 0.001 -> 0.01\)"):
         pretrain(dataclasses.replace(run_config, optim=dataclasses.replace(run_config.optim, peak_lr=0.01)))
@@ -262,7 +262,7 @@ def test_a_vocabulary_larger_than_the_models_is_refused(run_config):
         ({"token_weights": lambda batch: RARITY[batch["input_ids"]]}, "<lambda> cannot be compiled"),
     ],
 )
-def test_policies_that_cannot_be_are_refused_before_a_run(run_config, tmp_path, mask, sentence):
+def test_invalid_policies_are_refused_before_a_run(run_config, tmp_path, mask, sentence):
     (tmp_path / "words.tsv").write_text("alpha\t1\nalpha 3\n")
     (tmp_path / "zero.tsv").write_text("alpha\t0\n")
     if isinstance(mask.get("token_weights"), str):
@@ -279,7 +279,7 @@ def test_policies_that_cannot_be_are_refused_before_a_run(run_config, tmp_path, 
         ("span", ["abcdefg" * 9, "gfedcba" * 8], "as in text without word boundaries; use --mask.select token or t5"),
     ],
 )
-def test_policies_that_need_borders_of_words_are_refused_without_them(run_config, tmp_path, select, sentences, why):
+def test_policies_that_need_word_boundaries_are_refused_without_them(run_config, tmp_path, select, sentences, why):
     letters = bert_jax.tokenizers.train(lambda: ["abcdefg" * 2], kind="wordpiece", size=19)
     bert_jax.data.corpus.write_corpus(lambda: [sentences] * 40, tmp_path / "letters", letters, held_out=0.1)
     data = dataclasses.replace(run_config.data, corpus=str(tmp_path / "letters"))
@@ -287,7 +287,7 @@ def test_policies_that_need_borders_of_words_are_refused_without_them(run_config
         pretrain(dataclasses.replace(run_config, data=data, mask=MaskPolicy(select=select)))
 
 
-def test_a_policys_functions_may_not_change_in_a_run(run_config, monkeypatch):
+def test_functions_of_a_policy_may_not_change_on_resume(run_config, monkeypatch):
     def config(**functions):
         return dataclasses.replace(run_config, mask=MaskPolicy(**functions))
 
@@ -344,7 +344,7 @@ def test_a_non_finite_loss_stops_the_run_and_leaves_the_last_good_checkpoint(run
     assert pretrain(run_config).step == 8
 
 
-def test_a_model_learns_what_can_be_learned(run_config):
+def test_a_model_learns_the_order_of_words(run_config):
     """In the made-up text each word follows from the one before it: far better than frequencies."""
     config = dataclasses.replace(
         run_config,
@@ -376,8 +376,8 @@ def in_process(config, devices=1):
 
 
 def finish(process):
-    _, said = process.communicate(timeout=300)
-    assert process.returncode == 0, said
+    _, messages = process.communicate(timeout=300)
+    assert process.returncode == 0, messages
 
 
 def steps_logged(config):
@@ -500,12 +500,12 @@ def assert_close(config, unbroken):
                 np.testing.assert_allclose(line[name], expected[name], rtol=2e-4, err_msg=name)
 
 
-def test_metrics_of_a_killed_process_may_end_in_half_a_line(tmp_path):
+def test_metrics_of_a_killed_process_may_end_in_an_incomplete_line(tmp_path):
     (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 1}) + '\n{"step": 2, "lo')
     assert read_metrics(tmp_path) == [{"step": 1}]
 
 
-def test_accepts_other_optimizers_word_masks_and_other_attention(run_config, tmp_path, text, capsys):
+def test_other_optimizers_word_masking_and_other_attention(run_config, tmp_path, text, capsys):
     # Words of several tokens.
     few = bert_jax.tokenizers.train(lambda: text.read_text().splitlines(), kind="wordpiece", size=60)
     bert_jax.data.corpus.write_corpus(lambda: bert_jax.data.readers.read_documents([text]), tmp_path / "few", few, held_out=0.1)
