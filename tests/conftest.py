@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
+import pathlib
 import random
 import tempfile
 
@@ -101,6 +102,12 @@ def params() -> dict:
     """Parameters of MODEL, large enough that every part of the network matters."""
     config = dataclasses.replace(MODEL, initializer_range=0.3)
     return jax.jit(lambda: bert_jax.models.heads.init_params(config, jax.random.key(7)))()
+
+
+def files_below(path) -> dict[str, bytes]:
+    """Relative path -> content of every file below a directory, which need not exist."""
+    path = pathlib.Path(path)
+    return {str(file.relative_to(path)): file.read_bytes() for file in sorted(path.rglob("*")) if file.is_file()}
 
 
 def write_text(path, *, documents: int = 80, seed: int = 0) -> None:

@@ -47,7 +47,7 @@ def encode_one(config, bert, ids, types):
     return x, np.tanh(x[0] @ bert["pooler"]["kernel"] + bert["pooler"]["bias"])
 
 
-def word_logits(config, params, hidden):
+def mlm_logits(config, params, hidden):
     """[M, V] for hidden [M, D]."""
     mlm = params["mlm"]
     x = ACTIVATIONS[config.hidden_act](hidden @ mlm["dense"]["kernel"] + mlm["dense"]["bias"])
@@ -61,7 +61,7 @@ def losses(config, params, batch):
         length = int((batch["segment_ids"][row] > 0).sum())
         hidden, pooled = encode_one(config, params["bert"], batch["input_ids"][row, :length], batch["token_type_ids"][row, :length])
         chosen = batch["mlm_weights"][row] > 0
-        logits = word_logits(config, params, hidden[batch["mlm_positions"][row][chosen]])
+        logits = mlm_logits(config, params, hidden[batch["mlm_positions"][row][chosen]])
         words += list(-np.log(softmax(logits))[np.arange(chosen.sum()), batch["mlm_ids"][row][chosen]])
         pair = softmax(pooled @ params["nsp"]["kernel"] + params["nsp"]["bias"])
         pairs.append(-np.log(pair[batch["nsp_labels"][row, 0]]))

@@ -86,6 +86,16 @@ def test_lines_of_options_end_where_a_clause_does():
                     assert all(line.endswith((".", ":", ";")) for line in lines), f"{path}:{text.lineno}"
 
 
+def test_only_the_launchers_depend_on_pmap():
+    """Everything else runs the same under `jax.jit` and `jax.pmap`; the configs only store the choice."""
+    for path in FILES:
+        nodes = [*ast.walk(ast.parse(path.read_text()))]
+        used = any(isinstance(node, ast.Attribute) and node.attr == "pmap" for node in nodes)
+        named = any(isinstance(node, ast.Constant) and node.value == "pmap" for node in nodes)
+        assert used == (relative(path) == "training/launchers.py"), path
+        assert not named or relative(path) == "training/launchers.py" or package(path) == "config", path
+
+
 def test_the_train_step_is_short():
     source = inspect.getsource(bert_jax.training.step.make_train_step)
     assert len(source[source.index("def train_step") :].splitlines()) <= MAX_STEP_LINES

@@ -229,7 +229,7 @@ def test_the_model_is_read_without_the_state(run):
     assert stored.tokenizer.files == run.meta.tokenizer.files
 
 
-def test_a_model_of_numpy_arrays_is_written_and_later_ones_are_forgotten(params, tokenizer, tmp_path):
+def test_a_model_of_numpy_arrays_replaces_newer_checkpoints(params, tokenizer, tmp_path):
     """A best model of a later step is replaced when the run goes back to an earlier step."""
     config = dataclasses.replace(MODEL, initializer_range=0.3)
     host = jax.tree.map(np.asarray, params)

@@ -7,6 +7,7 @@ import doctest
 import importlib
 import io
 import pkgutil
+import tempfile
 
 import jax
 import jax.numpy as jnp
@@ -31,12 +32,19 @@ EXAMPLES = [
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.name)
 def test_example(example, tmp_path, monkeypatch):
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    # `tempfile` reads TMPDIR only once.
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     example.globs = {**vars(importlib.import_module(_module(example.name))), **NAMESPACE}
     report = io.StringIO()
     with contextlib.redirect_stdout(report):
         failed = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE).run(example).failed
     assert not failed, report.getvalue()
+
+
+def test_examples_are_found_everywhere():
+    """The finder skips what it does not recognize without a word."""
+    names = {example.name for example in EXAMPLES}
+    assert {"bert_jax.inference.bert.Bert", "bert_jax.training.pretraining.pretrain", "bert_jax.tasks.registry.get"} <= names
 
 
 def _module(name):

@@ -15,6 +15,8 @@ from bert_jax.checkpoints import HEADS_OF_VERSION_1
 from bert_jax.config import format as config_format
 from bert_jax.config.format import VERSION
 from bert_jax.inference.bert import probe
+from tests.conftest import files_below
+from tests.tasks.test_registry import config_of, save_model, write_data
 
 # Made by bert_jax before it stored a format version (commit ac198e3), with that version's outputs on the probe texts.
 OLD = Path(__file__).parent / "golden" / "format_1"
@@ -34,13 +36,20 @@ def test_an_old_classifier_keeps_its_labels():
     assert bert_jax.load(OLD / "task").labels == ("no", "yes")
 
 
-def test_an_old_run_is_not_resumed(run_config, tmp_path):
+@pytest.mark.parametrize("kind", ["pretraining", "task"])
+def test_an_old_run_is_not_resumed(kind, run_config, tokenizer, tmp_path):
     run = tmp_path / "old"
-    shutil.copytree(OLD / "pretraining", run)
-    before = sorted(path for path in run.rglob("*"))
+    shutil.copytree(OLD / kind, run)
+    before = files_below(run)
+    assert before
+    if kind == "pretraining":
+        resume, config = bert_jax.pretrain, dataclasses.replace(run_config, run=str(run))
+    else:
+        init, data = save_model(tmp_path / "init", tokenizer), write_data(tmp_path / "data", "classify")
+        resume, config = bert_jax.finetune, config_of("classify", init, data, run)
     with pytest.raises(bert_jax.UserError, match=r"format version 1, this package writes version 2: start a new run directory"):
-        bert_jax.pretrain(dataclasses.replace(run_config, run=str(run)))
-    assert sorted(path for path in run.rglob("*")) == before
+        resume(config)
+    assert files_below(run) == before
 
 
 def test_an_old_config_is_refused():

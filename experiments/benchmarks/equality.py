@@ -4,9 +4,9 @@
 
 BEFORE and AFTER are checkouts of this repository. Each runs the same commands in processes of its own: it prepares the corpus,
 takes 200 steps of the quickstart, 20 steps with a span schedule and 19 steps of fine-tuning, embeds 300 sentences, and masks one
-batch under several policies. Parameters are compared by the SHA-256 of every exported tensor, losses as the floats in
-``metrics.jsonl``, vectors and masks as bytes. Seconds per step are compared as a ratio of medians, in alternating order. Exits
-with 1 where anything differs.
+batch under several policies. Parameters are compared by the SHA-256 of every exported tensor, losses and scores as the numbers in
+``metrics.jsonl`` without measured times, vectors and masks as bytes. Seconds per step are compared as a ratio of medians, in
+alternating order. Exits with 1 where anything differs.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ SPANS = [
 ]
 SPANS += ["--mask.rate", "linear(0.3, 0.15)", "--model.attention-probs-dropout-prob", "0.1", "--model.hidden-dropout-prob", "0.1"]
 TASK = ["--epochs", "0.08", "--learning-rates", "3e-4", "--seed", "3"]
+TIMES = ("seconds", "tokens_per_second")
 
 MASKS = """
 import dataclasses, hashlib, jax, numpy as np, bert_jax
@@ -69,16 +70,19 @@ def run(tree: Path, *words: str) -> str:
     return done.stdout
 
 
-def losses(path: Path) -> list[tuple[int, str, float, float]]:
-    """Step, split, loss and gradient norm of each line."""
-    lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
-    return [(line["step"], line["split"], line.get("loss", 0.0), line.get("grad_norm", 0.0)) for line in lines]
+def metrics(path: Path) -> list[dict[str, object]]:
+    """All lines of a run's metrics."""
+    return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(path: Path) -> list[dict[str, object]]:
+    """All losses and scores of a run, of training steps and of evaluations, without measured times."""
+    return [{name: value for name, value in line.items() if name not in TIMES} for line in metrics(path)]
 
 
 def seconds(path: Path) -> list[float]:
     """Seconds of each training step after the first twenty."""
-    lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
-    times = [line["seconds"] for line in lines if line["split"] == "train"]
+    times = [line["seconds"] for line in metrics(path) if line["split"] == "train"]
     return [after - before for before, after in itertools.pairwise(times[20:])]
 
 
@@ -104,10 +108,10 @@ def measure(tree: Path, options: argparse.Namespace, out: Path) -> dict[str, obj
     program = MASKS.format(**(NEW if new else OLD))
     masks = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True).stdout
     return {
-        "pretraining: losses and gradient norms of 200 steps": losses(out / "pretrain"),
+        "pretraining: metrics of 200 steps and two evaluations": losses(out / "pretrain"),
         "pretraining: tensors after 200 steps": tensors(tree, out / "pretrain", out / "pretrain-hf"),
-        "span schedule with dropout: losses of 20 steps": losses(out / "spans"),
-        "fine-tuning: losses": losses(out / "task"),
+        "span schedule with dropout: metrics of 20 steps and an evaluation": losses(out / "spans"),
+        "fine-tuning: metrics and scores": losses(out / "task"),
         "fine-tuning: tensors of the best model": tensors(tree, out / "task", out / "task-hf"),
         "embeddings of 300 sentences": hashlib.sha256((out / "vectors.npy").read_bytes()).hexdigest(),
         "masks of five selections at three steps": masks.strip(),

@@ -210,7 +210,7 @@ def program(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def ours(config: FinetuneConfig, *, warm: bool) -> dict[str, Any]:
-    """A run of :func:`bert_jax.finetune`, observed between its parts; a warm-up ends after an epoch, without scores."""
+    """A run of `bert_jax.finetune`, observed between its parts; a warm-up ends after an epoch, without scores."""
     import jax
 
     module = importlib.import_module("bert_jax.training.finetuning")

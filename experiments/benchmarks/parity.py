@@ -32,14 +32,17 @@ CLASSES = {
     "BertForMaskedLM": 2,
     "BertForNextSentencePrediction": 2,
     "BertForSequenceClassification": 3,
+    "BertForSequenceClassification, multi-label": 3,
     "BertForSequenceClassification, regression": 1,
     "BertForTokenClassification": 4,
     "BertForQuestionAnswering": 2,
     "BertForMultipleChoice": 2,
 }
 FORMATS = ("hf", "google", "flax", "orbax")
+PROBLEM_TYPES = {"multi-label": "multi_label_classification", "regression": "regression"}
 HEADS = (
-    "mlm", "nsp", "sequence_classification", "regression", "token_classification", "question_answering", "multiple_choice",
+    "mlm", "nsp", "sequence_classification", "multilabel_classification", "regression", "token_classification",
+    "question_answering", "multiple_choice",
 )  # fmt: skip
 """In the order in which transformers returns their outputs."""
 
@@ -88,8 +91,9 @@ def main() -> None:
     print(f"|---|{'---|' * (len(FORMATS) + 2)}")
     for name, labels in CLASSES.items():
         torch.manual_seed(0)
-        kind = getattr(transformers, name.partition(",")[0])
-        model = kind(transformers.BertConfig(**SHAPE, num_labels=labels)).eval()
+        kind, _, problem = name.partition(", ")
+        kind = getattr(transformers, kind)
+        model = kind(transformers.BertConfig(**SHAPE, num_labels=labels, problem_type=PROBLEM_TYPES.get(problem))).eval()
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter += 0.1 * torch.randn_like(parameter)
@@ -97,6 +101,7 @@ def main() -> None:
             path = Path(work)
             model.save_pretrained(path / "theirs")
             bert = bert_jax.load(path / "theirs")
+            assert problem != "multi-label" or "multilabel_classification" in bert.params
             single = theirs(model, arrays)
             expected = theirs(model.double(), arrays)
             cells = [difference(ours(bert, arrays), expected, attention_mask > 0)]

@@ -107,7 +107,7 @@ def collator(head: str, pad: int, device: str) -> Encode:
 
 
 def batches(examples: Sequence[Example], config: FinetuneConfig) -> Iterator[list[Example]]:
-    """Endless batches over all epochs, in the order of :class:`bert_jax.tasks.layout.Shuffled`."""
+    """Endless batches over all epochs, in the order of `bert_jax.tasks.layout.Shuffled`."""
     orders = (np.random.default_rng([config.seed, epoch]).permutation(len(examples)) for epoch in itertools.count())
     indices = itertools.chain.from_iterable(orders)
     while True:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import io
 import json
 import os
 import platform
+import re
 import signal
 import subprocess
 import sys
@@ -72,7 +74,8 @@ def experiment(tmp_path, corpus):
 )
 def test_from_text_to_predictions(tmp_path, text, kind, size):
     """The five steps of the README, with every kind of vocabulary."""
-    assert f"{size} tokens" in ok(bert_jax("vocab", text, "--out", tmp_path / "vocab", "--kind", kind, "--size", size))
+    out = ok(bert_jax("vocab", text, "--out", tmp_path / "vocab", "--kind", kind, "--size", size))
+    assert re.search(rf"\b{size} tokens", out)
     assert "corpus train: 72 documents, " in ok(
         bert_jax("prepare", text, "--vocab", tmp_path / "vocab", "--out", tmp_path / "corpus", "--held-out", 0.1)
     )
@@ -84,12 +87,16 @@ def test_from_text_to_predictions(tmp_path, text, kind, size):
     assert "MLM loss" in report
     assert "unigram model on the same tokens" in report
     again = bert_jax("pretrain", path, "--optim.peak-lr", "3e-4", "--parallel", "pmap")
+    assert ok(again).partition("\n}\n")[2] == report
     assert "is complete at step 6" in again.stderr
     out = ok(bert_jax("fill-mask", tmp_path / "run", "alpha [MASK] charlie."))
-    assert len(out.splitlines()) == 5
-    assert all(line.split()[0].endswith("%") for line in out.splitlines())
+    percentages = [float(line.split()[0].removesuffix("%")) for line in out.splitlines()]
+    assert len(percentages) == 5
+    assert percentages == sorted(percentages, reverse=True)
+    assert 0 < sum(percentages) <= 100
     predictions = json.loads(ok(bert_jax("fill-mask", tmp_path / "run", "[MASK] [MASK]", "--json", "--top-k", 2)))
     assert [[set(prediction) for prediction in mask] for mask in predictions] == [[{"token", "probability"}] * 2] * 2
+    assert all(1 > first["probability"] >= second["probability"] > 0 for first, second in predictions)
 
 
 def ok(done):
@@ -214,19 +221,52 @@ def test_ctrl_c_while_preparing_leaves_nothing(tmp_path, text):
     with pipe.open("w") as writer:
         writer.write("alpha bravo.\n\n" * 100)
         writer.flush()
-        time.sleep(1)
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and len(list(tmp_path.iterdir())) == 2:
+            time.sleep(0.05)
+        assert len(list(tmp_path.iterdir())) > 2, "nothing was written before the signal"
         running.send_signal(signal.SIGINT)
         assert running.wait(60) == 130
-    assert "Traceback" not in running.stderr.read()
+    messages = running.stderr.read()
     running.stderr.close()
+    assert "stopped by Ctrl-C; incomplete output was removed" in messages
+    assert "Traceback" not in messages
     assert {path.name for path in tmp_path.iterdir()} == {"vocab", "endless.txt"}
+
+
+def descriptions(out):
+    """Option -> its description in a help text, without its default; names and values are on the left, descriptions indented."""
+    described, option = {}, None
+    for line in out.splitlines():
+        indent, text = len(line) - len(line.lstrip()), line.strip()
+        if indent <= 4 and re.match(r"--?[a-z]", text):
+            option = re.match(r"-[\w.-]+(?:, -[\w.-]+)*", text)[0]
+            described[option] = text.partition("  ")[2]
+        elif option and indent > 4:
+            described[option] += f" {text}"
+    return {option: re.sub(r"\((default|required|repeatable).*", "", text).strip() for option, text in described.items()}
+
+
+def test_descriptions_are_read_from_help():
+    out = """
+  --out STR               File to create. (required)
+  --task {a,b,
+  c}
+                          Task. (default: None)
+  --bare INT              (default: 3)
+"""
+    assert descriptions(out) == {"--out": "File to create.", "--task": "Task.", "--bare": ""}
 
 
 @pytest.mark.parametrize("command", [*COMMANDS, "pretrain EXPERIMENT"])
 def test_help_describes_every_option(command, experiment):
     name, *more = command.split()
     out = ok(here(name, *([experiment] if more else []), "--help"))
-    assert "usage" in out.lower()
+    assert f"usage: bert-jax {name} " in out
+    described = descriptions(out)
+    # Without an experiment, the help of pretrain only refers to the one with an experiment.
+    assert ("-h, --help" in described) == (command != "pretrain")
+    assert all(len(text.split()) >= 2 for text in described.values()), described
     if more:
         assert all(f"--{section}." in out for section in ("data", "model", "mask", "optim", "mesh", "train"))
         assert "--parallel" in out
@@ -241,6 +281,7 @@ def test_usage(capsys):
     assert cli.main(["dance"]) == 2
     assert "no command 'dance'" in capsys.readouterr().err
     assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"{importlib.metadata.version('bert_jax')}\n"
 
 
 def test_a_full_disk_is_one_sentence(monkeypatch, capsys, tmp_path, text):

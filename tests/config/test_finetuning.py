@@ -76,8 +76,8 @@ def test_json_is_inverted():
     )
     assert FinetuneConfig.from_json(config.to_json()) == config
     stored = json.loads(config.to_json())
-    stored["task_data"]["reading"] = 1
-    with pytest.raises(UserError, match=r"config.task_data has no field reading"):
+    stored["task_data"]["unknown"] = 1
+    with pytest.raises(UserError, match=r"config.task_data has no field unknown"):
         FinetuneConfig.from_json(json.dumps(stored))
 
 

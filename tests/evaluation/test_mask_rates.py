@@ -110,7 +110,7 @@ def test_pseudo_log_likelihood_is_that_of_the_reference(bert):
             hidden, _ = reference.encode_one(
                 bert.config, params["bert"], np.where(np.arange(len(ids)) == place, special_tokens.mask, ids), types
             )
-            total += np.log(reference.softmax(reference.word_logits(bert.config, params, hidden[[place]]))[0, ids[place]])
+            total += np.log(reference.softmax(reference.mlm_logits(bert.config, params, hidden[[place]]))[0, ids[place]])
         assert value == pytest.approx(total, rel=1e-4)
 
 

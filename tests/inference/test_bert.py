@@ -34,7 +34,7 @@ def test_fill_mask_gives_the_most_probable_tokens_of_the_reference(bert):
     params = jax.tree.map(lambda x: np.asarray(x, np.float64), bert.params)
     hidden, _ = reference.encode_one(bert.config, params["bert"], ids, 0 * ids)
     probabilities = reference.softmax(
-        reference.word_logits(bert.config, params, hidden[ids == special_tokens.mask])[:, : len(tokens)]
+        reference.mlm_logits(bert.config, params, hidden[ids == special_tokens.mask])[:, : len(tokens)]
     )
     assert len(predictions) == 2
     for place, row in zip(predictions, probabilities, strict=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import re
@@ -183,7 +184,9 @@ def test_a_function_is_stored_by_its_identity():
     config = Config(run="r", data=DataConfig("c"), mask=MaskPolicy(rate=falling, steps=100))
     stored = Config.from_json(config.to_json())
     assert re.fullmatch("function falling [0-9a-f]{16}", stored.mask.rate)
-    assert Config.from_json(config.to_json()) == stored
+    assert Config.from_json(stored.to_json()) == stored
+    other = dataclasses.replace(config, mask=dataclasses.replace(config.mask, rate=lambda step: falling(step) / 2))
+    assert Config.from_json(other.to_json()).mask.rate.split()[-1] != stored.mask.rate.split()[-1]
     with pytest.raises(UserError, match="pass the function again"):
         schedules.value(stored.mask.rate, 0, 100)
 

@@ -188,7 +188,7 @@ def test_projections_and_their_gradients_are_products(equation, left, right, dty
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_spread_is_a_broadcast_whose_gradient_is_a_sum(dtype):
+def test_broadcasting_a_bias_is_a_broadcast_whose_gradient_is_a_sum(dtype):
     rng = np.random.default_rng(0)
     vector, like = jnp.asarray(rng.normal(size=(3, 5)), dtype), jnp.zeros((4, 6, 3, 5), dtype)
     found, back = jax.vjp(lambda v: ops.broadcast_bias(v, like), vector)

@@ -165,7 +165,7 @@ def test_the_diagnostics_with_and_without_labels(data):
     assert [record.id for record in labelled] == [record.id for record in secret]
 
 
-def test_tasks_are_whole(data):
+def test_task_definitions_are_complete(data):
     assert [*glue.TASKS] == ["cola", "sst2", "mrpc", "qqp", "stsb", "mnli", "qnli", "rte", "wnli", "ax"]
     for task, spec in glue.TASKS.items():
         assert spec.main_score in spec.metrics
@@ -238,7 +238,7 @@ def test_broken_lines_elsewhere_are_refused(tmp_path):
         ("boolq", "dev", "RTE/dev.tsv", "", "no GLUE task 'boolq'; choose one of cola"),
     ],
 )
-def test_files_that_are_something_else(tmp_path, task, split, name, content, sentence):
+def test_files_of_other_kinds(tmp_path, task, split, name, content, sentence):
     put(tmp_path, name, content)
     with pytest.raises(UserError, match=sentence):
         glue.read(task, tmp_path, split)
@@ -347,7 +347,7 @@ def test_scores_are_no_classes(prepare):
         glue.read("cola", path, "train")
 
 
-def test_what_tfds_cannot_give_is_one_sentence(monkeypatch, tmp_path):
+def test_errors_of_tfds_are_one_sentence(monkeypatch, tmp_path):
     monkeypatch.setattr(tfds.core.constants, "DATA_DIR", str(tmp_path))
     for name in ("glue/nothing", "no_such_data_set", "what is this"):
         with pytest.raises(

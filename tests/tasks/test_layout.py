@@ -87,7 +87,7 @@ several = st.builds(
 
 @settings(max_examples=150, deadline=None)
 @given(several)
-def test_every_example_stands_once_and_whole_in_one_row(given):
+def test_every_example_is_whole_in_exactly_one_row(given):
     layout, examples = given
     batch, places = lay(layout, examples, ids=[7 * index + 100 for index in range(len(examples))])
     assert sorted(places) == [*range(len(examples))]
@@ -187,7 +187,7 @@ def test_labels_are_never_negative():
 
 @settings(max_examples=80, deadline=None)
 @given(several, st.integers(1, 4))
-def test_outputs_are_an_examples_own(given, classes):
+def test_outputs_belong_to_their_examples(given, classes):
     layout, examples = given
     batch, places = lay(layout, examples)
     rows, tokens = len(batch["input_ids"]), layout.head in ("token_classification", "question_answering")
@@ -249,7 +249,7 @@ def test_slots_are_a_multiple_of_the_texts_of_an_example(texts, slots):
     assert dataclasses.replace(layout, packing=2 * texts + 1).slots == 2 * texts + (texts == 1)
 
 
-def test_a_task_has_its_own_layout():
+def test_the_layout_of_a_task():
     task_data = TaskDataConfig(sequence_length=16, packing=8)
     layout = RowLayout.for_task(registry.get("swag"), task_data, texts=4, outputs=1, pad=PAD, multiple=2)
     assert layout == RowLayout("multiple_choice", ChoiceLabels(), 64, 4, 8, PAD, 2)
@@ -408,7 +408,7 @@ def test_a_single_run_of_several_has_the_axis_too():
 
 
 @pytest.mark.parametrize("seeds", [2, (2, 3)])
-def test_a_process_makes_its_own_rows(seeds):
+def test_a_process_makes_only_its_rows(seeds):
     axis = 0 if isinstance(seeds, int) else 1
     whole = shuffled(40, size=20, seeds=seeds, multiple=4)
     asked = []
@@ -432,7 +432,7 @@ def test_rows_of_a_batch_are_a_multiple():
     assert {len(next(batches)["input_ids"]) % 8 for _ in range(6)} == {0}
 
 
-def test_more_is_carried_by_every_batch():
+def test_extra_arrays_are_in_every_batch():
     scales = np.array([1.0, 0.5], np.float32)
     batches = shuffled(seeds=(0, 1), more={"rate": scales})
     for _ in range(3):
@@ -441,7 +441,7 @@ def test_more_is_carried_by_every_batch():
 
 
 @pytest.mark.parametrize("packing", [32, 1])
-def test_packing_does_not_change_who_is_in_a_batch(packing):
+def test_packing_does_not_change_the_examples_of_a_batch(packing):
     examples = make_examples("sequence_classification", 10)
     batches, unpacked = shuffled(packing=packing), shuffled(packing=1)
     for _ in range(6):

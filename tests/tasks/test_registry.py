@@ -39,7 +39,6 @@ WORDS = ("alpha", "bravo", "charlie", "delta", "echo", "foxtrot", "hotel", "indi
 KEY = "golf"
 """The word that decides the labels of the made-up tasks; other texts do not contain it."""
 TASK_DATA = TaskDataConfig(sequence_length=24, packing=1, doc_stride=8, max_query_length=4)
-READING = TASK_DATA
 # Metrics that measure time.
 CLOCKS = ("seconds", "tokens_per_second")
 
@@ -148,7 +147,7 @@ def write_cola(directory, sizes, rng):
             write_table(directory / "CoLA" / f"{split}.tsv", (), rows, named=False)
 
 
-def inferred(rng, count):
+def entailment_rows(rng, count):
     """Premise, hypothesis and label: the key in both is an entailment, in the premise only a contradiction."""
     rows = []
     for _ in range(count):
@@ -163,7 +162,7 @@ def write_mnli(directory, sizes, rng):
     for split, count in sizes.items():
         for name in ("train",) if split == "train" else (f"{split}_matched", f"{split}_mismatched"):
             header = ("index", "sentence1", "sentence2", *(("gold_label",) if split != "test" else ()))
-            rows = [(number, *row[: len(header) - 1]) for number, row in enumerate(inferred(rng, count))]
+            rows = [(number, *row[: len(header) - 1]) for number, row in enumerate(entailment_rows(rng, count))]
             write_table(directory / "MNLI" / f"{name}.tsv", header, rows)
 
 
@@ -172,7 +171,7 @@ def write_rte(directory, sizes, rng):
     for split, count in sizes.items():
         rows = [
             (number, *row[:2], row[2] if row[2] == "entailment" else "not_entailment")
-            for number, row in enumerate(inferred(rng, count))
+            for number, row in enumerate(entailment_rows(rng, count))
         ]
         write_table(directory / "RTE" / f"{split}.tsv", ("index", "sentence1", "sentence2", "label"), rows)
 
@@ -437,7 +436,7 @@ def test_packing_changes_no_loss_and_no_score(init, tmp_path, quick, monkeypatch
     assert found[0][1] == found[1][1]
 
 
-def right_of(model, rows):
+def num_correct(model, rows):
     """Number of (text, label) for which a classifier is right, computed without the code of the tasks."""
     pooled, head = model.encode([text for text, _ in rows]).pooled, model.params["sequence_classification"]
     logits = np.asarray(pooled @ head["kernel"] + head["bias"])
@@ -453,7 +452,7 @@ def test_every_example_counts_once_on_every_mesh(tokenizer, tmp_path, monkeypatc
         model = bert_jax.load(path)
         predictor = Predictor.load(path, task="classify", task_data=TASK_DATA)
     rows = [line.split("\t")[::-1] for line in (tmp_path / "data" / "dev.tsv").read_text().splitlines()[1:]]
-    right = right_of(model, rows)
+    right = num_correct(model, rows)
     assert 10 < right < 43
     monkeypatch.setattr(scoring, "_TOKENS", {"cpu": 64})
     for mesh, packing in ((MeshConfig(), 32), (MeshConfig(2, 2, 2), 1)):

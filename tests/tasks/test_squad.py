@@ -18,7 +18,7 @@ from bert_jax.tasks.example import EncodedText
 from bert_jax.tokenizers.protocol import SPECIAL_TOKENS
 from tests.tokenizers.test_tokenizers import basic_words, wordpieces
 
-PIECES = [
+TOKENS = [
     *SPECIAL_TOKENS,
     "a",
     "b",
@@ -38,8 +38,8 @@ PIECES = [
     "five",
     "é",
 ]
-WORDPIECE = tokenizers.from_files({"vocab.txt": "".join(f"{token}\n" for token in PIECES).encode()})
-INDEX = {token: number for number, token in enumerate(PIECES)}
+WORDPIECE = tokenizers.from_files({"vocab.txt": "".join(f"{token}\n" for token in TOKENS).encode()})
+INDEX = {token: number for number, token in enumerate(TOKENS)}
 
 
 def document(*entries, context="One two three, (two-four) five.", version="1.1"):
@@ -125,7 +125,7 @@ def test_missing_files_and_broken_archives(tmp_path):
             squad.read(tmp_path / "a.json.gz", training=True)
 
 
-def test_misplaced_answers_are_passed_over_where_that_is_asked(tmp_path):
+def test_misplaced_answers_can_be_skipped(tmp_path):
     path = save(tmp_path / "a.json", document(entry("q1", start=5), entry("q2"), entry("q3", "one", 0)))
     with pytest.warns(
         BertWarning, match=r"^2 of the questions of .*a.json were left out because .* question 'q1': .* has 'wo ' there\.$"
@@ -138,7 +138,7 @@ def test_misplaced_answers_are_passed_over_where_that_is_asked(tmp_path):
 
 
 def tokens_of(text):
-    return [token for word in basic_words(text, True) for token in wordpieces(word, set(PIECES))]
+    return [token for word in basic_words(text, True) for token in wordpieces(word, set(TOKENS))]
 
 
 def original_words(context):
@@ -231,7 +231,7 @@ def test_features_are_the_originals(words, data, query, length, stride):
     assert len(made) == len(windows)
     for current, (feature, (low, size)) in enumerate(zip(made, windows, strict=True)):
         expected = [*head, *tokens[low : low + size], "[SEP]"]
-        assert [PIECES[token] for token in feature.text.ids] == expected
+        assert [TOKENS[token] for token in feature.text.ids] == expected
         assert feature.text.first_length == feature.offset == len(head)
         flags = [original_is_max_context(windows, current, place) for place in range(low, low + size)]
         np.testing.assert_array_equal(feature.max_context, flags)

@@ -159,7 +159,7 @@ def test_reading_is_a_stream(tmp_path):
         ("a.tsv", "label\ttext\tlabel\nx\ty\tz\n", "a.tsv, line 1 names the column 'label' twice"),
     ],
 )
-def test_what_is_wrong_is_said_in_one_sentence(tmp_path, name, content, sentence):
+def test_errors_are_one_sentence(tmp_path, name, content, sentence):
     with pytest.raises(UserError, match=sentence):
         read(save(tmp_path / name, content))
 

@@ -103,7 +103,7 @@ def test_what_is_around_a_word_is_its_text_in_whole_words(sizes, length, context
 
 
 @given(st.lists(st.integers(1, 6), min_size=1, max_size=80), st.integers(8, 24))
-def test_a_word_is_scored_where_it_stands_deepest(sizes, length):
+def test_a_word_is_scored_in_the_window_with_most_context(sizes, length):
     tagged = token_classification.encode(Counted(), make([[sizes]]), LABELS, sequence_length=length)
     depths = collections.defaultdict(list)
     for window in tagged:
@@ -144,7 +144,7 @@ def test_the_context_is_the_sentence_or_the_document():
     assert len(token_classification.encode(Counted(), [*make([[[1, 2]]]), *other], LABELS)) == 2
 
 
-def test_odd_words_have_a_place_too():
+def test_unusual_words_have_a_position_too():
     sentences = [Sentence(("1x0", "2x50", "3x1"), ("O", "B-X", "O"), 0, 1, "a.conll")]
     tagged = token_classification.encode(Counted(), sentences, LABELS, sequence_length=8)
     assert [window.example.texts[0].ids.tolist() for window in tagged] == [
@@ -191,7 +191,7 @@ def test_predictions_that_do_not_fit_are_refused():
             token_classification.decode(windows, predicted, sentences, LABELS)
 
 
-def test_an_unknown_tag_is_said_once_and_not_learnt():
+def test_an_unknown_tag_is_reported_once_and_ignored():
     sentences = [Sentence(("1x1", "2x1"), ("O", "B-Y"), 0, 4, "dev.conll"), Sentence(("3x2",), ("B-Z",), 0, 7, "dev.conll")]
     with pytest.warns(BertWarning) as caught:
         tagged = token_classification.encode(Counted(), sentences, LABELS)

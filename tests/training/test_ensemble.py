@@ -76,7 +76,7 @@ def singles(tmp_path_factory, init, data):
 
 @pytest.fixture(scope="module")
 def six(tmp_path_factory, init, data):
-    """The run directory of the six runs as an ensemble, and what :func:`train` returns."""
+    """The run directory of the six runs as an ensemble, and what `train` returns."""
     run = tmp_path_factory.mktemp("six") / "run"
     return run, train(init, data, run, **SIX, runs_per_device=1)
 
@@ -112,7 +112,7 @@ def test_the_log_contains_means_over_the_runs(singles, init, data, tmp_path):
 
 @pytest.fixture(scope="module")
 def side_by_side(tmp_path_factory, init, data):
-    """Runs per device -> what :func:`train` returns for the six runs, and the ids of the devices of their groups, of two."""
+    """Runs per device -> what `train` returns for the six runs, and the ids of the devices of their groups, of two."""
 
     @functools.cache
     def make(runs_per_device):

@@ -27,7 +27,7 @@ from bert_jax.training import losses, optimizers, scoring, step, trainer
 from bert_jax.training.finetuning import finetune
 from bert_jax.training.logging import read_metrics
 from bert_jax.training.trainer import Result
-from tests.conftest import MODEL
+from tests.conftest import MODEL, files_below
 from tests.tasks.test_registry import TASK_DATA, config_of, lines_of, log_every_step, one_device, quickly, save_model, write_data
 from tests.training.test_pretraining import interrupt_at
 
@@ -303,7 +303,7 @@ def model_at_start(kind, init, data, run, **changes):
 
 
 def assert_unchanged(actual, expected):
-    """Equal up to the step of :func:`model_at_start`, which changes only values near 0."""
+    """Equal up to the step of `model_at_start`, which changes only values near 0."""
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-20), actual, expected)
 
 
@@ -527,10 +527,13 @@ def test_a_run_that_is_refused_writes_nothing(name, refused, init, small_data, t
     changes, sentence = REFUSED[name]
     changes = {key: value.format(tmp=refused) if isinstance(value, str) else value for key, value in changes.items()}
     usual = {"task": "classify", "init": init, "data": small_data("classify"), "run": tmp_path / "run", "epochs": 1.0}
+    arguments = usual | changes
+    before = files_below(arguments["run"])
     with pytest.raises(UserError, match=sentence) as caught:
-        finetune(config_of(**(usual | changes)))
+        finetune(config_of(**arguments))
     assert "\n" not in str(caught.value)
-    assert not (tmp_path / "run").exists()
+    assert Path(arguments["run"]).exists() == (name == "no run")
+    assert files_below(arguments["run"]) == before
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 
 from bert_jax import sharding
 from bert_jax.config.mesh import MeshConfig
@@ -213,7 +214,6 @@ def test_losses_are_their_definitions(single, head):
 
 def test_the_multilabel_loss_is_torchs():
     """``BCEWithLogitsLoss`` divides by examples and labels; a weight of 0 excludes an example."""
-    torch = pytest.importorskip("torch")
     rng = np.random.default_rng(0)
     logits, labels = rng.normal(size=(3, 4, 5)).astype(np.float32) * 9, rng.integers(0, 2, (3, 4, 5)).astype(np.float32)
     for weights in (np.ones((3, 4), np.float32), rng.integers(0, 2, (3, 4)).astype(np.float32)):
@@ -351,7 +351,7 @@ def states(config, params, key, batch, freeze_encoder=False):
     ("hidden", "classifier", "freeze_encoder", "expected"),
     [(0.25, None, False, 0.25), (0.25, 0.0, False, 0.0), (0.0, 0.5, False, 0.5), (0.25, None, True, 0.25)],
 )
-def test_dropout_falls_on_what_every_head_but_span_stands_on(hidden, classifier, freeze_encoder, expected):
+def test_dropout_is_applied_before_every_head_but_question_answering(hidden, classifier, freeze_encoder, expected):
     config = dataclasses.replace(CONFIG, hidden_dropout_prob=hidden, classifier_dropout=classifier)
     params, batch = params_of(CONFIG) | SHOWN, batches(packed=False)["sequence_classification"]
     real = batch["segment_ids"] > 0

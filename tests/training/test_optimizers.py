@@ -206,14 +206,14 @@ KEPT = (
     ("bert", "layers", "ffn", "inner", "kernel"),
     ("bert", "pooler", "kernel"),
     ("readout", "lstm_0", "forward", "recurrent"),
-    ("classify", "kernel"),
-    ("classify", "bias"),
+    ("sequence_classification", "kernel"),
+    ("sequence_classification", "bias"),
 )
 
 
 def shapes_of_a_tasks_model():
     recurrent = {"recurrent": jax.ShapeDtypeStruct((4, 16), jnp.float32)}
-    model = jax.eval_shape(lambda: heads.init_params(SMALL, jax.random.key(0), heads={"classify": 3}))
+    model = jax.eval_shape(lambda: heads.init_params(SMALL, jax.random.key(0), heads={"sequence_classification": 3}))
     return model | {"readout": {"lstm_0": {"forward": recurrent}}}
 
 
@@ -277,7 +277,7 @@ def test_updates_are_smaller_further_down():
     assert result["bert/layers/ffn/inner/kernel"][:, 0, 0].tolist() == [0.125, 0.25, 0.5]
     assert {value.max() for name, value in result.items() if "embeddings" in name} == {0.0625}
     whole = {name.split("/")[0] if "bert" not in name else name for name, value in result.items() if value.min() == 1}
-    assert whole == {"bert/pooler/kernel", "bert/pooler/bias", "readout", "classify"}
+    assert whole == {"bert/pooler/kernel", "bert/pooler/bias", "readout", "sequence_classification"}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -322,7 +322,7 @@ def test_a_scaled_rate_is_another_peak(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_runs_with_rates_of_their_own_share_a_program(name):
+def test_runs_with_different_learning_rates_share_a_program(name):
     config = OptimConfig(name=name, peak_lr=PEAK, warmup_steps=1, weight_decay=0.1)
     scales = np.array([1.0, 0.25, 3.0], np.float32)
     results, _ = jit(jax.vmap(program(config).__wrapped__))(scales)

@@ -116,7 +116,7 @@ def test_iobes_tags_score_as_with_seqeval_where_conlleval_has_a_rule(sentences):
 
 
 @pytest.mark.parametrize("pair", sorted(APART))
-def test_where_conlleval_and_seqeval_part(pair):
+def test_where_conlleval_and_seqeval_differ(pair):
     tags = [[f"{prefix}-X" for prefix in pair]]
     assert totals(score(tags, tags)) == (1, 1, 1)
     *_, support = precision_recall_fscore_support(tags, tags, average="micro", zero_division=0)

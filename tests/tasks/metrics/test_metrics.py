@@ -134,7 +134,7 @@ def test_float32_of_any_size():
     assert score(["pearson", "spearman"], gold, large) == pytest.approx({"pearson": 1, "spearman": 1})
 
 
-def test_the_size_of_mnli_overflows_nothing():
+def test_counts_as_large_as_mnli_do_not_overflow():
     """Products of four counts of 400,000 examples are beyond 64 bits."""
     for classes in (2, 3):
         rng = np.random.default_rng(classes)

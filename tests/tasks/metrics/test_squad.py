@@ -55,7 +55,7 @@ def test_worked_out_by_hand(gold, prediction, exact, f1):
     assert ("HasAns_f1" in found, "NoAns_f1" in found) == (bool(gold), not gold)
 
 
-def test_the_scripts_differ_in_answers_that_are_nothing():
+def test_the_scripts_differ_in_empty_answers():
     assert score({"q": ["The"]}, {"q": "a"}, version="1.1") == {"exact": 100.0, "f1": 0.0, "total": 1}
     assert score({"q": ["The"]}, {"q": "a"})["f1"] == 100.0
     assert score({"q": ["The", "x"]}, {"q": "a"}, version="1.1")["exact"] == 100.0
