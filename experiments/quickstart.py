@@ -3,7 +3,8 @@
     bert-jax pretrain experiments/quickstart.py            # `make pretrain` also prepares the corpus
 
 Expected on the held-out split after 2,400 steps (five runs that differ in seed, text, packing or processor): an MLM loss 1.07,
-1.14, 1.36, 1.36 and 2.55 nats below that of a unigram model on the same tokens; NSP accuracy 4 to 10 points above the majority class.
+1.14, 1.36, 1.36 and 2.55 nats below that of a unigram model on the same tokens; NSP accuracy 4 to 10 points above the majority
+class.
 
 A run of minutes needs other settings than the paper: initial weights with a standard deviation of 0.05 at a hidden size of 128 (the
 paper's 0.02 suits 768 or 1,024; here attention would stay uniform for most of the run), AdamW with a high peak learning rate, no
