@@ -176,6 +176,8 @@ def test_a_damaged_checkpoint_is_renamed_and_the_previous_one_is_used(run, damag
 
 
 @pytest.mark.slow
+# Orbax drops the reads of other arrays where one fails, and Python reports the dropped coroutines.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_no_flipped_bit_is_loaded_unnoticed(run):
     """Orbax alone restores wrong values in 160 of 160 cases."""
     run.save([1, 2])

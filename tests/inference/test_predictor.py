@@ -1,9 +1,10 @@
-"""Evaluation and prediction with a fine-tuned model: label names, output files, errors, and files read as streams."""
+"""Predictions of fine-tuned models: the mapping of labels, files that are written, refusals, and files as streams."""
 
 from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
 import json
 import random
 import shutil
@@ -32,12 +33,10 @@ from tests.tasks.test_registry import (
     write_table,
 )
 
-# A minute of compilation.
-pytestmark = pytest.mark.slow
-
 HEADS = {
     "classify": {"sequence_classification": 2},
     "regress": {"regression": 1},
+    "multilabel": {"multilabel_classification": 2},
     "ner": {"token_classification": 3},
     "squad": {"question_answering": 2},
     "squad2": {"question_answering": 2},
@@ -45,8 +44,13 @@ HEADS = {
     "mnli": {"sequence_classification": 3},
     "cola": {"sequence_classification": 2},
 }
-LABELS = {"classify": ("no", "yes"), "ner": ("B-LOC", "B-PER", "O"), "mnli": ("contradiction", "entailment", "neutral"),
-          "cola": ("unacceptable", "acceptable")}  # fmt: skip
+LABELS = {
+    "classify": ("no", "yes"),
+    "multilabel": ("golf", "india"),
+    "ner": ("B-LOC", "B-PER", "O"),
+    "mnli": ("contradiction", "entailment", "neutral"),
+    "cola": ("unacceptable", "acceptable"),
+}
 
 
 @pytest.fixture(autouse=True)
@@ -57,24 +61,22 @@ def quick():
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, tokenizer):
-    """A function from a task to a fine-tuning run of it, whose best model has random parameters."""
-    runs = {}
+    """A function from a task to a fine-tuning run of it with a model of random parameters, as if it had been trained."""
 
+    @functools.cache
     def make(task):
-        if task not in runs:
-            run = tmp_path_factory.mktemp(task) / "run"
-            save_model(run / "best", tokenizer, heads=HEADS[task], labels=LABELS.get(task, ()), seed=3, initializer_range=0.5)
-            if "sequence_classification" in HEADS[task]:
-                balance(run)
-            (run / "config.json").write_text(config_of(task, "init", "data", run).to_json())
-            runs[task] = run
-        return runs[task]
+        run = tmp_path_factory.mktemp(task) / "run"
+        save_model(run / "best", tokenizer, heads=HEADS[task], labels=LABELS.get(task, ()), seed=3, initializer_range=0.5)
+        if "sequence_classification" in HEADS[task]:
+            balance(run)
+        (run / "config.json").write_text(config_of(task, "init", "data", run).to_json())
+        return run
 
     return make
 
 
 def balance(run):
-    """Set the bias so that each class is predicted for some of the words."""
+    """Set the bias of the head so that each class is predicted for some words."""
     model = bert_jax.load(run)
     head = model.params["sequence_classification"]
     logits = model.encode([*WORDS, KEY]).pooled @ head["kernel"]
@@ -82,9 +84,9 @@ def balance(run):
     save_changed(model, run / "best", params=model.params | {"sequence_classification": head | {"bias": -logits.mean(0)}})
 
 
-def save_changed(model, path, **changes):
-    """Save the model, or that of a run, with some of its fields changed."""
-    model = model if isinstance(model, Bert) else bert_jax.load(model)
+def save_changed(run, path, **changes):
+    """Save a run's model with fields changed."""
+    model = run if isinstance(run, Bert) else bert_jax.load(run)
     bert_jax.save(dataclasses.replace(model, **changes), path, to="orbax")
     return path
 
@@ -96,16 +98,17 @@ def predict(predictor, path):
 # Labels and heads.
 
 
+@pytest.mark.slow
 def test_labels_in_another_order_are_mapped_by_name(runs, tmp_path):
-    """Reversing the model's outputs together with their names changes nothing."""
+    """The model's outputs, and their names, in reverse order."""
     run, data = runs("mnli"), write_data(tmp_path / "data", "mnli", test=9)
     model = bert_jax.load(run)
-    head = jax.tree.map(lambda leaf: leaf[..., ::-1], model.params["sequence_classification"])
-    params, labels = model.params | {"sequence_classification": head}, model.labels[::-1]
-    reversed_model = save_changed(run, tmp_path / "reversed", params=params, labels=labels)
-    predictors = Predictor.load(run), Predictor.load(reversed_model, task="mnli", task_data=TASK_DATA)
+    reversed_head = jax.tree.map(lambda leaf: leaf[..., ::-1], model.params["sequence_classification"])
+    params = model.params | {"sequence_classification": reversed_head}
+    reversed_run = save_changed(run, tmp_path / "reversed", params=params, labels=model.labels[::-1])
+    predictors = Predictor.load(run), Predictor.load(reversed_run, task="mnli", task_data=TASK_DATA)
     scores, reversed_scores = (predictor.evaluate(data) for predictor in predictors)
-    assert scores == reversed_scores
+    assert reversed_scores == scores
     assert set(scores) == {"dev", "dev_mismatched"}
     lines = (tmp_path / "data" / "MNLI" / "dev_matched.tsv").read_text().splitlines()[1:]
     rows = [((first, second), label) for _, first, second, label in (line.split("\t") for line in lines)]
@@ -115,13 +118,12 @@ def test_labels_in_another_order_are_mapped_by_name(runs, tmp_path):
     assert (tmp_path / "out-0" / "MNLI-m.tsv").read_text() == (tmp_path / "out-1" / "MNLI-m.tsv").read_text()
     pairs = tmp_path / "pairs.tsv"
     write_table(pairs, ("sentence1", "sentence2"), [row[:2] for row in entailment_rows(random.Random(5), 6)])
-    first, second = (predict(predictor, pairs) for predictor in predictors)
-    assert first == second
-    assert [row["id"] for row in first] == [str(index) for index in range(6)]
+    results, reversed_results = (predict(predictor, pairs) for predictor in predictors)
+    assert reversed_results == results
 
 
-def test_class_numbers_of_glue_are_mapped_by_label_names(runs, tmp_path):
-    """A model without label names takes the given ones, in the order of its outputs."""
+def test_outputs_without_names_are_named_by_labels_in_order(runs, tmp_path):
+    """As for the numbered classes of the original's models."""
     run, data = runs("cola"), write_data(tmp_path / "data", "cola")
     nameless = save_changed(run, tmp_path / "nameless", labels=())
     with pytest.raises(UserError, match="nameless does not name its 2 outputs; name them, in order, with --labels"):
@@ -130,17 +132,17 @@ def test_class_numbers_of_glue_are_mapped_by_label_names(runs, tmp_path):
         Predictor.load(nameless, task="cola", labels=("a", "b", "c"))
     expected = Predictor.load(run).evaluate(data)
     labels = ("unacceptable", "acceptable")
-    in_order, swapped = (
+    named, swapped = (
         Predictor.load(nameless, task="cola", task_data=TASK_DATA, labels=names).evaluate(data) for names in (labels, labels[::-1])
     )
-    assert in_order == expected
+    assert named == expected
     assert swapped["dev"]["matthews"] == pytest.approx(-expected["dev"]["matthews"])
     assert expected["dev"]["matthews"] != 0
 
 
 @pytest.mark.parametrize("task", ["classify", "ner"])
-def test_labels_unknown_to_the_model(task, runs, tmp_path):
-    """An unknown class is refused with file and line; an unknown tag, which may be one in a thousand, counts as an error."""
+def test_labels_that_the_model_lacks(task, runs, tmp_path):
+    """A class is refused with file and line; a tag, which may be rare, counts as wrong."""
     data = tmp_path / "data"
     write_data(data, task)
     if task == "classify":
@@ -154,9 +156,9 @@ def test_labels_unknown_to_the_model(task, runs, tmp_path):
         assert scores["dev"]["accuracy"] <= 0.5
 
 
-def test_unsuitable_models_are_refused(runs, tokenizer, tmp_path):
+def test_models_without_task_head_or_vocabulary_are_refused(runs, tokenizer, tmp_path):
     plain = save_model(tmp_path / "plain", tokenizer)
-    nameless = save_changed(runs("classify"), tmp_path / "nameless", tokenizer=None)
+    without_vocab = save_changed(runs("classify"), tmp_path / "without-vocab", tokenizer=None)
     for path, arguments, message in (
         (tmp_path / "none", {}, "There is no model .*none; give a fine-tuning run or a model's directory"),
         (plain, {}, "plain is not a fine-tuning run, so its task is unknown; name it with --task"),
@@ -171,7 +173,7 @@ def test_unsuitable_models_are_refused(runs, tokenizer, tmp_path):
             Predictor.load(path, **arguments)
     data = write_data(tmp_path / "data", "classify")
     with pytest.raises(UserError, match=r"has no vocabulary; put its vocab\.txt beside the weights"):
-        Predictor.load(nameless, task="classify", task_data=TASK_DATA).evaluate(data)
+        Predictor.load(without_vocab, task="classify", task_data=TASK_DATA).evaluate(data)
     with pytest.raises(UserError, match="length of 128 tokens exceeds the model's 64 positions"):
         Predictor.load(runs("classify"), task_data=TaskDataConfig()).evaluate(data)
     with pytest.raises(UserError, match="'exam'; choose one of train, dev, test"):
@@ -180,7 +182,7 @@ def test_unsuitable_models_are_refused(runs, tokenizer, tmp_path):
         Predictor.load(runs("mnli"), task="rte").evaluate(write_data(tmp_path / "rte", "rte"))
 
 
-def test_task_settings_come_from_the_run(runs, tmp_path):
+def test_task_and_labels_are_taken_from_the_run(runs, tmp_path):
     run = runs("classify")
     for path in (run, f"{run}/", run / "best", str(run / "best")):
         predictor = Predictor.load(path)
@@ -188,21 +190,19 @@ def test_task_settings_come_from_the_run(runs, tmp_path):
     assert Predictor.load(run, task_data=TaskDataConfig(sequence_length=9)).task_data.sequence_length == 9
     assert run_config(run).task == "classify"
     assert run_config(tmp_path) is None
-    # A config.json of a pretraining run or of another project.
+    # The config of a pretraining run or of another project.
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     assert run_config(tmp_path) is None
 
 
-def test_the_threshold_is_the_best_of_the_run(runs, tokenizer, tmp_path):
-    """SQuAD 2.0: the threshold of the best evaluation, unless another one is given."""
+def test_the_threshold_is_that_of_the_best_evaluation(runs, tmp_path):
+    """SQuAD 2.0: by default the threshold of the evaluation at which the best model was kept."""
     run = tmp_path / "run"
     save_changed(runs("squad2"), run / "best")
     (run / "config.json").write_text(config_of("squad2", "init", "data", run).to_json())
     assert Predictor.load(run).threshold == 0.0
     scores = [(10.0, -1.5), (30.0, 2.5), (30.0, 9.0), (20.0, 4.0)]
-    lines = [
-        {"step": step, "split": "dev", "best_f1": f1, "best_f1_thresh": threshold} for step, (f1, threshold) in enumerate(scores, 1)
-    ]
+    lines = [{"step": step, "split": "dev", "best_f1": f1, "best_f1_thresh": odds} for step, (f1, odds) in enumerate(scores, 1)]
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert [Predictor.load(path).threshold for path in (run, run / "best")] == [2.5, 2.5]
     assert Predictor.load(run, threshold=-3.0).threshold == -3.0
@@ -210,25 +210,25 @@ def test_the_threshold_is_the_best_of_the_run(runs, tokenizer, tmp_path):
     data = write_data(tmp_path / "data", "squad2", dev=12)
     answered = []
     for threshold in (-1e9, 1e9):
-        predictions = predict(Predictor.load(run, threshold=threshold), f"{data}/dev-v2.0.json")
-        assert [set(prediction) for prediction in predictions] == [{"id", "answer", "candidates", "null_odds"}] * 12
-        answered.append([bool(prediction["answer"]) for prediction in predictions])
+        results = predict(Predictor.load(run, threshold=threshold), f"{data}/dev-v2.0.json")
+        assert [set(result) for result in results] == [{"id", "answer", "candidates", "null_odds"}] * 12
+        answered.append([bool(result["answer"]) for result in results])
     assert answered == [[False] * 12, [True] * 12]
 
 
-# Output files.
+# Files that are written.
 
 
 def test_a_submission_for_glue(runs, tmp_path):
-    """A test file without labels yields a submission with its ids, and no scores."""
+    """A test file without labels yields its ids and predictions, and no scores."""
     data, out = write_data(tmp_path / "data", "cola", test=11), tmp_path / "out"
     predictor = Predictor.load(runs("cola"))
     assert predictor.evaluate(data, split="test", out=out) == {}
     assert [path.name for path in out.iterdir()] == ["CoLA.tsv"]
     lines = (out / "CoLA.tsv").read_text().splitlines()
     assert lines[0] == "index\tprediction"
-    predictions = predict(predictor, f"{data}/CoLA/test.tsv")
-    expected = [f"{100 + index}\t{int(row['label'] == 'acceptable')}" for index, row in enumerate(predictions)]
+    results = predict(predictor, f"{data}/CoLA/test.tsv")
+    expected = [f"{index}\t{int(result['label'] == 'acceptable')}" for index, result in enumerate(results, 100)]
     assert lines[1:] == expected
     with pytest.raises(UserError, match=r"CoLA\.tsv exists already"):
         predictor.evaluate(data, split="test", out=out)
@@ -245,24 +245,25 @@ def test_files_for_official_scripts(runs, tmp_path):
     }.items():
         data, out = write_data(tmp_path / f"data-{task}", task, dev=12), tmp_path / f"out-{task}"
         predictor = Predictor.load(runs(task))
-        assert predictor.evaluate(data, out=out) == predictor.evaluate(data)
+        scores = predictor.evaluate(data, out=out)
+        assert scores == predictor.evaluate(data)
         assert {path.name for path in out.iterdir()} == names, task
-    answers = json.loads((tmp_path / "out-squad" / "predictions.json").read_text())
-    predictions = predict(Predictor.load(runs("squad")), tmp_path / "data-squad" / "dev-v1.1.json")
-    assert answers == {question["id"]: question["answer"] for question in predictions}
+    written = json.loads((tmp_path / "out-squad" / "predictions.json").read_text())
+    results = predict(Predictor.load(runs("squad")), tmp_path / "data-squad" / "dev-v1.1.json")
+    assert written == {result["id"]: result["answer"] for result in results}
     with open(tmp_path / "out-swag" / "predictions.csv") as file:
         rows = [*csv.reader(file)]
-    predictions = predict(Predictor.load(runs("swag")), tmp_path / "data-swag" / "val.csv")
-    assert rows == [["", "pred"], *([question["id"], str(question["choice"])] for question in predictions)]
+    results = predict(Predictor.load(runs("swag")), tmp_path / "data-swag" / "val.csv")
+    assert rows == [["", "pred"], *([result["id"], str(result["choice"])] for result in results)]
     tagged = predict(Predictor.load(runs("ner")), tmp_path / "data-ner" / "dev.txt")
-    words = [line.split() for line in (tmp_path / "out-ner" / "predictions.conll").read_text().splitlines() if line.strip()]
-    words = [row for row in words if row[0] != "-DOCSTART-"]
-    assert [row[2] for row in words] == [tag for sentence in tagged for tag in sentence["tags"]]
-    assert [row[0] for row in words] == [word for sentence in tagged for word in sentence["words"]]
+    rows = [line.split() for line in (tmp_path / "out-ner" / "predictions.conll").read_text().splitlines() if line.strip()]
+    rows = [row for row in rows if row[0] != "-DOCSTART-"]
+    assert [row[2] for row in rows] == [tag for sentence in tagged for tag in sentence["tags"]]
+    assert [row[0] for row in rows] == [word for sentence in tagged for word in sentence["words"]]
 
 
-@pytest.mark.parametrize("task", ["classify", "ner"])
-def test_a_labelled_test_split_is_scored_with_and_without_output_files(task, runs, tmp_path):
+@pytest.mark.parametrize("task", ["classify", "multilabel", "ner"])
+def test_a_labelled_test_split_is_scored_also_when_files_are_written(task, runs, tmp_path):
     data = write_data(tmp_path / "data", task, test=8)
     predictor = Predictor.load(runs(task))
     scores = predictor.evaluate(data, split="test")
@@ -270,17 +271,18 @@ def test_a_labelled_test_split_is_scored_with_and_without_output_files(task, run
     assert set(scores) == {"test"}
 
 
-@pytest.mark.parametrize("task", ["classify", "cola", "mnli"])
-def test_predictions_on_other_splits_are_written_as_json_lines(task, runs, tmp_path):
-    """Tables and development splits of GLUE are written as what `predict` returns."""
+@pytest.mark.parametrize("task", ["classify", "multilabel", "cola", "mnli"])
+def test_results_of_other_splits_are_written_as_json_lines(task, runs, tmp_path):
+    """For tables and for GLUE's development splits, the results of ``predict``."""
     predictor = Predictor.load(runs(task))
     predictor.evaluate(write_data(tmp_path / "data", task), out=tmp_path / "out")
-    names = {"dev.jsonl", "dev_mismatched.jsonl"} if task == "mnli" else {"dev.jsonl"}
+    names = {"dev.jsonl"} | {"mnli": {"dev_mismatched.jsonl"}, "multilabel": {"thresholds.json"}}.get(task, set())
     assert {path.name for path in (tmp_path / "out").iterdir()} == names
-    predictions = [json.loads(line) for line in (tmp_path / "out" / "dev.jsonl").read_text().splitlines()]
-    assert len(predictions) == 37
-    if task == "classify":
-        assert predictions == predict(predictor, tmp_path / "data" / "dev.tsv")
+    written = [json.loads(line) for line in (tmp_path / "out" / "dev.jsonl").read_text().splitlines()]
+    assert len(written) == 37
+    path = {"classify": "dev.tsv", "multilabel": "dev.csv"}.get(task)
+    if path:
+        assert written == predict(predictor, tmp_path / "data" / path)
 
 
 # Streams.
@@ -288,53 +290,68 @@ def test_predictions_on_other_splits_are_written_as_json_lines(task, runs, tmp_p
 
 @pytest.fixture
 def small_chunks(monkeypatch):
-    """Read, score and write five records at a time."""
+    """Read five records or questions at a time."""
     for module in (multilabel, multiple_choice, question_answering, sequence, token_classification):
         monkeypatch.setattr(module, "_CHUNK", 5)
 
 
 def test_a_table_is_a_stream_in_order(runs, tmp_path, small_chunks):
-    """Packed or not, across chunks; the first predictions come before the rest of the file is read."""
+    """Packed or not, whatever the size of a chunk; and results come before the whole file is read."""
     run, path = runs("classify"), tmp_path / "rows.tsv"
     data = write_data(tmp_path / "data", "classify", dev=23)
     texts = [line.split("\t")[1] for line in (tmp_path / "data" / "dev.tsv").read_text().splitlines()[1:]]
     path.write_text("text\n" + "".join(text + "\n" for text in texts))
     predictor = Predictor.load(run)
-    predictions = predict(predictor, path)
-    assert [prediction["id"] for prediction in predictions] == [str(index) for index in range(23)]
-    assert [set(prediction) for prediction in predictions] == [{"id", "label", "probabilities"}] * 23
+    results = predict(predictor, path)
+    assert [result["id"] for result in results] == [str(index) for index in range(23)]
+    assert [set(result) for result in results] == [{"id", "label", "probabilities"}] * 23
     head = predictor.bert.params["sequence_classification"]
     logits = np.asarray(predictor.bert.encode(texts).pooled @ head["kernel"] + head["bias"])
-    for row, prediction in zip(logits, predictions, strict=True):
+    for row, result in zip(logits, results, strict=True):
         probabilities = np.exp(row - row.max()) / np.exp(row - row.max()).sum()
-        assert list(prediction["probabilities"]) == ["no", "yes"]
-        np.testing.assert_allclose(list(prediction["probabilities"].values()), probabilities, atol=2e-6)
-        assert prediction["label"] == max(prediction["probabilities"], key=prediction["probabilities"].get)
+        assert list(result["probabilities"]) == ["no", "yes"]
+        np.testing.assert_allclose(list(result["probabilities"].values()), probabilities, atol=2e-6)
+        assert result["label"] == max(result["probabilities"], key=result["probabilities"].get)
     packed = dataclasses.replace(predictor, task_data=dataclasses.replace(TASK_DATA, packing=32, sequence_length=48))
-    assert [row["label"] for row in predict(packed, path)] == [row["label"] for row in predictions]
+    assert [result["label"] for result in predict(packed, path)] == [result["label"] for result in results]
     labels = [line.split("\t")[0] for line in (tmp_path / "data" / "dev.tsv").read_text().splitlines()[1:]]
-    correct = sum(prediction["label"] == label for prediction, label in zip(predictions, labels, strict=True))
-    assert predictor.evaluate(data)["dev"]["accuracy"] == correct / 23
-    # The second chunk is malformed; predictions for the first one come before the error.
+    right = sum(result["label"] == label for result, label in zip(results, labels, strict=True))
+    assert predictor.evaluate(data)["dev"]["accuracy"] == right / 23
+    # The first chunk yields its results although the second one has a broken line.
     path.write_text(path.read_text().replace(f"{texts[7]}\n", f"{texts[7]}\tmore\n", 1))
     stream = predictor.predict(path)
-    assert [next(stream)["label"] for _ in range(5)] == [row["label"] for row in predictions[:5]]
+    assert [next(stream)["label"] for _ in range(5)] == [result["label"] for result in results[:5]]
     with pytest.raises(UserError, match=r"rows\.tsv, line [0-9]+ has 2 fields"):
         next(stream)
+
+
+def test_multilabel_probabilities(runs, tmp_path, small_chunks):
+    """Each label has its own probability, a sigmoid, and is predicted from 0.5 on; a text may have any number of labels."""
+    predictor, data = Predictor.load(runs("multilabel")), write_data(tmp_path / "data", "multilabel", dev=23)
+    texts = [row["text"] for row in csv.DictReader((tmp_path / "data" / "dev.csv").read_text().splitlines())]
+    results = predict(predictor, f"{data}/dev.csv")
+    head = predictor.bert.params["multilabel_classification"]
+    probabilities = 1 / (1 + np.exp(-np.asarray(predictor.bert.encode(texts).pooled @ head["kernel"] + head["bias"])))
+    assert [result["id"] for result in results] == [str(index) for index in range(23)]
+    assert [list(result["probabilities"]) for result in results] == [["golf", "india"]] * 23
+    np.testing.assert_allclose([[*result["probabilities"].values()] for result in results], probabilities, atol=2e-6)
+    for result in results:
+        assert result["labels"] == [label for label, probability in result["probabilities"].items() if probability >= 0.5]
+    assert {len(result["labels"]) for result in results} == {0, 1, 2}
 
 
 def test_scores_of_texts(runs, tmp_path, small_chunks):
     predictor = Predictor.load(runs("regress"))
     write_table(tmp_path / "rows.tsv", ("text",), [("alpha",), ("golf golf",), ("lima kilo",)] * 4)
-    predictions = predict(predictor, tmp_path / "rows.tsv")
-    assert [set(prediction) for prediction in predictions] == [{"id", "score"}] * 12
+    results = predict(predictor, tmp_path / "rows.tsv")
+    assert [set(result) for result in results] == [{"id", "score"}] * 12
     model = predictor.bert
     pooled = model.encode(["alpha", "golf golf", "lima kilo"] * 4).pooled
     scores = pooled @ model.params["regression"]["kernel"] + model.params["regression"]["bias"]
-    np.testing.assert_allclose([prediction["score"] for prediction in predictions], scores[:, 0], atol=1e-5)
+    np.testing.assert_allclose([result["score"] for result in results], scores[:, 0], atol=1e-5)
 
 
-def test_pairs_are_read_from_columns_of_glue_or_named_columns(runs, tmp_path):
+def test_pairs_of_glue_are_read_by_its_columns_or_by_named_columns(runs, tmp_path):
     predictor = Predictor.load(runs("mnli"))
     rows = [row[:2] for row in entailment_rows(random.Random(1), 7)]
     write_table(tmp_path / "glue.tsv", ("index", "sentence1", "sentence2"), [(9, *row) for row in rows])
@@ -342,58 +359,58 @@ def test_pairs_are_read_from_columns_of_glue_or_named_columns(runs, tmp_path):
     expected = predict(predictor, tmp_path / "glue.tsv")
     with pytest.raises(UserError, match=r"named\.tsv has no column 'sentence1' but 'premise', 'hypothesis'. Name the columns with"):
         predict(predictor, tmp_path / "named.tsv")
-    # What the message recommends.
+    # As the message says.
     named = dataclasses.replace(predictor, task_data=dataclasses.replace(TASK_DATA, text="premise", text_b="hypothesis"))
     assert predict(named, tmp_path / "named.tsv") == expected
 
 
-def test_words_are_tagged_in_file_order(runs, tmp_path, small_chunks):
-    """With and without tags in the file; a document is not split between chunks."""
+def test_words_are_tagged_in_their_order(runs, tmp_path, small_chunks):
+    """With and without tags in the file; chunks do not split a document."""
     predictor, data = Predictor.load(runs("ner")), write_data(tmp_path / "data", "ner", dev=12)
     lines = (tmp_path / "data" / "dev.txt").read_text().splitlines()
     (tmp_path / "words.txt").write_text("\n".join(line.split(" ")[0] for line in lines) + "\n")
-    predictions = predict(predictor, f"{data}/dev.txt")
-    assert predict(predictor, tmp_path / "words.txt") == predictions
-    words = {number: line.split(" ")[0] for number, line in enumerate(lines, 1)}
-    for sentence in predictions:
+    sentences = predict(predictor, f"{data}/dev.txt")
+    assert predict(predictor, tmp_path / "words.txt") == sentences
+    word_at = {number: line.split(" ")[0] for number, line in enumerate(lines, 1)}
+    for sentence in sentences:
         assert set(sentence) == {"line", "words", "tags"}
         assert len(sentence["words"]) == len(sentence["tags"])
         assert set(sentence["tags"]) <= {"B-LOC", "B-PER", "O"}
-        assert sentence["words"] == [words[sentence["line"] + offset] for offset in range(len(sentence["words"]))]
+        assert sentence["words"] == [word_at[sentence["line"] + index] for index in range(len(sentence["words"]))]
     gold = [line.split(" ")[1] for line in lines if line and "DOCSTART" not in line]
-    tags = [tag for sentence in predictions for tag in sentence["tags"]]
+    tags = [tag for sentence in sentences for tag in sentence["tags"]]
     accuracy = sum(a == b for a, b in zip(gold, tags, strict=True)) / len(gold)
     assert predictor.evaluate(data)["dev"]["accuracy"] == pytest.approx(accuracy)
 
 
-def test_questions_are_answered_in_file_order(runs, tmp_path, small_chunks):
-    """Answers are spans of their contexts; candidates are sorted by probability, which sums to 1."""
+def test_questions_are_answered_in_their_order(runs, tmp_path, small_chunks):
+    """Answers are spans of their contexts; candidates come best first."""
     predictor, data = Predictor.load(runs("squad")), write_data(tmp_path / "data", "squad", dev=13)
     content = json.loads((tmp_path / "data" / "dev-v1.1.json").read_text())
     contexts = {entry["qas"][0]["id"]: entry["context"] for entry in content["data"][0]["paragraphs"]}
-    predictions = predict(predictor, f"{data}/dev-v1.1.json")
-    assert [prediction["id"] for prediction in predictions] == [*contexts]
-    for prediction in predictions:
-        assert prediction["answer"] in contexts[prediction["id"]]
-        assert prediction["candidates"][0]["text"] == prediction["answer"]
-        probabilities = [candidate["probability"] for candidate in prediction["candidates"]]
+    results = predict(predictor, f"{data}/dev-v1.1.json")
+    assert [result["id"] for result in results] == [*contexts]
+    for result in results:
+        assert result["answer"] in contexts[result["id"]]
+        assert result["candidates"][0]["text"] == result["answer"]
+        probabilities = [candidate["probability"] for candidate in result["candidates"]]
         assert probabilities == sorted(probabilities, reverse=True)
         assert sum(probabilities) == pytest.approx(1)
-    exact = sum(prediction["answer"] == KEY for prediction in predictions)
+    exact = sum(result["answer"] == KEY for result in results)
     assert predictor.evaluate(data)["dev"]["exact"] == pytest.approx(100 * exact / 13)
 
 
-def test_predictions_ignore_the_labels_of_a_multiple_choice_file(runs, tmp_path, small_chunks):
+def test_labels_of_endings_are_ignored(runs, tmp_path, small_chunks):
     data = write_data(tmp_path / "data", "swag", dev=12)
     predictor, path = Predictor.load(runs("swag")), tmp_path / "data" / "val.csv"
     expected = predict(predictor, path)
-    assert [prediction["id"] for prediction in expected] == [f"q{index}" for index in range(12)]
-    for prediction in expected:
-        assert len(prediction["probabilities"]) == 3
-        assert prediction["choice"] == int(np.argmax(prediction["probabilities"]))
+    assert [result["id"] for result in expected] == [f"q{index}" for index in range(12)]
+    for result in expected:
+        assert len(result["probabilities"]) == 3
+        assert result["choice"] == int(np.argmax(result["probabilities"]))
     rows = [line.rsplit(",", 1) for line in path.read_text().splitlines()]
-    correct = sum(int(row[1]) == prediction["choice"] for row, prediction in zip(rows[1:], expected, strict=True))
-    assert predictor.evaluate(data)["dev"]["accuracy"] == correct / 12
+    right = sum(int(row[1]) == result["choice"] for row, result in zip(rows[1:], expected, strict=True))
+    assert predictor.evaluate(data)["dev"]["accuracy"] == right / 12
     (tmp_path / "none.csv").write_text("".join(row[0] + "\n" for row in rows))
     assert predict(predictor, tmp_path / "none.csv") == expected
     for name, label in {"unknown": "gold", "empty": ""}.items():
@@ -401,7 +418,7 @@ def test_predictions_ignore_the_labels_of_a_multiple_choice_file(runs, tmp_path,
         assert predict(predictor, tmp_path / f"{name}.csv") == expected, name
 
 
-def test_windows_of_one_question_across_chunks(runs, tmp_path, small_chunks):
+def test_many_windows_of_one_question(runs, tmp_path, small_chunks):
     """A context of many windows among short ones, at the end of a chunk."""
     directory = tmp_path / "data"
     directory.mkdir()
@@ -410,7 +427,7 @@ def test_windows_of_one_question_across_chunks(runs, tmp_path, small_chunks):
     content["data"][0]["paragraphs"][4]["context"] += " lima kilo" * 60
     (directory / "dev-v1.1.json").write_text(json.dumps(content))
     predictor = Predictor.load(runs("squad"))
-    predictions = predict(predictor, directory / "dev-v1.1.json")
+    results = predict(predictor, directory / "dev-v1.1.json")
     predictor.evaluate(str(directory), out=tmp_path / "out")
-    answers = json.loads((tmp_path / "out" / "predictions.json").read_text())
-    assert {prediction["id"]: prediction["answer"] for prediction in predictions} == answers
+    written = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert {result["id"]: result["answer"] for result in results} == written

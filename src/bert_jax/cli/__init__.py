@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import inspect
 import io
 import os
 import signal
@@ -147,8 +148,9 @@ def _unraisable(unraisable: sys.UnraisableHookArgs) -> None:
         timer = threading.Timer(0.05, os.kill, (os.getpid(), number))
         timer.daemon = True
         timer.start()
-    # After an error in a checkpoint, TensorStore's threads still call an event loop that is closed.
-    elif str(unraisable.exc_value) != "Event loop is closed":
+    # After an error in a checkpoint, Orbax drops the coroutines of its other reads, and TensorStore's threads still call an event
+    # loop that is closed.
+    elif not inspect.iscoroutine(unraisable.object) and str(unraisable.exc_value) != "Event loop is closed":
         sys.__unraisablehook__(unraisable)
 
 

@@ -69,7 +69,7 @@ class MultilabelClassification:
         examples, thresholds = self._examples(source, rows, labels), _thresholds(source, labels)
         score = functools.partial(self._score, thresholds, examples)
         write = functools.partial(self._write, name, thresholds, rows, examples, labels)
-        return Split(examples, score, write, (f"{name}.jsonl", THRESHOLDS))
+        return Split(examples, score, write, (f"{name}.jsonl", *([THRESHOLDS] if name == "dev" else [])))
 
     def stream(
         self, source: Source, path: epath.PathLike, labels: Sequence[str], *, threshold: float = 0.0
@@ -111,12 +111,11 @@ class MultilabelClassification:
         outputs: Outputs,
         directory: epath.Path,
     ) -> None:
-        """The results as JSON lines and, where labels are known, the threshold of each label with the best F1."""
+        """The results as JSON lines and, for the development split, the threshold of each label with the best F1."""
         records.write_results(directory / f"{split}.jsonl", self._results(thresholds, rows, labels, outputs))
-        gold = _gold(examples)
-        if len(gold) < len(examples):
+        if split != "dev":
             return
-        best = map(metrics.best_threshold, gold.T, _probabilities(outputs).T)
+        best = map(metrics.best_threshold, _gold(examples).T, _probabilities(outputs).T)
         content = {label: {"threshold": threshold, "f1": f1} for label, (threshold, f1) in zip(labels, best, strict=True)}
         with atomic.new_path(directory / THRESHOLDS) as path:
             path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
