@@ -18,14 +18,13 @@ from bert_jax.errors import UserError
 from bert_jax.inference.bert import Bert
 from bert_jax.inference.predictor import Predictor, run_config
 from bert_jax.tasks import multilabel, multiple_choice, question_answering, sequence, token_classification
-from tests.tasks.test_registry import (
+from tests.runs import (
     KEY,
     TASK_DATA,
     WORDS,
     config_of,
     entailment_rows,
     num_correct,
-    quickly,
     save_model,
     write_data,
     write_squad,
@@ -33,7 +32,7 @@ from tests.tasks.test_registry import (
 )
 
 # A minute of compilation.
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick")]
 
 HEADS = {
     "classify": {"sequence_classification": 2},
@@ -47,12 +46,6 @@ HEADS = {
 }
 LABELS = {"classify": ("no", "yes"), "ner": ("B-LOC", "B-PER", "O"), "mnli": ("contradiction", "entailment", "neutral"),
           "cola": ("unacceptable", "acceptable")}  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def quick():
-    with quickly():
-        yield
 
 
 @pytest.fixture(scope="module")
