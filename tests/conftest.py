@@ -164,3 +164,20 @@ def run_config(corpus, tmp_path) -> bert_jax.Config:
         optim=bert_jax.OptimConfig(peak_lr=1e-3, warmup_steps=2),
         train=bert_jax.TrainConfig(steps=8, eval_every=4, save_every=3, log_every=1, keep=2),
     )
+
+
+@pytest.fixture(scope="session")
+def init(tmp_path_factory, tokenizer) -> str:
+    """A pretrained model from which fine-tuning starts."""
+    from tests.runs import save_model
+
+    return save_model(tmp_path_factory.mktemp("init") / "model", tokenizer)
+
+
+@pytest.fixture
+def quick():
+    """Compile quickly, and run on one device."""
+    from tests.runs import quickly
+
+    with quickly():
+        yield

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 
+import jax
 import numpy as np
 
 _erf = np.vectorize(math.erf, otypes=[float])
@@ -16,6 +17,11 @@ ACTIVATIONS = {
     "relu": lambda x: np.maximum(x, 0),
     "tanh": np.tanh,
 }
+
+
+def to_float64(tree):
+    """The arrays of a tree in double precision."""
+    return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), tree)
 
 
 def softmax(x):

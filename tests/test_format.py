@@ -16,7 +16,7 @@ from bert_jax.config import format as config_format
 from bert_jax.config.format import VERSION
 from bert_jax.inference.bert import probe
 from tests.conftest import files_below
-from tests.tasks.test_registry import config_of, save_model, write_data
+from tests.runs import config_of, save_model, write_data
 
 # Made by bert_jax before it stored a format version (commit ac198e3), with that version's outputs on the probe texts.
 OLD = Path(__file__).parent / "golden" / "format_1"

@@ -20,8 +20,7 @@ from bert_jax.evaluation.seeds import Grid, Report
 from bert_jax.inference.predictor import Predictor
 from tests.cli.test_cli import bert_jax as command
 from tests.cli.test_cli import here, ok, refused
-from tests.tasks.test_registry import config_of, lines_of, one_device, quickly_compiled, save_model, write_data, write_table
-from tests.training.test_pretraining import interrupt_at
+from tests.runs import config_of, interrupt_at, lines_of, one_device, quickly_compiled, save_model, write_data, write_table
 
 HEADS = {
     "classify": {"sequence_classification": 2},

@@ -19,9 +19,8 @@ from bert_jax.evaluation.seeds import Grid, bootstrap_interval, finetune_all, se
 from bert_jax.training.finetuning import CONSTANT
 from bert_jax.training.logging import RUN_PREFIX
 from bert_jax.training.trainer import Result
-from tests.tasks.test_registry import config_of, quickly_compiled, save_model, write_data
+from tests.runs import config_of, interrupt_at, quickly_compiled, save_model, write_data
 from tests.training.test_ensemble import devices
-from tests.training.test_pretraining import interrupt_at
 
 
 def resampled(scores, draws=40_000):

@@ -19,19 +19,20 @@ from bert_jax.errors import UserError
 from bert_jax.inference.bert import Bert
 from bert_jax.inference.predictor import Predictor, run_config
 from bert_jax.tasks import multilabel, multiple_choice, question_answering, sequence, token_classification
-from tests.tasks.test_registry import (
+from tests.runs import (
     KEY,
     TASK_DATA,
     WORDS,
     config_of,
     entailment_rows,
     num_correct,
-    quickly,
     save_model,
     write_data,
     write_squad,
     write_table,
 )
+
+pytestmark = pytest.mark.usefixtures("quick")
 
 HEADS = {
     "classify": {"sequence_classification": 2},
@@ -51,12 +52,6 @@ LABELS = {
     "mnli": ("contradiction", "entailment", "neutral"),
     "cola": ("unacceptable", "acceptable"),
 }
-
-
-@pytest.fixture(autouse=True)
-def quick():
-    with quickly():
-        yield
 
 
 @pytest.fixture(scope="module")

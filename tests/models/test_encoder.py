@@ -25,10 +25,6 @@ LENGTHS = [[20], [32], [7], [3]]
 BATCH = make_batch(LENGTHS, 32)
 
 
-def wide(tree):
-    return jax.tree.map(lambda x: np.asarray(x, np.float64), tree)
-
-
 @pytest.mark.parametrize(
     "changes",
     [
@@ -47,7 +43,7 @@ def test_hidden_states_are_those_of_the_reference(changes):
     encoded = encode(config, params, BATCH)
     for row, (length,) in enumerate(LENGTHS):
         hidden, pooled = reference.encode_one(
-            config, wide(params["bert"]), BATCH["input_ids"][row, :length], BATCH["token_type_ids"][row, :length]
+            config, reference.to_float64(params["bert"]), BATCH["input_ids"][row, :length], BATCH["token_type_ids"][row, :length]
         )
         np.testing.assert_allclose(encoded.hidden[row, :length], hidden, rtol=1e-5, atol=1e-5)
         np.testing.assert_allclose(encoded.pooled[row, 0], pooled, rtol=1e-5, atol=1e-5)
@@ -56,7 +52,7 @@ def test_hidden_states_are_those_of_the_reference(changes):
 def test_losses_are_those_of_the_reference(params):
     batch = jax.device_get(mask_tokens(jax.random.key(0), BATCH, POLICY, 0))
     means = losses.means(pretraining(MODEL, params, batch))
-    mlm_loss, nsp_loss = reference.losses(MODEL, wide(params), batch)
+    mlm_loss, nsp_loss = reference.losses(MODEL, reference.to_float64(params), batch)
     np.testing.assert_allclose(means["mlm_loss"], mlm_loss, rtol=1e-5)
     np.testing.assert_allclose(means["nsp_loss"], nsp_loss, rtol=1e-5)
     np.testing.assert_allclose(means["loss"], mlm_loss + nsp_loss, rtol=1e-5)
@@ -65,9 +61,9 @@ def test_losses_are_those_of_the_reference(params):
 def test_gradients_are_those_of_the_reference(params):
     """Central differences of the float64 reference along random directions."""
     batch = jax.device_get(mask_tokens(jax.random.key(0), BATCH, POLICY, 0))
-    gradient = wide(jax.grad(lambda p: losses.means(pretraining(MODEL, p, batch))["loss"])(params))
+    gradient = reference.to_float64(jax.grad(lambda p: losses.means(pretraining(MODEL, p, batch))["loss"])(params))
     rng = np.random.default_rng(0)
-    point = wide(params)
+    point = reference.to_float64(params)
     for _ in range(3):
         direction = jax.tree.map(lambda x: rng.normal(size=x.shape), point)
         ahead, behind = (

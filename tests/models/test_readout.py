@@ -14,6 +14,7 @@ import bert_jax
 from bert_jax import sharding
 from bert_jax.models import heads, readout
 from bert_jax.training import launchers, losses
+from tests import reference
 from tests.conftest import MODEL, make_batch
 from tests.reference import softmax
 from tests.training.test_losses import close, jit
@@ -54,10 +55,6 @@ def bilstm_one(x, p):
     return np.concatenate([lstm_one(x, p["forward"]), lstm_one(x[::-1], p["backward"])[::-1]], axis=-1)
 
 
-def wide(tree):
-    return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), tree)
-
-
 def segments_of(batch, rows=ROWS):
     """(row, columns) of each example."""
     for row in rows:
@@ -85,10 +82,10 @@ def test_a_direction_is_the_lstm_of_each_example_alone(reverse):
     shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), x, segments))
     params = jax.tree.map(lambda leaf: jnp.float32(rng.normal(size=leaf.shape)), shapes)
     assert jax.tree.map(jnp.shape, params)["params"] == {"kernel": (7, 20), "recurrent": (5, 20), "bias": (20,)}
-    result, x = np.asarray(jit(module.apply)(params, x, segments)), wide(x)
+    result, x = np.asarray(jit(module.apply)(params, x, segments)), reference.to_float64(x)
     stride = -1 if reverse else 1
     for row, columns in segments_of(BATCH):
-        expected = lstm_one(x[row, columns][::stride], wide(params["params"]))[::stride]
+        expected = lstm_one(x[row, columns][::stride], reference.to_float64(params["params"]))[::stride]
         np.testing.assert_allclose(result[row, columns], expected, rtol=1e-5, atol=1e-6)
 
 
@@ -119,7 +116,7 @@ def test_readout_is_a_bilstm_over_the_chosen_states(all_states, states, layers):
     # The same encoder as in hidden_states.
     params = params_of(config) | {"bert": params_of(CONFIG)["bert"]}
     result = jax.device_get(read(config, params, BATCH))
-    readout_params, pooler = wide(params["readout"]), wide(params["bert"]["pooler"])
+    readout_params, pooler = reference.to_float64(params["readout"]), reference.to_float64(params["bert"]["pooler"])
     for row, columns in segments_of(BATCH):
         x = chosen(states, all_states[:, row, columns], readout_params)
         for index in range(layers):
@@ -142,7 +139,7 @@ def test_sums_of_states_are_of_the_last_four_not_of_all():
     params = params_of(config)
     segments = jnp.ones((1, 4), jnp.int32)
     result = jit(readout.Readout(config).apply)({"params": params}, jnp.float32(all_states), segments)
-    readout_params = wide(params["readout"])
+    readout_params = reference.to_float64(params["readout"])
     x = readout_params["scale"] * np.tensordot(softmax(readout_params["weights"]), all_states[[3, 4, 5, 6], 0], 1)
     np.testing.assert_allclose(result[0], bilstm_one(x, readout_params["lstm_0"]), rtol=1e-4, atol=1e-5)
 

@@ -21,9 +21,8 @@ from bert_jax.tasks import registry
 from bert_jax.training import ensemble
 from bert_jax.training.finetuning import BEST_RUN, finetune
 from bert_jax.training.logging import RUN_PREFIX, read_metrics
-from tests.tasks.test_registry import config_of, lines_of, log_every_step, one_device, quickly_compiled, save_model, write_data
+from tests.runs import config_of, interrupt_at, lines_of, log_every_step, one_device, quickly_compiled, save_model, write_data
 from tests.training.test_finetuning import assert_equal, record_states, script_scores
-from tests.training.test_pretraining import interrupt_at
 
 # Compilation takes two minutes.
 pytestmark = pytest.mark.slow

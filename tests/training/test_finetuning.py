@@ -28,16 +28,10 @@ from bert_jax.training.finetuning import finetune
 from bert_jax.training.logging import read_metrics
 from bert_jax.training.trainer import Result
 from tests.conftest import MODEL, files_below
-from tests.tasks.test_registry import TASK_DATA, config_of, lines_of, log_every_step, one_device, quickly, save_model, write_data
-from tests.training.test_pretraining import interrupt_at
+from tests.runs import TASK_DATA, config_of, interrupt_at, lines_of, log_every_step, one_device, save_model, write_data
 
 # Compilation takes three minutes.
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def init(tmp_path_factory, tokenizer):
-    return save_model(tmp_path_factory.mktemp("init") / "model", tokenizer)
 
 
 @pytest.fixture(scope="module")
@@ -55,12 +49,6 @@ def small_data(tmp_path_factory):
         return str(path) if path.exists() else write_data(path, kind, train=4 if kind == "ner" else 16, dev=7)
 
     return make
-
-
-@pytest.fixture
-def quick():
-    with quickly():
-        yield
 
 
 def record_states(patch):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from bert_jax.training.trainer import Trainer
-from tests.tasks.test_registry import save_model, write_data
+from tests.runs import save_model, write_data
 
 # JAX reads these variables under Slurm: a job of one process.
 SLURM = {

@@ -29,6 +29,7 @@ from bert_jax.errors import RunError, UserError
 from bert_jax.training import launchers, step, trainer
 from bert_jax.training.logging import read_metrics
 from bert_jax.training.pretraining import PretrainingJob, pretrain
+from tests.runs import interrupt_at
 
 
 def final_state(config):
@@ -52,18 +53,6 @@ def assert_bit_equal(first, second):
 
 def elsewhere(config, tmp_path, name="other", **changes):
     return dataclasses.replace(config, run=str(tmp_path / name), **changes)
-
-
-def interrupt_at(monkeypatch, number, what):
-    """Do something to the run when a step has been reported."""
-    original = trainer.Trainer.report
-
-    def report(self, done, *more):
-        original(self, done, *more)
-        if done == number:
-            what()
-
-    monkeypatch.setattr(trainer.Trainer, "report", report)
 
 
 def test_a_run_reports_evaluates_saves_and_draws(run_config):
