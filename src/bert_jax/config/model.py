@@ -84,8 +84,7 @@ class ModelConfig:
     """What the backward pass recomputes: nothing, all but the matrix products ("dots"), or whole layers ("full")."""
     attention: Literal["auto", "reference", "xla", "cudnn", "splash", "tokamax"] = "auto"
     """Attention implementation. Only "reference" has dropout; the others train at a rate of 0.
-    "auto": cuDNN on an NVIDIA GPU, splash attention on a TPU, where they support shape and dtype: bfloat16, no
-    attention dropout in training; otherwise the reference."""
+    "auto": cuDNN on an NVIDIA GPU, splash attention on a TPU, for bfloat16 without attention dropout; otherwise the reference."""
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):

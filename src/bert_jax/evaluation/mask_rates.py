@@ -68,11 +68,9 @@ def score_at_rates(
       under "0.15/common", "0.15/middle", "0.15/rare" for each of ``FREQUENCIES``.
 
     Raises:
-      UserError: a rate is outside (0, 1]; rows are longer than the model's positions; the corpus has another tokenizer, or no
-        held-out examples.
+      UserError: a rate is outside (0, 1]; rows are too long for the model; the corpus has another tokenizer, or no held-out text.
 
     Examples:
-      >>> from bert_jax.evaluation.mask_rates import score_at_rates
       >>> score_at_rates(bert_jax.load("runs/base"), "wiki", rates=(0.15,))["0.15"]  # doctest: +SKIP
       1.62
     """
@@ -84,9 +82,8 @@ def score_at_rates(
     model.config.check_length(sequence_length)
     launcher = launchers.for_model(model.config, MeshConfig(), "mesh")
     size = -(-batch_size // launcher.shards) * launcher.shards
-    pairs = model.config.type_vocab_size > 1
+    pairs, rows = model.config.type_vocab_size > 1, launcher.rows(size)
     data = DataConfig(str(corpus), sequence_length=sequence_length, batch_size=size, pairs=pairs)
-    rows = launcher.rows(size)
     # The index of the rate takes the place of the step.
     rate_table = np.asarray(rates, np.float32)
     policy = MaskPolicy(rate=lambda index: jnp.asarray(rate_table)[index], steps=max(len(rates) - 1, 1))

@@ -230,9 +230,8 @@ class Trainer:
         return self.job.launcher.place(host), self._count(host["segment_ids"])
 
     def _count(self, segment_ids: np.ndarray) -> Counts:
-        """What a batch contains over all processes, from the rows [..., R, S] of this one."""
+        """What a batch contains over all processes, from the rows [..., R, S] of this one; those of a shared shard are the same."""
         shards = self.job.launcher.shards
-        # Processes that share the rows of a shard make the same ones.
         scale = shards // len(self.job.launcher.rows(shards))
         tokens, segments = int((segment_ids > 0).sum()), int(segment_ids.max(-1).sum())
         return Counts(tokens * scale, segments * scale // self.job.texts_per_example, segment_ids.size * scale)
@@ -246,8 +245,7 @@ class Trainer:
             last = self.checkpoints.latest()
             kept = f"Step {last} is the last good checkpoint." if last is not None else "No checkpoint was saved before it."
             raise RunError(f"{wrong[0]} is {values[wrong[0]]} at step {step}; the run stops. {kept}")
-        self.seen += np.array(counts)
-        self.batches_seen += 1
+        self.seen, self.batches_seen = self.seen + np.array(counts), self.batches_seen + 1
         if step % self.job.train.log_every == 0 or step == self.job.train.steps:
             now = time.perf_counter()
             seen = Counts(*self.seen.tolist())
