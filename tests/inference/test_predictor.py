@@ -37,6 +37,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick")]
 HEADS = {
     "classify": {"sequence_classification": 2},
     "regress": {"regression": 1},
+    "multilabel": {"multilabel_classification": 2},
     "ner": {"token_classification": 3},
     "squad": {"question_answering": 2},
     "squad2": {"question_answering": 2},
@@ -44,8 +45,13 @@ HEADS = {
     "mnli": {"sequence_classification": 3},
     "cola": {"sequence_classification": 2},
 }
-LABELS = {"classify": ("no", "yes"), "ner": ("B-LOC", "B-PER", "O"), "mnli": ("contradiction", "entailment", "neutral"),
-          "cola": ("unacceptable", "acceptable")}  # fmt: skip
+LABELS = {
+    "classify": ("no", "yes"),
+    "multilabel": (KEY, "india"),
+    "ner": ("B-LOC", "B-PER", "O"),
+    "mnli": ("contradiction", "entailment", "neutral"),
+    "cola": ("unacceptable", "acceptable"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -325,6 +331,23 @@ def test_scores_of_texts(runs, tmp_path, small_chunks):
     pooled = model.encode(["alpha", "golf golf", "lima kilo"] * 4).pooled
     scores = pooled @ model.params["regression"]["kernel"] + model.params["regression"]["bias"]
     np.testing.assert_allclose([prediction["score"] for prediction in predictions], scores[:, 0], atol=1e-5)
+
+
+def test_sets_of_labels(runs, tmp_path, small_chunks):
+    """In file order across chunks, whatever labels the file has; with the probabilities of independent sigmoids."""
+    data, predictor = write_data(tmp_path / "data", "multilabel", dev=13), Predictor.load(runs("multilabel"))
+    predictions = predict(predictor, tmp_path / "data" / "dev.csv")
+    assert [prediction["id"] for prediction in predictions] == [str(index) for index in range(13)]
+    with open(tmp_path / "data" / "dev.csv", newline="") as file:
+        rows = [*csv.DictReader(file)]
+    head = predictor.bert.params["multilabel_classification"]
+    logits = np.asarray(predictor.bert.encode([row["text"] for row in rows]).pooled @ head["kernel"] + head["bias"])
+    for row, prediction in zip(1 / (1 + np.exp(-logits)), predictions, strict=True):
+        assert list(prediction["probabilities"]) == [KEY, "india"]
+        np.testing.assert_allclose(list(prediction["probabilities"].values()), row, atol=2e-6)
+        assert prediction["labels"] == [label for label, probability in prediction["probabilities"].items() if probability >= 0.5]
+    exact = sum(", ".join(prediction["labels"]) == row["label"] for prediction, row in zip(predictions, rows, strict=True))
+    assert predictor.evaluate(data)["dev"]["exact"] == pytest.approx(exact / 13)
 
 
 def test_pairs_are_read_from_columns_of_glue_or_named_columns(runs, tmp_path):
