@@ -37,6 +37,8 @@ SPANS = [
 SPANS += ["--mask.rate", "linear(0.3, 0.15)", "--model.attention-probs-dropout-prob", "0.1", "--model.hidden-dropout-prob", "0.1"]
 TASK = ["--epochs", "0.08", "--learning-rates", "3e-4", "--seed", "3"]
 TIMES = ("seconds", "tokens_per_second")
+RENAMED = {"predict_rate": "prediction_rate", "mask_cut": "dropped_predictions"}
+"""Metrics of format version 1 and their present names."""
 
 MASKS = """
 import dataclasses, hashlib, jax, numpy as np, bert_jax
@@ -77,7 +79,7 @@ def metrics(path: Path) -> list[dict[str, object]]:
 
 def losses(path: Path) -> list[dict[str, object]]:
     """All losses and scores of a run, of training steps and of evaluations, without measured times."""
-    return [{name: value for name, value in line.items() if name not in TIMES} for line in metrics(path)]
+    return [{RENAMED.get(name, name): value for name, value in line.items() if name not in TIMES} for line in metrics(path)]
 
 
 def seconds(path: Path) -> list[float]:
