@@ -162,17 +162,22 @@ def test_a_complete_run_is_left_as_it_is(run_config, capsys):
     assert read_metrics(run_config.run) == before
 
 
-def test_an_evaluation_stopped_by_a_signal_is_repeated_on_resume(run_config, tmp_path, monkeypatch):
-    unbroken = elsewhere(run_config, tmp_path)
-    pretrain(unbroken)
+def stop_in_evaluations(patch):
+    """Send SIGTERM at the beginning of every evaluation."""
     original = pipeline.eval_batches
 
     def interrupted(*args, **kwargs):
         os.kill(os.getpid(), signal.SIGTERM)
         yield from original(*args, **kwargs)
 
+    patch.setattr(pipeline, "eval_batches", interrupted)
+
+
+def test_an_evaluation_stopped_by_a_signal_is_repeated_on_resume(run_config, tmp_path, monkeypatch):
+    unbroken = elsewhere(run_config, tmp_path)
+    pretrain(unbroken)
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "eval_batches", interrupted)
+        stop_in_evaluations(patch)
         stopped = pretrain(run_config)
     assert stopped.signal == signal.SIGTERM
     assert stopped.step == 4
@@ -185,14 +190,8 @@ def test_an_evaluation_stopped_by_a_signal_is_repeated_on_resume(run_config, tmp
 def test_a_signal_while_a_resumed_run_catches_up_stops_it(run_config, monkeypatch):
     """The evaluation that was missing is abandoned again; no further step is taken."""
     run_config = dataclasses.replace(run_config, train=dataclasses.replace(run_config.train, eval_every=4, save_every=4))
-    original = pipeline.eval_batches
-
-    def interrupted(*args, **kwargs):
-        os.kill(os.getpid(), signal.SIGTERM)
-        yield from original(*args, **kwargs)
-
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "eval_batches", interrupted)
+        stop_in_evaluations(patch)
         for _ in range(2):
             stopped = pretrain(run_config)
             assert (stopped.signal, stopped.step) == (signal.SIGTERM, 4)
