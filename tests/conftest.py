@@ -7,11 +7,17 @@ import itertools
 import os
 import pathlib
 import random
+import shutil
 import tempfile
 
+# Temporary files of tests, their processes, and libraries (TFDS leaves an empty directory for each builder) are removed at the
+# end; pytest keeps its own `tmp_path` of the last three runs.
+os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
+SCRATCH = tempfile.mkdtemp(prefix="bert-jax-tests-")
+os.environ["TMPDIR"] = tempfile.tempdir = SCRATCH
 # Programs that tests share, also in processes of their own, are compiled once; but not by two workers at a time, which
 # might read what the other has half written.
-os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="bert-jax-tests-")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = f"{SCRATCH}/programs"
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 # Eight devices share whatever cores there are; where one has to wait for 40 s, because the machine was paused, say, XLA ends
 # the process.
@@ -88,6 +94,10 @@ def make_batch(lengths: list[list[int]], width: int, *, seed: int = 0, first_exa
             batch["nsp_weights"][row, slot] = 1
             start += length
     return batch
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(SCRATCH, ignore_errors=True)
 
 
 @pytest.fixture(scope="module", autouse=True)

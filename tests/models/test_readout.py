@@ -17,7 +17,7 @@ from bert_jax.training import launchers, losses
 from tests import reference
 from tests.conftest import MODEL, make_batch
 from tests.reference import softmax
-from tests.training.test_losses import close, jit
+from tests.training.test_losses import close, jit, random_params
 
 # Four layers: the last four states are not all states.
 CONFIG = dataclasses.replace(MODEL, vocab_size=400, num_hidden_layers=4, lstm_layers=1)
@@ -29,10 +29,7 @@ HEADS = {"sequence_classification": 3, "token_classification": 5}
 
 @functools.cache
 def params_of(config):
-    """Parameters large enough that every part matters."""
-    shapes = jax.eval_shape(lambda: heads.init_params(config, jax.random.key(0), heads=HEADS))
-    rng = np.random.default_rng(0)
-    return jax.tree.map(lambda leaf: jnp.float32(rng.normal(size=leaf.shape) * 0.3), shapes)
+    return random_params(config, HEADS)
 
 
 def sigmoid(x):

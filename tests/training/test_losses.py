@@ -49,8 +49,12 @@ EXAMPLES = {
 
 @functools.cache
 def params_of(config):
+    return random_params(config, CLASSES)
+
+
+def random_params(config, classes):
     """Parameters large enough that every part matters; those of all heads."""
-    shapes = jax.eval_shape(lambda: heads.init_params(config, jax.random.key(0), heads=CLASSES))
+    shapes = jax.eval_shape(lambda: heads.init_params(config, jax.random.key(0), heads=classes))
     rng = np.random.default_rng(0)
     return jax.tree.map(lambda leaf: jnp.float32(rng.normal(size=leaf.shape) * 0.3), shapes)
 
