@@ -466,7 +466,7 @@ def test_every_optimizer_trains_a_head_with_a_bilstm(name, freeze_encoder):
 
 REFUSED = {
     "no model": ({"init": "{tmp}/none"}, "There is no model .*none; give a directory"),
-    "no vocabulary": ({"init": "{tmp}/nameless"}, "nameless has no vocabulary; put its vocab.txt beside the weights"),
+    "no vocabulary": ({"init": "{tmp}/nameless"}, "The model has no vocabulary; put its vocab.txt beside the weights"),
     "no data": ({"data": "{tmp}/none"}, "There is no train split at .*none"),
     "an empty directory": ({"data": "{tmp}/empty"}, "There is no train split at .*empty"),
     "no dev split": ({"data": "{tmp}/undeveloped"}, "There is no dev split at .*undeveloped"),
