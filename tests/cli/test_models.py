@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 import signal
 import subprocess
 import time
@@ -186,8 +187,9 @@ def test_a_signal_leaves_nothing_behind(model, tmp_path, number):
         assert {path.name for path in tmp_path.iterdir()} == {"many.txt"}
 
 
-def test_output_to_a_closed_pipe(model):
-    command_line = [*PROGRAM, "fill-mask", str(model), "alpha [MASK]", "--top-k", "80"]
+@pytest.mark.parametrize("command", ["fill-mask {model} 'alpha [MASK]' --top-k 80", "embed --help", "--help", "--version"])
+def test_output_to_a_closed_pipe(model, command):
+    command_line = [*PROGRAM, *shlex.split(command.format(model=model))]
     running = subprocess.Popen(command_line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     running.stdout.close()
     assert (running.wait(60), running.stderr.read()) == (0, "")

@@ -74,20 +74,30 @@ def main(arguments: list[str] | None = None) -> int:
         arguments = sys.argv[1:]
         if arguments and arguments[0] in _COMPUTING:
             process.keep_freed_memory()
+    try:
+        status = _dispatch(arguments)
+    except BrokenPipeError:
+        # The reader of the output has closed it; without this, Python would report the error again when it closes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    if is_program and status > 128 and arguments[0] not in _RESUMABLE:
+        process.exit_promptly(status)
+    return status
+
+
+def _dispatch(arguments: list[str]) -> int:
+    """Print the usage or the version, or run a subcommand."""
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(_usage(), file=sys.stdout if arguments else sys.stderr)
+        print(_usage(), file=sys.stdout if arguments else sys.stderr, flush=True)
         return 0 if arguments else 2
     command = arguments[0]
     if command == "--version":
-        print(__version__)
+        print(__version__, flush=True)
         return 0
     if command not in COMMANDS:
         print(f"bert-jax: there is no command {command!r}.\n{_usage()}", file=sys.stderr)
         return 2
-    status = _run(command, arguments[1:])
-    if is_program and status > 128 and command not in _RESUMABLE:
-        process.exit_promptly(status)
-    return status
+    return _run(command, arguments[1:])
 
 
 def _run(command: str, arguments: list[str]) -> int:
@@ -115,12 +125,9 @@ def _run(command: str, arguments: list[str]) -> int:
         return _fail(f"stopped by Ctrl-C; {done}.", 130)
     except SystemExit as error:
         if error.code != 128 + signal.SIGTERM:
+            sys.stdout.flush()  # a command's --help ends here
             raise
         return 128 + signal.SIGTERM
-    except BrokenPipeError:
-        # The reader of the output has closed it; without this, Python would report the error again when it closes stdout.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except Exception as error:
         # Libraries raise OSError, ValueError or RuntimeError when the disk is full.
         if getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in str(error):
