@@ -7,6 +7,8 @@ import json
 import re
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from bert_jax.config.finetuning import FREE_ON_RESUME, FinetuneConfig, ModelOverrides, TaskDataConfig
 from bert_jax.config.mesh import MeshConfig
@@ -58,6 +60,22 @@ def test_epochs_become_steps():
     assert (train.steps, train.eval_every, train.save_every, train.seed, train.keep) == (90, 5, 5, 3, 2)
     assert dataclasses.replace(USUAL, eval_every=0.001).train_config(90, 320).eval_every == 1
     assert dataclasses.replace(USUAL, eval_every=50.0).train_config(90, 320).eval_every == 90
+
+
+@given(st.integers(8, 3000), st.sampled_from([8, 16, 32]), st.integers(1, 12), st.sampled_from([0.5, 1.0, 2.0]))
+def test_no_evaluation_right_before_the_last(examples, batch_size, epochs, eval_every):
+    steps = max(1, examples * epochs // batch_size)
+    config = dataclasses.replace(USUAL, batch_size=batch_size, eval_every=eval_every)
+    every = config.train_config(steps, examples).eval_every
+    evaluated = sorted({*range(every, steps + 1, every), steps})
+    assert len(evaluated) == 1 or evaluated[-1] - evaluated[-2] > every / 3
+    assert every >= min(steps, max(1, int(eval_every * examples / batch_size)))
+
+
+def test_evaluations_of_odd_epochs():
+    """One epoch of 36.9 steps gave evaluations at 36 and 37 if steps are rounded up; two of 255.7 steps at 255, 510 and 511."""
+    assert USUAL.train_config(37, 1180).eval_every == 37
+    assert USUAL.train_config(511, 8183).eval_every == 256
 
 
 def test_an_ensemble_has_a_run_for_each_rate_and_seed():

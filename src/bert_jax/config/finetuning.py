@@ -146,7 +146,8 @@ class FinetuneConfig:
     freeze_encoder: bool = False
     """Train only the layers on top of the encoder, the paper's feature-based approach (section 5.3)."""
     eval_every: float = 1.0
-    """Epochs between evaluations; the last step is always evaluated."""
+    """Epochs between evaluations; the last step is always evaluated. The interval grows where the evaluation before the last one
+    would be closer to it than a third of the interval."""
     patience: int | None = None
     """Early stopping: evaluations without a better score after which the run ends; none: never."""
     mesh: MeshConfig = _MESH
@@ -201,7 +202,9 @@ class FinetuneConfig:
 
     def train_config(self, steps: int, examples: int) -> TrainConfig:
         """Length of the run and its evaluations, in steps, for a training set of ``examples`` examples."""
-        eval_every = max(1, min(steps, int(self.eval_every * examples / self.batch_size)))
+        shortest = max(1, min(steps, int(self.eval_every * examples / self.batch_size)))
+        # Epochs are rarely whole numbers of steps; two evaluations a few steps apart would count as two for `patience`.
+        eval_every = next(every for every in range(shortest, steps + 1) if not 0 < 3 * (steps % every) <= every)
         return TrainConfig(
             steps=steps, seed=self.seed, eval_every=eval_every, save_every=eval_every, keep=self.keep, distributed=self.distributed
         )
