@@ -146,8 +146,8 @@ class FinetuneConfig:
     freeze_encoder: bool = False
     """Train only the layers on top of the encoder, the paper's feature-based approach (section 5.3)."""
     eval_every: float = 1.0
-    """Epochs between evaluations; the last step is always evaluated. The interval grows where the evaluation before the last one
-    would be closer to it than a third of the interval."""
+    """Epochs between evaluations; the last step is always evaluated.
+    The interval grows where the evaluation before the last one would lie within a third of it from the end."""
     patience: int | None = None
     """Early stopping: evaluations without a better score after which the run ends; none: never."""
     mesh: MeshConfig = _MESH
