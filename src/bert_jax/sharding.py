@@ -8,6 +8,7 @@ out arrays return them unchanged.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -57,6 +58,7 @@ PARAM_AXES: dict[str, tuple[str | None, ...]] = {
     "dense/kernel": ("hidden", None),
     "dense/bias": (None,),
     "mlm/bias": ("vocab",),
+    "mlm/decoder": ("vocab", "hidden"),
 }
 """Logical axes of each parameter, by the last two names of its path; stacked layers add a leading axis."""
 for _name in ("forward", "backward"):
@@ -121,6 +123,11 @@ def spec_of(value: jax.Array) -> P | None:
 def devices() -> int:
     """Number of devices of the explicit mesh; 1 without one."""
     return 1 if spec() is None else jax.sharding.get_abstract_mesh().size
+
+
+def no_mesh() -> contextlib.AbstractContextManager[None]:
+    """A context without an explicit mesh, so that what is traced in it is laid out as on one device."""
+    return jax.sharding.use_abstract_mesh(AbstractMesh((), ()))
 
 
 def reshard(value: jax.Array, *axes: str | None) -> jax.Array:

@@ -16,7 +16,7 @@ from bert_jax.config.optimizer import OptimConfig
 from bert_jax.config.run import Config
 from bert_jax.config.training import TrainConfig
 from bert_jax.evaluation import benchmark, profile
-from bert_jax.evaluation.profile import Event
+from bert_jax.evaluation.xplane import Event, read_trace
 from bert_jax.masking.replacement import mask_tokens
 from bert_jax.models.heads import init_params
 from bert_jax.training.losses import pretraining
@@ -73,6 +73,29 @@ def test_an_instant_is_divided_among_running_operations():
         "c": 2.0,
         "d": 2.0,
     }
+
+
+def test_traces_are_read_as_jax_writes_them(tmp_path):
+    """XLA's own schema turns the text into bytes."""
+    text = """planes {
+      lines {
+        timestamp_ns: 1000
+        events { metadata_id: 7 offset_ps: 1500 duration_ps: 2000 stats { metadata_id: 3 str_value: "fusion.9" } }
+        events { metadata_id: 7 offset_ps: 9000 stats { metadata_id: 4 str_value: "no operation" } }
+      }
+      lines { events { metadata_id: 8 duration_ps: 500 stats { metadata_id: 3 ref_value: 5 } } }
+      event_metadata { key: 7 value { id: 7 name: "thunk" } }
+      event_metadata { key: 8 value { id: 8 name: "other" } }
+      stat_metadata { key: 3 value { id: 3 name: "hlo_op" } }
+      stat_metadata { key: 4 value { id: 4 name: "hlo_module" } }
+      stat_metadata { key: 5 value { id: 5 name: "dot.1" } }
+    }"""
+    path = tmp_path / "host.xplane.pb"
+    path.write_bytes(jax.profiler.ProfileData.text_proto_to_serialized_xspace(text))
+    assert read_trace(path) == [
+        [Event(1001.5, 1003.5, "fusion.9"), Event(1009.0, 1009.0, "thunk")],
+        [Event(0.0, 0.5, "dot.1")],
+    ]
 
 
 def test_scopes_and_phases_of_a_program():

@@ -128,7 +128,7 @@ def run(config: Config, *, steps: int, profile: bool = False) -> Report:
     def init() -> step.TrainState:
         return step.init_state(config, optimizer)
 
-    state = jax.block_until_ready(jax.jit(init, out_shardings=launcher.shardings(jax.eval_shape(init)))())
+    state = jax.block_until_ready(launchers.create(init, launcher.shardings(jax.eval_shape(init))))
     rows = launcher.rows(data.batch_size)
     batch = launcher.place({name: values[rows] for name, values in random_batch(data, model.vocab_size).items()})
     with launcher.context():

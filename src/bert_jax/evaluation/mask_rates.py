@@ -118,7 +118,7 @@ def _sums_at_rates(
     config: ModelConfig, policy: ResolvedMaskPolicy, count: int, classes: Int[np.ndarray, " V"], params: Params, batch: Batch
 ) -> dict[str, tuple[Float[Array, " R"], Float[Array, " R"]]]:
     """Loss sums and weights of all predictions (""), of each kind and of each frequency class, at each of R rates."""
-    key = jax.random.key(0)
+    key = jax.random.key(0, impl=ops.GENERATOR)
 
     def at_rate(index: Int[Array, ""]) -> Sums:
         masked = mask_tokens(key, batch, policy, index)

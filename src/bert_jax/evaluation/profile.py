@@ -8,9 +8,11 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
+
+from bert_jax.evaluation.xplane import Event, read_trace
 
 PHASES = {
     "optimizer": "optimizer",
@@ -35,16 +37,6 @@ OTHER, IDLE = "other", "idle"
 _MARKER = "bert_jax counted steps"
 
 
-class Event(NamedTuple):
-    """An operation in a trace."""
-
-    start: float
-    """Nanoseconds."""
-    end: float
-    """Nanoseconds."""
-    name: str
-
-
 def profile_step(take_step: Callable[[], Any], program: str, *, steps: int) -> dict[str, float]:
     """Measure the seconds of a step by phase from a trace of several steps.
 
@@ -67,8 +59,7 @@ def profile_step(take_step: Callable[[], Any], program: str, *, steps: int) -> d
             with jax.profiler.TraceAnnotation(_MARKER):
                 wall = sum(time_calls(take_step, steps))
         (path,) = Path(directory).rglob("*.xplane.pb")
-        planes = jax.profiler.ProfileData.from_file(str(path)).planes
-        lines = [[_read_event(event) for event in line.events] for plane in planes for line in plane.lines]
+        lines = read_trace(path)
     (begin,) = (event.start for events in lines for event in events if event.name == _MARKER)
     scopes = operation_scopes(program)
     counted = [[event for event in events if event.name in scopes and event.start > begin] for events in lines]
@@ -160,7 +151,3 @@ def time_calls(function: Callable[[], Any], count: int) -> list[float]:
         function()
         seconds.append(time.perf_counter() - start)
     return seconds
-
-
-def _read_event(event: jax.profiler.ProfileEvent) -> Event:
-    return Event(event.start_ns, event.end_ns, dict(event.stats).get("hlo_op", event.name))

@@ -21,6 +21,8 @@ from bert_jax.masking.policy import ResolvedMaskPolicy
 SELECT, REPLACE, DRAW, LENGTH = range(4)
 """Purposes that a token's random draws are separated by."""
 _SPANS = ("ngram", "span", "t5")
+# Natural logarithms of 4,097 numbers from 1 to 2, in units of 2**-26.
+_LOGARITHMS = np.round(np.log1p(np.arange(4097) / 4096) * 2**26).astype(np.uint32)
 
 Evaluate = Callable[[Schedule], float | Array]
 """A schedule -> its value at this step."""
@@ -84,8 +86,24 @@ def _weighted(
     weights = sharding.automatic(policy.token_weights, "batch", None)(batch).astype(jnp.float32)
     weights = jnp.where(candidates & (weights > 0), weights, 0.0)
     mean = weights if policy.policy.select == "token" else jnp.take_along_axis(_means(weights, starts), group, axis=1)
-    time = -jnp.log1p(-(noise >> 8).astype(jnp.float32) * 2.0**-24) / jnp.maximum(mean, 1e-30)
-    return jax.lax.bitcast_convert_type(time, jnp.uint32)
+    return jax.lax.bitcast_convert_type(_exponential(noise) / jnp.maximum(mean, 1e-30), jnp.uint32)
+
+
+def _exponential(noise: UInt32[Array, "B S"]) -> Float[Array, "B S"]:
+    """Exponential draws, -ln(1 - u) where u are the first 24 bits of the noise.
+
+    Computed with integers, from tabulated logarithms with linear interpolation, because the last bit of a logarithm in floating
+    point, and with it the order of two draws, may depend on how XLA divides a program over devices.
+    """
+    survival = jnp.uint32(2**24) - (noise >> 8)
+    zeros = jax.lax.clz(survival)
+    # The number in [1, 2) of which 1 - u is a multiple by a power of two.
+    mantissa = (survival << zeros) - jnp.uint32(2**31)
+    index, rest = (mantissa >> 19).astype(jnp.int32), (mantissa & jnp.uint32(2**19 - 1)) >> 3
+    low, high = (ops.lookup(jnp.asarray(table), index) for table in (_LOGARITHMS[:-1], _LOGARITHMS[1:]))
+    logarithm = low + (((high - low) * rest) >> 16)
+    halvings = zeros - 7
+    return (halvings * _LOGARITHMS[-1] - logarithm).astype(jnp.int32).astype(jnp.float32) * jnp.float32(2.0**-26)
 
 
 def _means(values: Float[Array, "B S"], starts: Bool[Array, "B S"]) -> Float[Array, "B S"]:
@@ -138,11 +156,12 @@ def span_starts(
     unit_starts: Bool[Array, "B S"],
 ) -> Bool[Array, "B S"]:
     """Where spans begin: each example is divided from left to right into spans of random lengths; special tokens end a span."""
-    sizes = jnp.arange(1, policy.policy.span_limit + 1, dtype=jnp.float32)
+    # NumPy's numbers, unless the probability is a schedule.
+    sizes = np.arange(1, policy.policy.span_limit + 1, dtype=np.float32)
     probabilities = (
         1 / sizes if policy.policy.select == "ngram" else (1.0 - evaluate(policy.policy.span_end_probability)) ** (sizes - 1)
     )
-    cumulative = jnp.cumsum(probabilities / probabilities.sum())
+    cumulative = (probabilities / probabilities.sum()).cumsum()
     drawn = jax.vmap(jax.vmap(jax.random.uniform))(token_keys(key, LENGTH, token_example, batch["position_ids"]))
     lengths = 1 + (drawn[..., None] >= cumulative[:-1]).sum(-1)
     fresh = begins(2 * batch["segment_ids"] + (batch["word_ids"] >= 0))

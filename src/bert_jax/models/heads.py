@@ -27,7 +27,7 @@ PRETRAINING = {"mlm": 0, "nsp": 2}
 
 
 class Decoder(NamedTuple):
-    """The output layer of the MLM head: the word embedding table, to which its weights are tied, and a bias."""
+    """The output layer of the MLM head: a table, by default that of the word embeddings, and a bias."""
 
     table: Float[Array, "V D"]
     bias: Float[Array, " V"]
@@ -38,14 +38,17 @@ class Decoder(NamedTuple):
 
 
 class MlmTransform(Block):
-    """Dense layer, activation and layer norm before the tied decoder (the original's ``cls/predictions``)."""
+    """Dense layer, activation and layer norm before the decoder (the original's ``cls/predictions``), and the decoder."""
 
     @nn.compact
     def __call__(self, hidden: Float[Array, "B M D"], word: Float[Array, "V D"]) -> tuple[Float[Array, "B M D"], Decoder]:
         config = self.config
         x = Affine(config, "BMD,DC->BMC", (config.hidden_size,) * 2, name="dense")(hidden)
         x = Norm(config, name="norm")(ops.ACTIVATIONS[config.hidden_act](x))
-        table = sharding.gather(word.astype(config.dtype), "embeddings/word")
+        if config.tie_word_embeddings:
+            table = sharding.gather(word.astype(config.dtype), "embeddings/word")
+        else:
+            table = self.weight("decoder", config.vocab_size, config.hidden_size)
         return x, Decoder(table, self.vector("bias", config.vocab_size))
 
 
@@ -173,6 +176,12 @@ def init_params(config: ModelConfig, key: Key[Array, ""], *, heads: Mapping[str,
       >>> sorted(params), params["bert"]["embeddings"]["word"].shape
       (['bert', 'regression'], (100, 128))
     """
+    # Modules lay their activations out, and a batch of one row does not divide over a mesh.
+    with sharding.no_mesh():
+        return _init_params(config, key, heads, pooler)
+
+
+def _init_params(config: ModelConfig, key: Key[Array, ""], heads: Mapping[str, int], pooler: bool) -> Params:
     index = jnp.zeros((1, 1), jnp.int32)
     batch: Batch = {"input_ids": index, "token_type_ids": index, "position_ids": index, "segment_ids": index}
     encoder_key, head_key = jax.random.split(key)

@@ -8,10 +8,11 @@ from bert_jax.ops.activations import ACTIVATIONS, gelu
 from bert_jax.ops.lookup import gather_positions, lookup
 from bert_jax.ops.normalization import layer_norm
 from bert_jax.ops.products import broadcast_bias, einsum, project
-from bert_jax.ops.randomness import dropout, fold_rows, random_bits, row_keys
+from bert_jax.ops.randomness import GENERATOR, dropout, fold_rows, random_bits, row_keys
 
 __all__ = [
     "ACTIVATIONS",
+    "GENERATOR",
     "broadcast_bias",
     "dropout",
     "einsum",

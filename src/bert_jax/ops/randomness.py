@@ -13,6 +13,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, UInt32
 
+GENERATOR = "threefry2x32"
+"""The generator of a run's keys, whatever ``jax_default_prng_impl`` is; the bits of the others depend on a program's layout."""
+
 
 def row_keys(key: Key[Array, ""], example_ids: Int[Array, "B E"]) -> Key[Array, " B"]:
     """A key for each row, derived from the id of its first example."""

@@ -100,9 +100,6 @@ class EnsembleLauncher:
 
     compile_rows = compile
 
-    def create(self, init: Callable[[Any], Any], shardings: Any, source: Any) -> Any:
-        return jax.device_put(jax.jit(init)(source), shardings)
-
     def place(self, batch: HostBatch) -> Groups:
         return Groups(
             [

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.extend.core import jaxpr_as_fun
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -20,6 +22,8 @@ from bert_jax.config.run import Config
 from bert_jax.errors import UserError
 
 AXIS = sharding.DATA
+# Bytes of initial values that one program computes, unless a single array is larger.
+_PART = 2**28
 
 Kind = Literal["mesh", "pmap"]
 
@@ -47,10 +51,6 @@ class Launcher(Protocol):
 
     def compile_rows(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Compile ``function(params, batch)``, the result of which has the batch's rows; read it with ``collect``."""
-        ...
-
-    def create(self, init: Callable[[Any], Any], shardings: Any, source: Any) -> Any:
-        """``init(source)``, computed where the result lives."""
         ...
 
     def place(self, batch: HostBatch) -> Any:
@@ -115,11 +115,47 @@ def for_model(model: ModelConfig, mesh: MeshConfig, kind: Kind) -> Launcher:
     return MeshLauncher(model, sharding.make_mesh(data=mesh.data, fsdp=mesh.fsdp, tensor=mesh.tensor))
 
 
+def create(init: Callable[..., Any], shardings: Any, *source: Any) -> Any:
+    """Compute ``init(*source)`` on one device, some arrays at a time, and place the arrays.
+
+    The result is the same on every mesh, bit for bit: XLA may round the float arithmetic of random draws differently in programs
+    that are partitioned differently, so no program here is partitioned, and what each one computes depends on shapes only. All
+    processes compute all values; JAX raises an error if they differ.
+
+    Args:
+      init: a pure function that returns a tree of arrays.
+      shardings: where each of them lives.
+      source: trees of arrays.
+
+    Examples:
+      >>> place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+      >>> create(lambda: {"bias": jnp.zeros(2)}, {"bias": place})["bias"].tolist()
+      [0.0, 0.0]
+    """
+    traced, shapes = jax.make_jaxpr(init, return_shape=True)(*source)
+    compute, arguments = jaxpr_as_fun(traced), jax.tree.leaves(source)
+    leaves, structure = jax.tree.flatten(shapes)
+    places = jax.tree.leaves(shardings)
+    created: list[jax.Array] = []
+    for part in _parts([leaf.size * leaf.dtype.itemsize for leaf in leaves]):
+        program = jax.jit(lambda *arguments, part=part: compute(*arguments)[part])
+        created += jax.device_put(program(*arguments), places[part])
+    return jax.tree.unflatten(structure, created)
+
+
+def _parts(sizes: list[int]) -> list[slice]:
+    """Divide arrays of these sizes into runs of at most ``_PART`` bytes, or of one array."""
+    starts, total = [0], 0
+    for index, size in enumerate(sizes):
+        if total + size > _PART and index > starts[-1]:
+            starts.append(index)
+            total = 0
+        total += size
+    return [slice(*bounds) for bounds in itertools.pairwise([*starts, len(sizes)])]
+
+
 class _SingleRun:
     """What launchers of one run share."""
-
-    def create(self, init: Callable[[Any], Any], shardings: Any, source: Any) -> Any:
-        return jax.jit(init, out_shardings=shardings)(source)
 
     def params(self, state: Any) -> Params:
         params: Params = state.params

@@ -89,7 +89,7 @@ def _select_losses(sums: Sums, pairs: bool) -> Sums:
 
 def init_state(config: Config, optimizer: optax.GradientTransformation) -> TrainState:
     """The state before the first step, a function of ``config.train.seed``."""
-    key = jax.random.key(config.train.seed)
+    key = jax.random.key(config.train.seed, impl=ops.GENERATOR)
     params = init_params(config.model, jax.random.fold_in(key, _INIT))
     # The loss of a uniform guess.
     loss = jnp.log(jnp.float32(config.model.vocab_size)) if config.mask.depends_on_loss() else None
@@ -106,14 +106,14 @@ def make_train_step(objective: Objective, optimizer: optax.GradientTransformatio
     """
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        root = jax.random.wrap_key_data(state.key)
+        root = jax.random.wrap_key_data(state.key, impl=ops.GENERATOR)
         dropout = jax.random.fold_in(jax.random.fold_in(root, _DROPOUT), state.step)
         batch = objective.prepare(jax.random.fold_in(root, _MASK), batch, state)
         weights = _sum_over({name: batch[weight].sum() for name, weight in objective.weights.items()}, axis_name)
 
         def loss(params: Params, part: Batch) -> tuple[Array, Sums]:
             sums = objective.sums(params, part, key=dropout)
-            means = (sums[name][0] / jnp.maximum(weight, 1.0) for name, weight in weights.items())
+            means = (sums[name][0] / losses.nonzero(weight) for name, weight in weights.items())
             return sum(means, jnp.float32(0)), sums
 
         point = optimizers.gradient_point(state.opt_state, state.params)
@@ -151,7 +151,7 @@ def make_eval_step(
     """
 
     def eval_step(params: Params, batch: Batch) -> Sums:
-        key = jax.random.fold_in(jax.random.key(0), _EVAL_MASK)
+        key = jax.random.fold_in(jax.random.key(0, impl=ops.GENERATOR), _EVAL_MASK)
         batch = mask_tokens(key, batch, policy, 0)
         sums = losses.pretraining(model, params, batch)
         sums["nsp_random"] = ((batch["nsp_weights"] * batch["nsp_labels"]).sum(), batch["nsp_weights"].sum())

@@ -21,7 +21,7 @@ from bert_jax.config.training import TrainConfig
 from bert_jax.errors import RunError, UserError
 from bert_jax.io import atomic
 from bert_jax.models.loaded import LoadedModel
-from bert_jax.training import plots
+from bert_jax.training import launchers, plots
 from bert_jax.training.launchers import Launcher
 from bert_jax.training.logging import RunLog, Scores, read_metrics
 from bert_jax.training.signals import StopSignal
@@ -149,14 +149,14 @@ class Trainer:
             self.best_scores = [line[job.best] for line in self._score_lines() if line["step"] <= self.step]
 
     def _first_state(self) -> Any:
-        """The newest undamaged checkpoint, or fresh parameters, created where they live."""
+        """The newest undamaged checkpoint, or fresh parameters."""
         job = self.job
         shapes = jax.eval_shape(job.init, job.source)
         shardings = job.launcher.shardings(shapes)
         with job.launcher.context():
             restored = self.checkpoints.restore(abstract(shapes, shardings))
         if restored is None:
-            return job.launcher.create(job.init, shardings, job.source)
+            return launchers.create(job.init, shardings, job.source)
         state, meta = restored
         if meta.corpus != job.meta({}).corpus:
             raise UserError(f"{job.run_dir} was started with other data; restore its data, or choose another run directory.")
