@@ -83,6 +83,8 @@ def test_from_a_table_to_predictions(run, init, data, tmp_path):
     line = lines_of(out)[-1]
     assert (status, output) == (0, f"{out}: accuracy {line['accuracy']:.4g}; a constant answer scores {line['constant']:.4g}\n")
     assert "classify: 48 examples, 6 steps; sequence_classification head (new)" in messages
+    assert f"train: {data}/train.tsv (separated by tabs, quoting none); 48 examples, 0 with an empty text, 0 trun" in messages
+    assert json.loads((out / "data.json").read_text())["dev"]["examples"] == 37
     # The sequence length is that of the run, 24.
     status, output, _ = run("evaluate", out, "--data", data)
     best = max(lines_of(out), key=lambda line: line["accuracy"])
@@ -101,6 +103,40 @@ def test_from_a_table_to_predictions(run, init, data, tmp_path):
     assert (tmp_path / "converted.jsonl").read_text() == (tmp_path / "out.jsonl").read_text()
     status, output, messages = run(*finetune(init, data, out))
     assert (status, "is complete at step 6" in messages) == (0, True)
+
+
+REFUSED = {
+    "its first row is the header": (
+        "text,label\na,x\nb,y\n",
+        "",
+        ("--columns", "label,text"),
+        "so the file has a header; leave --columns out",
+    ),
+    "labels in two cases": (
+        "text,label\na,x\nb,y\nc,X\n",
+        "",
+        (),
+        "train.csv, line 4: the label 'X' differs from 'x' (line 2) only in case",
+    ),
+    "pairs and single texts": (
+        "text,text_b,label\na,b,x\nb,c,y\n",
+        "text,label\na,x\n",
+        (),
+        "dev.csv, line 2 has a single text, and",
+    ),
+    "another label": ("text,label\na,x\nb,y\n", "text,label\na,z\n", (), "dev.csv, line 2: the label 'z' is none of 'x', 'y'."),
+}
+
+
+@pytest.mark.parametrize("why", REFUSED)
+def test_tables_that_cannot_be_meant(why, run, init, tmp_path):
+    train, dev, options, sentence = REFUSED[why]
+    (tmp_path / "train.csv").write_text(train)
+    (tmp_path / "dev.csv").write_text(dev or train)
+    status, output, messages = run(*finetune(init, tmp_path, tmp_path / "run", *options))
+    assert (status, output, messages.startswith("bert-jax: "), messages.count("\n")) == (2, "", True, 1)
+    assert sentence in messages
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_stopped_run_is_saved_and_resumed(run, init, data, tmp_path, monkeypatch):
@@ -138,7 +174,7 @@ FINETUNE_OPTIONS = [
     [
         ("finetune", FINETUNE_OPTIONS),
         ("evaluate", [*options_of(TaskDataConfig), "--data", "--task", "--split", "--labels", "--threshold", "--out", "--json"]),
-        ("predict", [*options_of(TaskDataConfig), "--task", "--labels", "--threshold", "--out"]),
+        ("predict", [*options_of(TaskDataConfig), "--task", "--labels", "--threshold", "--out", "--strict"]),
     ],
 )
 def test_help_names_every_option(name, options, capsys):
@@ -233,9 +269,9 @@ def test_bad_input(data, tokenizer, tmp_path):
 
 
 def test_errors_of_predict_leave_nothing(run, trained, data, tmp_path):
-    (tmp_path / "rows.txt").write_text("text\nalpha\n")
+    (tmp_path / "rows.doc").write_text("text\nalpha\n")
     (tmp_path / "titles.tsv").write_text("title\nalpha\n")
-    (tmp_path / "late.tsv").write_text("text\n" + "alpha\n" * 5000 + "\tbravo\n")
+    (tmp_path / "early.tsv").write_text("text\n\tbravo\nalpha\n")
     (tmp_path / "latin.csv").write_bytes("text\nMüller\n".encode("latin-1"))
     (tmp_path / "empty.jsonl").write_text("")
     (tmp_path / "existing.jsonl").write_text("content")
@@ -243,9 +279,9 @@ def test_errors_of_predict_leave_nothing(run, trained, data, tmp_path):
     for file, options, sentence in (
         ("none.tsv", (), "There is no file"),
         ("", (), "is unknown; name the file with one of the endings"),
-        ("rows.txt", (), "is unknown; name the file with one of the endings"),
+        ("rows.doc", (), "is unknown; name the file with one of the endings"),
         ("titles.tsv", (), "titles.tsv has no column 'text' but 'title'. Name the columns with --label, --text and --text-b"),
-        ("late.tsv", (), "late.tsv, line 5002 has 2 fields"),
+        ("early.tsv", (), "early.tsv, line 2 has 2 fields"),
         ("latin.csv", (), "latin.csv, line 2: byte 0xfc at column 2 is not UTF-8"),
         ("empty.jsonl", (), "empty.jsonl holds no rows"),
         ("titles.tsv", ("--sequence-length", 65), "sequence length of 65 tokens exceeds the model's 64 positions"),
@@ -269,6 +305,37 @@ def test_errors_of_predict_leave_nothing(run, trained, data, tmp_path):
         "predict", trained("classify"), tmp_path / "titles.tsv", "--out", tmp_path / "new" / "f.jsonl", "--text", "title"
     )
     assert (status, (tmp_path / "new" / "f.jsonl").read_text().count("\n")) == (0, 1)
+
+
+def test_predictions_before_a_bad_row_are_kept(run, trained, tmp_path):
+    (tmp_path / "late.tsv").write_text("text\n" + "alpha\n" * 3 + "\tbravo\n")
+    out = tmp_path / "out.jsonl"
+    status, output, messages = run("predict", trained("classify"), tmp_path / "late.tsv", "--out", out)
+    assert (status, output) == (2, "")
+    assert "late.tsv, line 5 has 2 fields" in messages
+    assert messages.splitlines()[-1].endswith(f"The 3 predictions before it are in {out}.partial.")
+    assert {path.name for path in tmp_path.iterdir()} == {"late.tsv", "out.jsonl.partial"}
+    kept = (tmp_path / "out.jsonl.partial").read_text()
+    (tmp_path / "late.tsv").write_text("text\n" + "alpha\n" * 3)
+    assert run("predict", trained("classify"), tmp_path / "late.tsv", "--out", out)[0] == 0
+    assert out.read_text() == kept
+
+
+def test_empty_texts_are_counted(run, trained, tmp_path):
+    (tmp_path / "new.csv").write_text('text\nalpha\n""\nbravo\n')
+    out = tmp_path / "out.jsonl"
+    status, output, _ = run("predict", trained("classify"), tmp_path / "new.csv", "--out", out)
+    assert (status, output) == (0, f"{out}: 3 predictions, 1 of them null for an empty text\n")
+    results = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [result["label"] is None for result in results] == [False, True, False]
+    status, _, messages = run("predict", trained("classify"), tmp_path / "new.csv", "--out", tmp_path / "more.jsonl", "--strict")
+    assert (status, "new.csv, line 3: the text 'text' is empty; remove the row or write one." in messages) == (2, True)
+
+
+def test_predict_reads_standard_input(trained, tmp_path):
+    out = tmp_path / "out.jsonl"
+    assert ok(command("predict", trained("classify"), "-", "--out", out, input="alpha\nbravo, golf\n")) == f"{out}: 2 predictions\n"
+    assert [json.loads(line)["id"] for line in out.read_text().splitlines()] == ["0", "1"]
 
 
 @pytest.mark.parametrize(
@@ -343,8 +410,8 @@ def test_ctrl_c_during_predict_leaves_nothing(run, trained, tmp_path, monkeypatc
     write_table(tmp_path / "rows.tsv", ("text",), [("alpha",)] * 4)
     original = Predictor.predict
 
-    def stopped(self, path):
-        for index, prediction in enumerate(original(self, path)):
+    def stopped(self, path, **options):
+        for index, prediction in enumerate(original(self, path, **options)):
             if index == 2:
                 raise KeyboardInterrupt
             yield prediction

@@ -78,7 +78,7 @@ def test_reads_later_names_and_ignores_other_fields(tmp_path):
     path = tmp_path / "config.json"
     path.write_text(
         '{"model_type": "bert", "hidden_act": "gelu_new", "position_embedding_type": "absolute",'
-        ' "layer_norm_eps": 1e-5, "architectures": ["BertModel"], "dtype": "float16"}'
+        ' "num_attention_heads": 12, "layer_norm_eps": 1e-5, "architectures": ["BertModel"], "dtype": "float16"}'
     )
     config = read_config(path)
     assert (config.hidden_act, config.position_embedding_type, config.layer_norm_eps, config.dtype) == (
@@ -94,9 +94,10 @@ def test_reads_later_names_and_ignores_other_fields(tmp_path):
     [
         ('{"model_type": "roberta"}', "'roberta' model"),
         ("not json", "is not JSON"),
-        ('{"hidden_size": "768"}', "hidden_size is '768'; it must be int"),
-        ('{"hidden_dropout_prob": true}', "hidden_dropout_prob is True; it must be float"),
+        ('{"num_attention_heads": 12, "hidden_size": "768"}', "hidden_size is '768'; it must be int"),
+        ('{"num_attention_heads": 12, "hidden_dropout_prob": true}', "hidden_dropout_prob is True; it must be float"),
         ("[1]", "contains a list"),
+        ("{}", "has no num_attention_heads"),
     ],
 )
 def test_bad_config_files(tmp_path, content, sentence):

@@ -114,9 +114,11 @@ def test_errors_name_the_text():
         cut(texts, sequence_length=4)
 
 
-def test_mask_in_a_text_is_the_mask_token():
-    (row,) = cut(["ab[MASK]c"], sequence_length=20)
-    np.testing.assert_array_equal(row.ids, [2, ord("a"), ord("b"), 4, ord("c"), 3])
+def test_mask_in_a_text_is_the_mask_token(tokenizer):
+    (row,) = windows.cut(tokenizer, ["alpha[MASK]bravo"], sequence_length=20)
+    special_tokens = tokenizer.special_tokens
+    alpha, bravo = (tokenizer.tokens.index(word) for word in ("alpha", "bravo"))
+    np.testing.assert_array_equal(row.ids, [special_tokens.cls, alpha, special_tokens.mask, bravo, special_tokens.sep])
 
 
 @given(st.lists(st.integers(0, 200), min_size=1, max_size=60), st.sampled_from([64, 512, 4096]))

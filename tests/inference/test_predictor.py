@@ -18,7 +18,7 @@ from bert_jax.config.finetuning import TaskDataConfig
 from bert_jax.errors import UserError
 from bert_jax.inference.bert import Bert
 from bert_jax.inference.predictor import Predictor, run_config
-from bert_jax.tasks import multilabel, multiple_choice, question_answering, sequence, token_classification
+from bert_jax.tasks import multiple_choice, question_answering, records, token_classification
 from tests.runs import (
     KEY,
     TASK_DATA,
@@ -286,7 +286,7 @@ def test_results_of_other_splits_are_written_as_json_lines(task, runs, tmp_path)
 @pytest.fixture
 def small_chunks(monkeypatch):
     """Read five records or questions at a time."""
-    for module in (multilabel, multiple_choice, question_answering, sequence, token_classification):
+    for module in (records, multiple_choice, question_answering, token_classification):
         monkeypatch.setattr(module, "_CHUNK", 5)
 
 
@@ -312,12 +312,55 @@ def test_a_table_is_a_stream_in_order(runs, tmp_path, small_chunks):
     labels = [line.split("\t")[0] for line in (tmp_path / "data" / "dev.tsv").read_text().splitlines()[1:]]
     right = sum(result["label"] == label for result, label in zip(results, labels, strict=True))
     assert predictor.evaluate(data)["dev"]["accuracy"] == right / 23
-    # The first chunk yields its results although the second one has a broken line.
+    # The rows before a broken line have their results.
     path.write_text(path.read_text().replace(f"{texts[7]}\n", f"{texts[7]}\tmore\n", 1))
     stream = predictor.predict(path)
-    assert [next(stream)["label"] for _ in range(5)] == [result["label"] for result in results[:5]]
+    assert [next(stream)["label"] for _ in range(7)] == [result["label"] for result in results[:7]]
     with pytest.raises(UserError, match=r"rows\.tsv, line [0-9]+ has 2 fields"):
         next(stream)
+
+
+@pytest.mark.parametrize("task", ["classify", "regress", "multilabel"])
+def test_an_empty_text_has_a_null_result(task, runs, tmp_path, small_chunks):
+    """Zero-width space is no token. All texts of the second chunk are empty."""
+    path, predictor = tmp_path / "rows.jsonl", Predictor.load(runs(task))
+    texts = ["alpha", "", "golf", None, "\u200b", *[" "] * 5, "bravo golf"]
+    path.write_text("".join(json.dumps({"text": text, "label": {"any": "value"}}) + "\n" for text in texts))
+    results = predict(predictor, path)
+    assert [result["id"] for result in results] == [str(index) for index in range(11)]
+    (tmp_path / "texts.json").write_text(json.dumps(["alpha", "golf", "bravo golf"]))
+    answered = predict(predictor, tmp_path / "texts.json")
+    assert [{**result, "id": ""} for result in (results[0], results[2], results[10])] == [
+        {**result, "id": ""} for result in answered
+    ]
+    null = {name: None for name in results[0] if name != "id"}
+    assert [results[index] for index in (1, 3, 4, 7)] == [{"id": str(index), **null} for index in (1, 3, 4, 7)]
+    path.write_text('{"text": "alpha"}\n{"text": "\u200b"}\n')
+    for content, sentence in ((path.read_text(), "a text has no tokens"), ('{"text": "alpha"}\n{"text": ""}\n', "'text' is empty")):
+        path.write_text(content)
+        stream = predictor.predict(path, strict=True)
+        assert next(stream) == results[0]
+        with pytest.raises(UserError, match=rf"rows\.jsonl, line 2: .*{sentence}"):
+            next(stream)
+
+
+@pytest.mark.parametrize("pairs", [True, False])
+def test_pairs_and_single_texts_are_not_confused(pairs, runs, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(runs("classify"), run)
+    (run / "data.json").write_text(json.dumps({"format_version": 2, "train": {"pairs": pairs}}))
+    write_table(tmp_path / "single.csv", ("text",), [("alpha",)])
+    (tmp_path / "pairs.csv").write_text("text,text_b,label\nalpha,bravo,yes\n")
+    wrong, right = ("single.csv", "pairs.csv") if pairs else ("pairs.csv", "single.csv")
+    predictor = Predictor.load(run / "best")
+    assert len(predict(predictor, tmp_path / right)) == 1
+    sentence = (
+        "has a single text, and the model is trained on pairs" if pairs else "has a pair of texts, .* on single texts; remove"
+    )
+    with pytest.raises(UserError, match=rf"{wrong}, line 2 {sentence}"):
+        predict(predictor, tmp_path / wrong)
+    # A model whose data are unknown takes both.
+    assert [len(predict(Predictor.load(runs("classify")), tmp_path / name)) for name in (wrong, right)] == [1, 1]
 
 
 def test_multilabel_probabilities(runs, tmp_path, small_chunks):
@@ -411,6 +454,30 @@ def test_labels_of_endings_are_ignored(runs, tmp_path, small_chunks):
     for name, label in {"unknown": "gold", "empty": ""}.items():
         (tmp_path / f"{name}.csv").write_text(f"{rows[0][0]},label\n" + "".join(f"{row[0]},{label}\n" for row in rows[1:]))
         assert predict(predictor, tmp_path / f"{name}.csv") == expected, name
+
+
+def test_questions_before_a_bad_row_are_answered(runs, tmp_path, small_chunks):
+    write_data(tmp_path / "data", "swag", dev=12)
+    predictor, path = Predictor.load(runs("swag")), tmp_path / "data" / "val.csv"
+    expected = predict(predictor, path)
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines[:8], lines[8].rpartition(",")[0], *lines[9:]]))
+    stream = predictor.predict(path)
+    assert [next(stream) for _ in range(7)] == expected[:7]
+    with pytest.raises(UserError, match=r"val\.csv, line 9 has 6 columns, the header has 7; repair the line"):
+        next(stream)
+
+
+@pytest.mark.parametrize("name", ["rows.tsv", "rows.csv"])
+def test_a_quote_of_glue_is_an_ordinary_character(name, runs, tmp_path):
+    """In .tsv files, such as its own; .csv files for its models are CSV."""
+    predictor = Predictor.load(runs("cola"))
+    (tmp_path / name).write_text('sentence\n"alpha ""golf"""\n')
+    (tmp_path / "texts.json").write_text(json.dumps([json.loads('"\\"alpha \\"\\"golf\\"\\"\\""'), 'alpha "golf"']))
+    literal, plain = predict(predictor, tmp_path / "texts.json")
+    (result,) = predict(predictor, tmp_path / name)
+    assert result["probabilities"] == (literal if name.endswith("tsv") else plain)["probabilities"]
+    assert literal["probabilities"] != plain["probabilities"]
 
 
 def test_many_windows_of_one_question(runs, tmp_path, small_chunks):

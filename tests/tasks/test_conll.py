@@ -110,13 +110,13 @@ def sentences_of(text):
 @pytest.mark.parametrize(
     ("tags", "scheme"),
     [
-        ("O B-X I-X O B-X B-X / B-Y", "IOB2"),
-        ("B-X B-Y I-Y", "IOB2"),
-        ("O O", "IOB2"),
-        ("O I-X I-X B-X I-X / I-X I-Y", "IOB1"),
+        ("O B-X I-X O B-X B-X / B-Y", "iob2"),
+        ("B-X B-Y I-Y", "iob2"),
+        ("O O", "iob2"),
+        ("O I-X I-X B-X I-X / I-X I-Y", "iob1"),
         # A sentence begins outside of an entity.
-        ("I-X / I-X B-X", "IOB1"),
-        ("B-X-Y I-X-Y", "IOB2"),
+        ("I-X / I-X B-X", "iob1"),
+        ("B-X-Y I-X-Y", "iob2"),
     ],
 )
 def test_the_scheme_of_entities_is_found(tags, scheme):
@@ -134,7 +134,7 @@ def test_the_scheme_of_entities_is_found(tags, scheme):
         ("I-X O I-X / O B-X", r"line 12: B-X begins an entity, but elsewhere in the file I begins one \(IOB1\)"),
         ("I-X B-Y I-X", r"line 2: B-Y begins an entity, but elsewhere in the file I begins one"),
         ("B-X / I-X", r"line 11: I-X begins an entity, but elsewhere in the file B begins one"),
-        ("O S-X", "line 2: 'S-X' is not a tag of an entity; convert the file to O, B-TYPE and I-TYPE"),
+        ("O Q-X", "line 2: 'Q-X' is not a tag of an entity; convert the file to O, B-TYPE, I-TYPE"),
         ("O B", "line 2: 'B' is not a tag of an entity"),
         ("O B-", "line 2: 'B-' is not a tag of an entity"),
         ("NNP", "line 1: 'NNP' is not a tag of an entity"),
@@ -151,13 +151,13 @@ TAGS = st.lists(st.lists(st.sampled_from(["O", "B-X", "I-X", "B-Y", "I-Y"]), min
 
 @given(TAGS)
 def test_a_scheme_is_what_its_definition_says(tags):
-    schemes = {"IOB1", "IOB2"}
+    schemes = {"iob1", "iob2"}
     for row in tags:
         for before, tag in zip(["O", *row], row, strict=False):
             if tag[0] == "I" and before[1:] != tag[1:]:
-                schemes.discard("IOB2")
+                schemes.discard("iob2")
             if tag[0] == "B" and before[1:] != tag[1:]:
-                schemes.discard("IOB1")
+                schemes.discard("iob1")
     sentences = [conll.Sentence(("w",) * len(row), tuple(row), 0, 1, "a.conll") for row in tags]
     if schemes:
         assert conll.check_tags(sentences, "ner") == max(schemes)

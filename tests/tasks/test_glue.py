@@ -10,7 +10,7 @@ import tensorflow_datasets as tfds
 from etils import epath
 
 from bert_jax.errors import BertWarning, UserError
-from bert_jax.tasks import glue, metrics, record_labels, tables
+from bert_jax.tasks import glue, metrics, record_labels, table_files
 
 
 def table(*rows):
@@ -378,7 +378,7 @@ def test_a_submission_is_read_back(data, tmp_path, task, split):
     path = glue.write_submission(task, split, ids, predictions, names, tmp_path / "out")
     assert epath.Path(path) == tmp_path / "out" / spec.submissions[split]
     assert path.read_text().startswith("index\tprediction\n")
-    rows = [row.fields for row in tables.rows(path)]
+    rows = [row.fields for row in table_files.rows(path)]
     assert [row["index"] for row in rows] == ids
     digits = task in ("cola", "sst2", "mrpc", "qqp", "wnli")
     wanted = ["2.000", "5.000"] if task == "stsb" else [str(spec.labels.index(names[n])) if digits else names[n] for n in (1, 0)]

@@ -36,11 +36,25 @@ def test_classes_are_sorted_by_name_or_by_number():
         ([f"{number / 7:.3f}" for number in range(100)], "a.tsv: 100 of 100 rows have a label of their own.*task regress"),
         ([str(number % 101 / 8) for number in range(303)], "a.tsv has 101 labels that are fractions, '0.0', '0.125'"),
         ([str(number) for number in range(51)] + ["x"] * 49, "a.tsv: 51 of 100 rows have a label of their own"),
+        (["pos", "neg", "Pos"], r"a.tsv, line 3: the label 'Pos' differs from 'pos' \(line 1\) only in case or white space"),
+        (["not good", "good", "not  good"], "line 3: the label 'not  good' differs from 'not good' .*; write both alike"),
+        (["0", "1", "1.0"], r"a.tsv, line 3: the label '1.0' differs from '1' \(line 2\) only in the format of the number"),
+        (["007", "8", "7"], "line 3: the label '7' differs from '007' .* only in the format of the number"),
+        (["pos", "neg", "nan"], "a.tsv, line 3: the label 'nan' stands for a missing value; remove the row, or write a label"),
+        (["1.0", "NaN"], "a.tsv, line 2: the label 'NaN' stands for a missing value"),
     ],
 )
 def test_labels_that_are_no_classes(labels, sentence):
     with pytest.raises(UserError, match=sentence):
         record_labels.class_labels(labelled(labels))
+
+
+def test_labels_of_several_are_written_in_one_way():
+    rows = [Record(("t",), None, f"a.json, element {number}", "0", names) for number, names in enumerate([("a", "b"), ("B",)], 1)]
+    with pytest.raises(UserError, match=r"a.json, element 2: the label 'B' differs from 'b' \(element 1\) only in case"):
+        record_labels.label_names(rows)
+    with pytest.raises(UserError, match=r"element 2: the label 'B' is none of 'a', 'b'; it differs from 'b' only in case"):
+        record_labels.label_matrix(rows, ("a", "b"))
 
 
 def test_class_ids():
@@ -49,6 +63,8 @@ def test_class_ids():
     np.testing.assert_array_equal(ids, [1, 0, 1])
     with pytest.raises(UserError, match=r"a.tsv, line 2: the label 'c' is none of 'a', 'b'"):
         record_labels.class_ids(labelled(["b", "c"]), ("a", "b"))
+    with pytest.raises(UserError, match=r"the label '1' is none of '0.0', '1.0'; it differs from '1.0' only in the format of the"):
+        record_labels.class_ids(labelled(["1"]), ("0.0", "1.0"))
     with pytest.raises(UserError, match=r"a.tsv, line 1: there is no label"):
         record_labels.class_ids(labelled([None]), ("a", "b"))
 

@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bert_jax import tokenizers
+from bert_jax.config.finetuning import TaskDataConfig
 from bert_jax.errors import BertWarning, RunError, UserError
-from bert_jax.tasks import squad, squad_answers
-from bert_jax.tasks.example import EncodedText
+from bert_jax.tasks import registry, squad, squad_answers
+from bert_jax.tasks.example import EncodedText, Source
 from bert_jax.tokenizers.protocol import SPECIAL_TOKENS
 from tests.tokenizers.test_tokenizers import basic_words, wordpieces
 
@@ -99,7 +100,7 @@ def test_both_versions_are_read(tmp_path):
         (document(entry(text=" ", start=3)), r"answers\[0\]: 'text' is ' '; it must be text, not empty"),
         (
             document(entry(text="Two")),
-            r"question 'q1': the answer 'Two' should be at character 4, but the context has 'two' there; repair it",
+            r"question 'q1': the answer 'Two' should be at character 4, but the context has 'two' there; repair it, or",
         ),
         (document(entry(start=90)), r"should be at character 90, but the context ends before \(it has 31 characters\)"),
         (document(entry(is_impossible=True)), r"question 'q1': is_impossible is true, but there is the answer .*'two'"),
@@ -446,3 +447,27 @@ def test_logits_that_do_not_fit():
     with pytest.raises(UserError, match="max_answer_length 0; both must be greater than 0"):
         squad_answers.answer(questions, made, logits, logits, max_answer_length=0, negative=True)
     assert squad_answers.answer([], [], [], [], negative=True) == ({}, {}, {})
+
+
+def squad_split(tmp_path, *entries, skip_misplaced=False, version="1.1"):
+    save(tmp_path / f"dev-v{version}.json", document(*entries, version=version))
+    data = TaskDataConfig(sequence_length=64, doc_stride=8, max_query_length=8, skip_misplaced=skip_misplaced)
+    return registry.get("squad" if version == "1.1" else "squad2").split(Source(str(tmp_path), data, WORDPIECE), "dev", ())
+
+
+def test_what_scoring_would_refuse_is_refused_when_read(tmp_path):
+    impossible = entry("q2", answers=[], is_impossible=True)
+    with pytest.raises(UserError, match=r"dev-v1.1.json, question 'q2': the question has no answer, .*; use the task squad2"):
+        squad_split(tmp_path, entry(), impossible)
+    assert len(squad_split(tmp_path, entry(), impossible, version="2.0").examples) == 2
+    unknown = squad_split(tmp_path, entry(), entry("q3", answers=[]))
+    with pytest.raises(UserError, match="question 'q3': there is no answer to score against"):
+        registry.get("squad").constant_score([], (), unknown)
+
+
+def test_misplaced_answers_are_an_option(tmp_path):
+    with pytest.raises(UserError, match="--skip-misplaced"):
+        squad_split(tmp_path, entry(), entry("q2", start=5))
+    with pytest.warns(BertWarning, match="1 of the questions .* kept although an answer is misplaced"):
+        split = squad_split(tmp_path, entry(), entry("q2", start=5), skip_misplaced=True)
+    assert len(split.examples) == 2

@@ -13,8 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bert_jax.errors import UserError
-from bert_jax.tasks import tables
+from bert_jax.config.finetuning import TaskDataConfig
+from bert_jax.errors import BertWarning, UserError
+from bert_jax.tasks import records, table_files, tables
+from bert_jax.tasks.example import Source
 from bert_jax.tasks.tables import Columns, Record
 
 NAMES = ["label", "text", "text_b"]
@@ -44,7 +46,7 @@ def test_tsv_keeps_every_letter(rows, header, zipped):
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / ("data.tsv.gz" if zipped else "data.tsv")
         save(path, "".join("\t".join(row) + "\n" for row in ([NAMES] if header else []) + [*map(list, rows)]))
-        records = read(path, order=None if header else tuple(NAMES))
+        records = read(path, order=None if header else tuple(NAMES), quoting="none")
     assert [(record.label, *record.texts) for record in records] == [(label.strip(), a, b) for label, a, b in rows]
     assert [record.id for record in records] == [str(number) for number in range(len(rows))]
     assert lines(records) == [number + 1 + header for number in range(len(rows))]
@@ -73,7 +75,8 @@ def test_json_lines_read_what_the_json_module_writes(rows, ending, ascii):
 
 def test_quotes_are_letters_in_tsv_and_quotes_in_csv(tmp_path):
     tsv = save(tmp_path / "a.tsv", 'label\ttext\nx\t"one\ny\ttwo"\n')
-    assert [record.texts for record in read(tsv)] == [('"one',), ('two"',)]
+    assert [record.texts for record in read(tsv, quoting="none")] == [('"one',), ('two"',)]
+    assert [record.texts for record in read(tsv, quoting="minimal")] == [("one\ny\ttwo",)]
     table = save(tmp_path / "a.csv", 'label,text\r\nx,"one ""and""\r\ntwo, three"\r\n\r\ny,four\r\n')
     records = read(table)
     assert [record.texts for record in records] == [('one "and"\r\ntwo, three',), ("four",)]
@@ -116,7 +119,7 @@ def test_reading_is_a_stream(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "sentence"),
     [
-        ("a.txt", "x", r"The format of .*a.txt is unknown; name the file with one of the endings .tsv, .csv, .jsonl, .ndjson"),
+        ("a.doc", "x", r"The format of .*a.doc is unknown; name the file with one of the endings .tsv, .csv, .jsonl, .ndjson"),
         ("a.tsv", "", "a.tsv holds no rows below the line that names the columns"),
         ("a.csv", "label,text\n", "a.csv holds no rows below"),
         ("a.jsonl", "\n\n", r"a.jsonl holds no rows\."),
@@ -143,8 +146,16 @@ def test_reading_is_a_stream(tmp_path):
         ("a.jsonl", '{"text": "x", "label": null}', "line 1: the label 'label' is empty"),
         ("a.tsv", b"label\ttext\nx\ta\xff\n", "a.tsv, line 2: byte 0xff at column 4 is not UTF-8"),
         ("a.csv", b"\xff\xfel\x00", "a.csv, line 1: byte 0xff at column 1 is not UTF-8"),
-        ("a.csv", 'label,text\nx,"y"z\n', "a.csv, line 2: the row that starts here is not CSV"),
-        ("a.csv", 'label,text\nx,y\nx,"y\nx,y\n', "a.csv, line 3: the row that starts here is not CSV"),
+        ("a.csv", 'label,text\nx,"y"z\n', "a.csv, line 2: the row that starts here is not CSV: text follows the quote that closes"),
+        (
+            "a.csv",
+            'label,text\nx,y\nx,"y\nx,y\n',
+            "a.csv, line 3: .* not CSV: a quote is opened and never closed; .* --quoting none",
+        ),
+        ("a.csv", "label,text\rx,y\r", "a.csv, line 1: .* not CSV: it contains a carriage return outside of quotes"),
+        ("a.tsv", 'label\ttext\nx\t"one\ny\ttwo"\n', "a.tsv has 3 lines if quotes are ordinary characters, and 2 if they enclose"),
+        ("a.tsv", 'label\ttext\nx\t"one\ttwo"\n', "a.tsv, line 2 has 3 fields, .* needs quotes, which --quoting minimal reads"),
+        ("a.csv", "label,text\nx,y\nlabel,text\nx,z\n", "a.csv, line 3: the row repeats the names of the columns, .*; remove it"),
         (
             "a.jsonl",
             '{"text": "x", "label": 1}\n{"text": "x\\ud800", "label": 1}',
@@ -196,7 +207,7 @@ def test_columns_that_make_no_sense(tmp_path):
 def test_rows_of_a_wrong_length_can_be_skipped(tmp_path):
     path = save(tmp_path / "a.tsv", "label\ttext\nx\ty\nx\n\nx\ty\tz\nx\tz\n")
     skipped = []
-    rows = [row.fields["text"] for row in tables.rows(path, skip=skipped.append)]
+    rows = [row.fields["text"] for row in table_files.rows(path, skip=skipped.append)]
     assert (rows, skipped) == (["y", "z"], [f"{path}, line 3", f"{path}, line 5"])
 
 
@@ -232,3 +243,43 @@ def test_splits_that_are_missing_or_not_clear(tmp_path):
         tables.split_file(tmp_path / "dev.tsv", "dev")
     with pytest.raises(UserError, match=r"choose one of train, dev, test"):
         tables.split_file(tmp_path, "eval")
+
+
+def test_the_header_is_no_example_although_columns_are_named(tmp_path):
+    """Training refuses it; for prediction it names the columns, in its own order."""
+    path = save(tmp_path / "a.csv", "Text,label\none,x\n")
+    with pytest.raises(UserError, match=r"a.csv, line 1: the row holds the names of the columns, .*; leave --columns out"):
+        read(path, order=("label", "text"))
+    for names in ("text,label", "label,text"):
+        save(path, f"{names}\none,one\n")
+        (record,) = tables.read_texts(path, Columns(order=("label", "text")))
+        assert record == Record(("one",), None, f"{path}, line 2", "0")
+    save(path, "x,one\n")
+    assert [record.texts for record in tables.read_texts(path, Columns(order=("label", "text")))] == [("one",)]
+
+
+def test_texts_are_read_without_labels(tmp_path):
+    """Whatever the label column holds; an empty or null text is accepted if asked for."""
+    path = save(tmp_path / "a.jsonl", '{"text": "one", "label": [1, {}]}\n{"text": null}\n{"text": " "}')
+    assert [record.texts for record in tables.read_texts(path, Columns(), empty=True)] == [("one",), ("",), (" ",)]
+    with pytest.raises(UserError, match=r"a.jsonl, line 2: 'text' is null"):
+        list(tables.read_texts(path, Columns()))
+    # Names for a table without a header do not concern files that name their fields.
+    assert next(tables.read_texts(path, Columns(order=("label", "text")))).texts == ("one",)
+
+
+def test_a_header_of_other_names_than_columns_gives_is_pointed_out(tmp_path, tokenizer):
+    for split in ("train", "dev"):
+        save(tmp_path / f"{split}.csv", "Sentiment,Review\npos,a\nneg,b\npos,c\nneg,d\n")
+    source = Source(str(tmp_path), TaskDataConfig(columns=("label", "text")), tokenizer)
+    with pytest.warns(
+        BertWarning, match=r"train.csv, line 1 has the label 'Sentiment', which no other row has; if the row is a head"
+    ):
+        records.read_split(source, "classify", "train")
+    save(tmp_path / "train.csv", "5,a\n1,b\n1,c\n2,d\n2,e\n")
+    assert len(records.read_split(source, "regress", "train")) == 5
+    save(tmp_path / "test.csv", ",a\nneg,b\nneg,c\n")
+    assert [record.label for record in records.read_split(source, "classify", "test")] == [None, "neg", "neg"]
+    (tmp_path / "dev.csv").rename(tmp_path / "train.csv")
+    named = Source(str(tmp_path), TaskDataConfig(label="Sentiment", text="Review"), tokenizer)
+    assert [record.label for record in records.read_split(named, "classify", "train")] == ["pos", "neg"] * 2

@@ -18,7 +18,7 @@ _LISTS = ("--learning-rates", "--batch-sizes", "--epoch-counts", "--columns", "-
 class Finetune(FinetuneConfig):
     """Fine-tune a pretrained model on a task, or resume the run. The same command resumes a run that was stopped.
 
-    Tasks: classify, regress, multilabel (your own tables: .tsv, .csv, .jsonl, also .gz, as DIR/train.* and DIR/dev.* or
+    Tasks: classify, regress, multilabel (your own tables: .tsv, .csv, .jsonl, .json, .parquet, as DIR/train.* and DIR/dev.* or
     PREFIX.train.* and PREFIX.dev.*); cola, sst2, mrpc, qqp, stsb, mnli, qnli, rte, wnli (GLUE's files, or tfds:glue/NAME); squad,
     squad2 (JSON); swag (CSV); ner, pos (CoNLL). Each evaluation logs the task's official scores; the model with the best score is
     kept in RUN/best, which `bert-jax evaluate`, `predict` and `convert` read.

@@ -19,7 +19,10 @@ TaskName = Literal[
     "classify", "regress", "multilabel", "ner", "pos", "squad", "squad2", "swag",
     "cola", "sst2", "mrpc", "qqp", "stsb", "mnli", "qnli", "rte", "wnli", "ax",
 ]  # fmt: skip
+Scheme = Literal["strict", "iob1", "iob2", "iobes", "bilou", "loose"]
 GLUE = get_args(Glue)
+Quoting = Literal["minimal", "none"]
+"""Cells of a table in double quotes: enclosed as in CSV, or with quotes as ordinary characters."""
 
 
 @dataclass(frozen=True)
@@ -39,14 +42,18 @@ class TaskDataConfig:
     """Your own tables: the column of the second text, if there is one."""
     columns: tuple[str, ...] | None = None
     """Your own tables without a header: the names of their columns, in order."""
+    quoting: Quoting | None = None
+    """Your own tables: "minimal" reads cells in double quotes as CSV does, "none" takes quotes as ordinary characters.
+    By default minimal for .csv and none for .tsv; a .tsv file with other rows under the other reading is refused."""
     sequence_length: int = 128
     """Maximum tokens of a text or pair, special tokens included; the longer text is truncated first. 384 in the paper's SQuAD."""
     packing: int = 32
     """Maximum texts in a row, isolated from each other; scores and gradients do not depend on it. 1: one example per row."""
     context: Literal["document", "sentence"] = "document"
     """Token classification: fill each window from the sentence's document, as the paper does, or use the sentence alone."""
-    scheme: Literal["strict", "loose"] = "strict"
-    """Named entities: refuse tags that are neither IOB1 nor IOB2, or read them as conlleval does."""
+    scheme: Scheme = "strict"
+    """Named entities: the scheme of the tags; strict finds it and refuses tags that contradict it, loose takes any.
+    iobes and bilou are scored as seqeval's strict mode does, the others as conlleval does."""
     doc_stride: int = 128
     """SQuAD: tokens from the start of one window of a context to the start of the next."""
     max_query_length: int = 64
@@ -55,6 +62,8 @@ class TaskDataConfig:
     """SQuAD: maximum tokens of an answer."""
     n_best: int = 20
     """SQuAD: number of candidate answers."""
+    skip_misplaced: bool = False
+    """SQuAD: leave out training questions with an answer that is not at its answer_start."""
     thresholds: tuple[float, ...] = ()
     """Multi-label: probability from which a label is predicted, for all labels or for each in sorted order; by default 0.5."""
 
@@ -125,8 +134,13 @@ class FinetuneConfig:
     model: ModelOverrides = _MODEL
     optim: OptimConfig = _OPTIM
     """Optimizer. Set its peak learning rate with learning_rates and its warm-up with warmup_ratio."""
+    added_tokens: tuple[str, ...] = ()
+    """Tokens to add to the vocabulary, which are found before a text is split; each starts as the mean of its parts."""
     from_scratch: bool = False
     """Use only the shape and the vocabulary of the pretrained model; initialize all parameters."""
+    class_weights: str | None = None
+    """Weights of the classes in the loss: balanced, by their frequency, or a JSON file with the weight of each.
+    For a multi-label task they are the weights of the examples that have the label."""
     batch_size: int = 32
     """Examples in a step."""
     epochs: float = 3.0

@@ -70,6 +70,8 @@ class ModelConfig:
     """Learned position embeddings, or fixed sinusoids."""
     classifier_dropout: float | None = None
     """Dropout rate of the states that a task's head reads; None: hidden_dropout_prob."""
+    tie_word_embeddings: bool = True
+    """The output layer of the MLM head has the word embeddings as its weights, as in the paper, rather than a table of its own."""
     causal: bool = False
     """Tokens do not attend to later tokens (the "LTR" model of the paper's section 5.1); pretrain with mask.select next."""
     states: States = "last"

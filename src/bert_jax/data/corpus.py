@@ -278,7 +278,7 @@ def unigram_log_probabilities(split: Split) -> np.ndarray:
 
 def _tokenize(documents: list[Document], tokenizer: Tokenizer) -> Iterator[dict[str, np.ndarray]]:
     """Yield the stored form of each document that has tokens."""
-    encoded = iter(tokenizer.encode([sentence for document in documents for sentence in document]))
+    encoded = iter(tokenizer.encode([sentence for document in documents for sentence in document], match_special=False))
     for document in documents:
         sentences = [sentence for sentence in itertools.islice(encoded, len(document)) if len(sentence.ids)]
         if sentences:

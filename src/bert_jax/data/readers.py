@@ -15,8 +15,6 @@ from bert_jax.io.lines import lines, require_file
 from bert_jax.io.parsing import check_text, parse_json
 
 Document = list[str]
-PAIR_SEPARATOR = " ||| "
-"""Separates the two texts of a pair on one line."""
 Sentences = Literal["auto", "lines", "split"]
 """Source of sentence boundaries: "lines" takes each line as a sentence, "split" splits running text, "auto" means "lines" for text
 files and "split" for other formats."""
@@ -63,31 +61,6 @@ def read_documents(
             raise UserError(f"{path} contains no text.")
 
 
-def read_texts(path: epath.PathLike, *, field: str = "text") -> list[str | tuple[str, str]]:
-    """Read texts and pairs of texts to encode, one per line, empty lines included.
-
-    In ``.jsonl`` files each record has a string, or a list of two strings, under ``field``; in other files `` ||| `` separates the
-    two texts of a pair, as in the original's ``extract_features.py``. ``.gz`` is decompressed.
-
-    Raises:
-      UserError: the file is missing, empty, a directory, or not of the format of its suffix; the message names file and line.
-    """
-    path = epath.Path(path)
-    require_file(path)
-    if path.name.removesuffix(".gz").rpartition(".")[2] in _JSON_LINES:
-        texts = [value if isinstance(value, str) else (value[0], value[1]) for value in _json_lines(path, field, pairs=True)]
-    else:
-        texts = [_split_pair(line) for _, line in lines(path)]
-    if not texts:
-        raise UserError(f"{path} contains no text.")
-    return texts
-
-
-def _split_pair(line: str) -> str | tuple[str, str]:
-    first, separator, second = line.strip().rpartition(PAIR_SEPARATOR)
-    return (first.strip(), second.strip()) if separator else line.strip()
-
-
 def _paragraphs(path: epath.Path) -> Iterator[str]:
     paragraph: list[str] = []
     for _, line in lines(path):
@@ -99,19 +72,15 @@ def _paragraphs(path: epath.Path) -> Iterator[str]:
     yield "".join(paragraph)
 
 
-def _json_lines(path: epath.Path, field: str, *, pairs: bool = False) -> Iterator[Any]:
-    """Yield a field of each record: a string, or, where pairs are allowed, a list of two strings."""
+def _json_lines(path: epath.Path, field: str) -> Iterator[str]:
     for number, line in lines(path):
         if not line.strip():
             continue
         record = parse_json(line, f"{path}, line {number}")
-        value: Any = record.get(field) if isinstance(record, dict) else None
-        texts: list[Any] = value if pairs and isinstance(value, list) and len(value) == 2 else [value]
-        if not all(isinstance(text, str) for text in texts):
+        text: Any = record.get(field) if isinstance(record, dict) else None
+        if not isinstance(text, str):
             raise UserError(f"{path}, line {number}: no text under {field!r}; name the field with --field.")
-        for text in texts:
-            check_text(text, f"{path}, line {number}: {field!r}")
-        yield value
+        yield check_text(text, f"{path}, line {number}: {field!r}")
 
 
 def _parquet(path: epath.Path, field: str) -> Iterator[str]:

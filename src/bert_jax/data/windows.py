@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -12,7 +11,7 @@ from bert_jax.batch import HostBatch
 from bert_jax.config.model import ModelConfig
 from bert_jax.errors import UserError
 from bert_jax.io.parsing import check_text
-from bert_jax.tokenizers import MASK, Tokenizer
+from bert_jax.tokenizers import Tokenizer
 
 Text = str | tuple[str, str]
 """A text or a pair of texts."""
@@ -46,6 +45,8 @@ class Window(NamedTuple):
     """Tokens of the first segment, including [CLS] and its [SEP]."""
     keep: slice
     """Columns that represent the text: over all of its windows they are [CLS], each token once, [SEP]."""
+    truncated: bool = False
+    """Whether tokens of the text were cut off."""
 
 
 def cut(tokenizer: Tokenizer, texts: Sequence[Text], *, sequence_length: int, long: Long = "error") -> list[Window]:
@@ -68,11 +69,11 @@ def cut(tokenizer: Tokenizer, texts: Sequence[Text], *, sequence_length: int, lo
             f"A sequence length of {sequence_length} leaves no room for text; it must be at least {_MIN_SEQUENCE_LENGTH}."
         )
     segments = [_segments(index, text) for index, text in enumerate(texts)]
-    tokenized = iter(_tokenize(tokenizer, [segment for pair in segments for segment in pair]))
+    tokenized = iter(tokenizer.encode([segment for pair in segments for segment in pair]))
     special_tokens = tokenizer.special_tokens
     windows: list[Window] = []
     for index, pair in enumerate(segments):
-        rows = [next(tokenized) for _ in pair]
+        rows = [next(tokenized).ids.tolist() for _ in pair]
         special, size = 1 + len(rows), sum(map(len, rows))
         room = sequence_length - special
         if size > room and long == "error":
@@ -92,7 +93,7 @@ def cut(tokenizer: Tokenizer, texts: Sequence[Text], *, sequence_length: int, lo
             windows += _slide(rows[0], index, room, step, special_tokens.cls, special_tokens.sep)
             continue
         ids = np.concatenate([[special_tokens.cls], *([*row, special_tokens.sep] for row in rows)]).astype(np.int32)
-        windows.append(Window(index, ids, len(rows[0]) + 2, slice(0, len(ids))))
+        windows.append(Window(index, ids, len(rows[0]) + 2, slice(0, len(ids)), size > room))
     return windows
 
 
@@ -226,16 +227,6 @@ def _segments(index: int, text: Text) -> tuple[str, ...]:
     for segment in segments:
         check_text(segment, f"Text {index + 1}")
     return tuple(segments)
-
-
-def _tokenize(tokenizer: Tokenizer, texts: list[str]) -> Iterator[list[int]]:
-    parts = [text.split(MASK) for text in texts]
-    tokenized = iter(tokenizer.encode([*itertools.chain.from_iterable(parts)]))
-    for part in parts:
-        row = next(tokenized).ids.tolist()
-        for _ in part[1:]:
-            row += [tokenizer.special_tokens.mask, *next(tokenized).ids.tolist()]
-        yield row
 
 
 def _truncate(rows: list[list[int]], room: int) -> list[list[int]]:

@@ -12,13 +12,14 @@ from etils import epath
 from bert_jax.checkpoints import BEST
 from bert_jax.config.finetuning import FinetuneConfig, TaskDataConfig, TaskName
 from bert_jax.config.mesh import MeshConfig
-from bert_jax.convert import Head
+from bert_jax.convert import Head, locate
 from bert_jax.errors import UserError
-from bert_jax.inference.bert import Bert, load
+from bert_jax.inference.bert import Bert
+from bert_jax.inference.files import load
 from bert_jax.io import atomic
 from bert_jax.io.parsing import read_json
 from bert_jax.models.loaded import tokenizer_of
-from bert_jax.tasks import registry
+from bert_jax.tasks import registry, summary
 from bert_jax.tasks.example import Example, Source
 from bert_jax.tasks.layout import RowLayout
 from bert_jax.training import launchers
@@ -66,6 +67,8 @@ class Predictor:
     task_data: TaskDataConfig
     threshold: float
     """Null odds above which a question is not answered (SQuAD 2.0)."""
+    pairs: bool | None = None
+    """Whether the model was trained on pairs of texts; None if unknown."""
 
     @classmethod
     def load(
@@ -102,18 +105,21 @@ class Predictor:
         ambiguous: dict[str, Head] = {name: name for name in get_args(Head)}
         model = load(path, head=None if run else ambiguous.get(head))
         if head not in model.params:
+            if model.problems:
+                model.check(head)
             others = ", ".join(name for name in model.params if name not in ("bert", "readout")) or "none"
             raise UserError(f"{path} has no {head} head, which {task} needs; its heads: {others}. Fine-tune it first.")
         outputs, names = model.params[head]["bias"].shape[-1], tuple(labels) or model.labels
         if registry.get(task).named_outputs:
             if not names:
+                model.check("labels")
                 raise UserError(f"{path} does not name its {outputs} outputs; name them, in order, with --labels.")
             if len(names) != outputs:
                 raise UserError(f"{len(names)} labels are given for {outputs} outputs.")
         if threshold is None:
             threshold = _best_threshold(path, task) if run else 0.0
         task_data = task_data or (run.task_data if run else TaskDataConfig())
-        return cls(dataclasses.replace(model, labels=names), task, task_data, threshold)
+        return cls(dataclasses.replace(model, labels=names), task, task_data, threshold, _trained_on_pairs(path) if run else None)
 
     def evaluate(
         self, data: str, *, split: str | None = None, out: epath.PathLike | None = None, mesh: MeshConfig = _MESH
@@ -149,20 +155,26 @@ class Predictor:
                 scores[name] = part.score(outputs)
         return scores
 
-    def predict(self, path: epath.PathLike, *, mesh: MeshConfig = _MESH) -> Iterator[dict[str, Any]]:
+    def predict(self, path: epath.PathLike, *, strict: bool = False, mesh: MeshConfig = _MESH) -> Iterator[dict[str, Any]]:
         """Predictions for a file, in order, as a stream; labels in the file are ignored.
 
+        Args:
+          path: the file; ``-`` is standard input for tasks on your own tables.
+          strict: whether an empty text of a table is refused; otherwise the fields of its prediction are None.
+          mesh: devices along each axis; by default all devices are data-parallel.
+
         Raises:
-          UserError: the file cannot be read.
+          UserError: the file, or a row, cannot be read; predictions for the rows before it have been yielded.
         """
         scorer, task = None, registry.get(self.task)
-        for chunk in task.stream(self._source(""), path, self.bert.labels, threshold=self.threshold):
-            scorer = scorer or self._scorer(chunk.examples, mesh)
-            yield from chunk.results(scorer(chunk.examples))
+        for chunk in task.stream(self._source("", strict=strict), path, self.bert.labels, threshold=self.threshold):
+            if chunk.examples:
+                scorer = scorer or self._scorer(chunk.examples, mesh)
+            yield from chunk.results(scorer(chunk.examples) if scorer else [])
 
-    def _source(self, data: str) -> Source:
+    def _source(self, data: str, *, strict: bool = False) -> Source:
         self.bert.config.check_length(self.task_data.sequence_length)
-        return Source(data, self.task_data, tokenizer_of(self.bert))
+        return Source(data, self.task_data, tokenizer_of(self.bert), self.pairs, strict)
 
     def _scorer(self, examples: Sequence[Example], mesh: MeshConfig) -> Callable[[Sequence[Example]], Outputs]:
         """A function that computes the outputs of examples with as many texts as these have."""
@@ -193,16 +205,26 @@ def run_config(path: epath.PathLike) -> FinetuneConfig | None:
     Raises:
       UserError: the run is of another format version.
     """
-    path = epath.Path(path)
-    file = (path.parent if path.name == BEST else path) / CONFIG
+    locate.check_local(path)
+    file = _run_of(path) / CONFIG
     if not file.is_file() or "task" not in read_json(file):
         return None
     return FinetuneConfig.from_json(file.read_text())
 
 
-def _best_threshold(path: epath.PathLike, task: str) -> float:
+def _run_of(path: epath.PathLike) -> epath.Path:
     path = epath.Path(path)
-    lines = read_metrics(path.parent if path.name == BEST else path)
+    return path.parent if path.name == BEST else path
+
+
+def _trained_on_pairs(path: epath.PathLike) -> bool | None:
+    """Whether the training texts of a run were pairs; older runs do not tell."""
+    file = _run_of(path) / summary.FILE
+    return bool(read_json(file)["train"]["pairs"]) if file.is_file() else None
+
+
+def _best_threshold(path: epath.PathLike, task: str) -> float:
+    lines = read_metrics(_run_of(path))
     scored = [line for line in lines if _THRESHOLD in line]
     main_score = registry.get(task).main_score
     return float(max(scored, key=lambda line: line[main_score])[_THRESHOLD]) if scored else 0.0

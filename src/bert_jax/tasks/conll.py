@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal, NamedTuple, get_args
 
 from etils import epath
 
-from bert_jax.errors import UserError
+from bert_jax.config.finetuning import Scheme
+from bert_jax.errors import BertWarning, UserError
 from bert_jax.io import atomic
 from bert_jax.io.lines import lines
+from bert_jax.tasks.metrics import schemes
 
 DOCSTART = "-DOCSTART-"
 """First column of a line that begins a document."""
 Kind = Literal["ner", "pos"]
-"""Kind of tags: "ner" are O, B-TYPE and I-TYPE; "pos" are arbitrary."""
+"""Kind of tags: "ner" are O and tags of entities such as B-TYPE; "pos" are arbitrary."""
 _OUTSIDE = "O"
+# Prefixes of the schemes in which the last word of an entity has its own: first, further, last and only word.
+_PREFIXES: dict[schemes.Scheme, str] = {"iobes": "BIES", "bilou": "BILU"}
 # Not every space of Unicode: a word may contain a no-break space.
 _BLANK = " \t\r\n"
 
@@ -75,39 +81,100 @@ def read(path: epath.PathLike, *, column: int = -1, tagged: bool = True) -> list
     return sentences
 
 
-def check_tags(sentences: Sequence[Sentence], kind: Kind) -> str:
+def check_tags(sentences: Sequence[Sentence], kind: Kind, scheme: Scheme = "strict") -> str:
     """Check that tags are of their kind and, for entities, that all follow one scheme.
 
-    In IOB2 each entity begins with B. In IOB1 it begins with I, and with B only directly after an entity of its type. The
-    scheme of the file is the one that more entities follow; a tag that only the other scheme allows is refused.
+    In IOB2 each entity begins with B. In IOB1 it begins with I, and with B only directly after an entity of its type. In IOBES the
+    last word has E, and the only word S; in BILOU they have L and U.
+
+    Args:
+      sentences: sentences with tags.
+      kind: kind of tags.
+      scheme: scheme that the tags have to follow; "strict" finds it: IOBES or BILOU if a tag has one of their prefixes, else
+        of IOB1 and IOB2 the one that more entities follow. "iobes" and "bilou" accept entities without a first or last word, which
+        seqeval does not count; "loose" accepts every tag.
 
     Returns:
-      "IOB1" or "IOB2" ("IOB2" if both fit); "" for parts of speech.
+      The name of the scheme in lower case ("iob2" if both kinds of IOB fit); "" for parts of speech and "loose".
 
     Raises:
-      UserError: a tag is not of its kind, or of the other scheme than most; the sentence names file and line.
+      UserError: a tag is not of its kind, or contradicts the scheme; the sentence names file and line.
+
+    Warns:
+      BertWarning: the number of tags that are part of no entity.
     """
     if kind not in get_args(Kind):
         raise UserError(f"kind is {kind!r}; choose one of {', '.join(get_args(Kind))}.")
-    if kind == "pos":
+    if kind == "pos" or scheme == "loose":
         return ""
-    evidence: dict[str, list[str]] = {"IOB1": [], "IOB2": []}
+    found = find_scheme(itertools.chain.from_iterable(sentence.tags or () for sentence in sentences), scheme)
+    letters = "BI" if found is None else _PREFIXES[found]
+    for sentence in sentences:
+        for index, tag in enumerate(sentence.tags or ()):
+            prefix, _, name = tag.partition("-")
+            if tag != _OUTSIDE and (prefix not in [*letters] or not name):
+                forms = ", ".join(f"{letter}-TYPE" for letter in letters)
+                raise UserError(f"{sentence.at(index)}: {tag!r} is not a tag of an entity; convert the file to O, {forms}.")
+    if found is None:
+        return _check_iob(sentences, scheme)
+    wrong = [*_open_ends(sentences, found)]
+    if wrong and scheme == "strict":
+        raise UserError(f"{wrong[0]}; repair the file, or pass such tags over, as seqeval does, with --scheme {found}.")
+    if wrong:
+        warnings.warn(f"{wrong[0]}; {len(wrong):,} such tags are no entities in the scores.", BertWarning, stacklevel=2)
+    return found
+
+
+def find_scheme(tags: Iterable[str], scheme: Scheme) -> schemes.Scheme | None:
+    """The scheme of tags, None for any kind of IOB.
+
+    Args:
+      tags: all tags.
+      scheme: what the user chose; "strict" looks at the prefixes.
+
+    Examples:
+      >>> find_scheme(["O", "S-LOC"], "strict")
+      'iobes'
+    """
+    prefixes = {tag.partition("-")[0] for tag in tags}
+    for name, letters in _PREFIXES.items():
+        if scheme == name or (scheme == "strict" and prefixes & set(letters[2:])):
+            return name
+    return None
+
+
+def _open_ends(sentences: Sequence[Sentence], scheme: schemes.Scheme) -> Iterator[str]:
+    """Yield a clause on each tag that continues no entity, and on each entity of several words without a last one."""
+    first, inside, last = tuple(_PREFIXES[scheme])[:3]
+    for sentence in sentences:
+        before = ""
+        for index, tag in enumerate([*(sentence.tags or ()), _OUTSIDE]):
+            prefix, _, name = tag.partition("-")
+            continues = prefix in (inside, last)
+            if continues != bool(before) or (continues and name != before):
+                wrong = f"{tag} continues no entity" if not before else f"the entity of {before} before it has no {last}-{before}"
+                yield f"{sentence.at(min(index, len(sentence.words) - 1))}: {wrong} ({scheme.upper()})"
+            before = name if prefix in (first, inside) else ""
+
+
+def _check_iob(sentences: Sequence[Sentence], scheme: Scheme) -> str:
+    evidence: dict[str, list[str]] = {"iob1": [], "iob2": []}
     for sentence in sentences:
         before = ""
         for index, tag in enumerate(sentence.tags or ()):
             prefix, _, name = tag.partition("-")
             place = sentence.at(index)
-            if tag != _OUTSIDE and (prefix not in ("B", "I") or not name):
-                raise UserError(f"{place}: {tag!r} is not a tag of an entity; convert the file to O, B-TYPE and I-TYPE.")
             if prefix == "I" and name != before:
-                evidence["IOB1"].append(f"{place}: {tag} begins an entity, but elsewhere in the file B begins one (IOB2)")
+                evidence["iob1"].append(f"{place}: {tag} begins an entity, but elsewhere in the file B begins one (IOB2)")
             elif prefix == "B" and name != before:
-                evidence["IOB2"].append(f"{place}: {tag} begins an entity, but elsewhere in the file I begins one (IOB1)")
+                evidence["iob2"].append(f"{place}: {tag} begins an entity, but elsewhere in the file I begins one (IOB1)")
             before = name
-    scheme, other = ("IOB1", "IOB2") if len(evidence["IOB1"]) > len(evidence["IOB2"]) else ("IOB2", "IOB1")
+    more = "iob1" if len(evidence["iob1"]) > len(evidence["iob2"]) else "iob2"
+    found = scheme if scheme in evidence else more
+    other = next(name for name in evidence if name != found)
     if evidence[other]:
         raise UserError(f"{evidence[other][0]}; repair the file, or read it as conlleval does with --scheme loose.")
-    return scheme
+    return found
 
 
 def labels(sentences: Iterable[Sentence]) -> tuple[str, ...]:

@@ -25,6 +25,18 @@ class EncodedText(NamedTuple):
     """int32 [N], [CLS] and [SEP] included."""
     first_length: int
     """Tokens of the first text, [CLS] and its [SEP] included; the others have token type 1."""
+    truncated: bool = False
+    """Whether tokens were cut off."""
+
+    @property
+    def is_pair(self) -> bool:
+        """Whether there is a second text."""
+        return len(self.ids) > self.first_length
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the text, or one of a pair, has no tokens."""
+        return self.first_length == 2 or len(self.ids) == self.first_length + 1
 
 
 class Example(NamedTuple):
@@ -43,6 +55,10 @@ class Source(NamedTuple):
     """Directory, prefix of file names, or tfds:NAME."""
     task_data: TaskDataConfig
     tokenizer: Tokenizer
+    pairs: bool | None = None
+    """Whether the texts must be pairs; None if both are accepted."""
+    strict: bool = False
+    """Whether a stream refuses an empty text, which otherwise has the result null."""
 
 
 class Split(NamedTuple):

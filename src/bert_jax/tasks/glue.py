@@ -14,11 +14,12 @@ from etils import epath
 
 from bert_jax.errors import BertWarning, UserError
 from bert_jax.io import atomic
-from bert_jax.tasks import tables
+from bert_jax.tasks import table_files, tables
 from bert_jax.tasks.glue_tasks import TASKS, File, Glue, class_name
-from bert_jax.tasks.tables import Record, Row, listed
+from bert_jax.tasks.table_files import Row, listed
+from bert_jax.tasks.tables import Record
 
-__all__ = ["TASKS", "File", "Glue", "read", "write_submission"]
+__all__ = ["TASKS", "File", "Glue", "place", "read", "write_submission"]
 
 _TFDS = "tfds:"
 # Columns with ids; the server expects those of the test files.
@@ -48,7 +49,8 @@ def read(task: str, data: epath.PathLike, split: str) -> list[Record]:
     path = _path(glue, file, epath.Path(data))
     skipped: list[str] = []
     skip = skipped.append if glue.broken_lines and file.label else None
-    records = [_record(task, glue, file, row, number) for number, row in enumerate(tables.rows(path, file.order, skip=skip))]
+    rows = table_files.rows(path, file.order, quoting="none", skip=skip)
+    records = [_record(task, glue, file, row, number) for number, row in enumerate(rows)]
     if skipped:
         warnings.warn(
             BertWarning(
@@ -57,6 +59,16 @@ def read(task: str, data: epath.PathLike, split: str) -> list[Record]:
             stacklevel=2,
         )
     return records
+
+
+def place(task: str, data: epath.PathLike, split: str) -> str:
+    """The file that ``read`` reads, or the name of the data set of TFDS.
+
+    Raises:
+      UserError: there is no such task, split or file.
+    """
+    glue, file = _find(task, split)
+    return str(data) if str(data).startswith(_TFDS) else str(_path(glue, file, epath.Path(data)))
 
 
 def _find(task: str, split: str) -> tuple[Glue, File]:

@@ -47,12 +47,15 @@ class ExampleLabels:
 
     dtype: type[np.generic] = np.int32
     classes: int | None = None
+    class_weights: tuple[float, ...] | None = None
+    """Weight of each class in the loss; None: 1."""
 
     def shape(self, *, sequence_length: int, slots: int, texts: int) -> tuple[int, ...]:
         return (slots,) if self.classes is None else (slots, self.classes)
 
     def write(self, labels: np.ndarray, weights: np.ndarray, example: Example, placement: Placement) -> None:
-        labels[placement.slot], weights[placement.slot] = example.label, 1.0
+        weight = 1.0 if self.class_weights is None else self.class_weights[int(np.asarray(example.label))]
+        labels[placement.slot], weights[placement.slot] = example.label, weight
 
     def outputs(self, logits: np.ndarray, example: Example, placement: Placement) -> np.ndarray:
         return logits[placement.slot]
@@ -80,6 +83,8 @@ class TokenLabels:
     """A label for each token: [S]; tokens with the label -1 get the weight 0. The outputs are [N, C] for the N tokens."""
 
     dtype: type[np.generic] = np.int32
+    class_weights: tuple[float, ...] | None = None
+    """Weight of each class in the loss; None: 1."""
 
     def shape(self, *, sequence_length: int, slots: int, texts: int) -> tuple[int, ...]:
         return (sequence_length,)
@@ -90,6 +95,8 @@ class TokenLabels:
         # Labels are compared with class indices, so that they must never be negative.
         labels[columns] = np.maximum(example.label, 0)
         weights[columns] = example.label >= 0
+        if self.class_weights is not None:
+            weights[columns] *= np.array(self.class_weights, np.float32)[labels[columns]]
 
     def outputs(self, logits: np.ndarray, example: Example, placement: Placement) -> np.ndarray:
         return logits[placement.start : placement.start + len(example.texts[0].ids)]

@@ -46,7 +46,17 @@ class RowLayout:
     """The number of rows of a batch is a multiple of this."""
 
     @classmethod
-    def for_task(cls, task: Task, task_data: TaskDataConfig, *, texts: int, outputs: int, pad: int, multiple: int) -> RowLayout:
+    def for_task(
+        cls,
+        task: Task,
+        task_data: TaskDataConfig,
+        *,
+        texts: int,
+        outputs: int,
+        pad: int,
+        multiple: int,
+        class_weights: tuple[float, ...] | None = None,
+    ) -> RowLayout:
         """The layout of a task's rows.
 
         Args:
@@ -55,9 +65,13 @@ class RowLayout:
           outputs: outputs of the head.
           pad: token id of padding.
           multiple: divisor of the number of rows of a batch.
+          class_weights: weight of each class in the loss, for a label layout that has them.
         """
         sequence_length, packing = task_data.sequence_length * texts, task_data.packing
-        return cls(task.head, task.label_layout(outputs), sequence_length, texts, packing, pad, multiple)
+        labels = task.label_layout(outputs)
+        if class_weights is not None:
+            labels = dataclasses.replace(labels, class_weights=class_weights)  # type: ignore[type-var]
+        return cls(task.head, labels, sequence_length, texts, packing, pad, multiple)
 
     @property
     def slots(self) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 import json
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -14,16 +13,15 @@ from etils import epath
 
 from bert_jax.errors import UserError
 from bert_jax.io import atomic
-from bert_jax.tasks import metrics, record_labels, records, tables
+from bert_jax.tasks import metrics, record_labels, records
 from bert_jax.tasks.example import Example, Outputs, Scores, Source, Split, StreamChunk
 from bert_jax.tasks.label_layout import ExampleLabels
+from bert_jax.tasks.table_files import listed
 from bert_jax.tasks.tables import Record
 
 THRESHOLDS = "thresholds.json"
 """File with the threshold of each label that has the best F1 on a split."""
 
-# Records that are read, scored and written at a time.
-_CHUNK = 4096
 _THRESHOLD = 0.5
 # A logit with the probability 1, or, with a minus sign, 0.
 _CERTAIN = 1e3
@@ -75,12 +73,15 @@ class MultilabelClassification:
         self, source: Source, path: epath.PathLike, labels: Sequence[str], *, threshold: float = 0.0
     ) -> Iterator[StreamChunk]:
         """The records of a file, a few thousand at a time."""
-        thresholds = _thresholds(source, labels)
-        rows = tables.read(path, records.columns_of(source.task_data), labelled=False)
-        while chunk := list(itertools.islice(rows, _CHUNK)):
-            unlabelled = [record._replace(label=None) for record in chunk]
-            results = functools.partial(self._results, thresholds, chunk, labels)
-            yield StreamChunk(self._examples(source, unlabelled, labels), results)
+        thresholds, columns = _thresholds(source, labels), records.columns_of(source.task_data)
+        null = {"labels": None, "probabilities": None}
+        return records.stream(
+            source, path, columns, lambda rows, outputs: self._results(thresholds, rows, labels, outputs), null=null
+        )
+
+    def facts(self, source: Source, split: str) -> dict[str, str | int]:
+        """The file and how it is read."""
+        return records.facts(source, split)
 
     def constant_score(self, examples: Sequence[Example], labels: Sequence[str], split: Split) -> float:
         """Score of predicting each label that more than half of the training examples have."""
@@ -151,6 +152,6 @@ def _thresholds(source: Source, labels: Sequence[str]) -> np.ndarray:
     if len(thresholds) not in (1, len(labels)):
         raise UserError(
             f"There are {len(thresholds)} thresholds for {len(labels)} labels; give one for all, or one for each of "
-            f"{tables.listed(labels)} in this order."
+            f"{listed(labels)} in this order."
         )
     return np.broadcast_to(np.array(thresholds, np.float64), len(labels))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -13,7 +12,7 @@ from etils import epath
 
 from bert_jax.data import windows
 from bert_jax.errors import UserError
-from bert_jax.tasks import metrics, swag
+from bert_jax.tasks import metrics, records, swag
 from bert_jax.tasks.example import EncodedText, Example, Outputs, Scores, Source, Split, StreamChunk, find_split, probabilities
 from bert_jax.tasks.label_layout import ChoiceLabels
 from bert_jax.tasks.swag import Question
@@ -72,10 +71,13 @@ class MultipleChoice:
         self, source: Source, path: epath.PathLike, labels: Sequence[str], *, threshold: float = 0.0
     ) -> Iterator[StreamChunk]:
         """The questions of a file, a thousand at a time."""
-        questions = iter(swag.read(path, labelled=False))
-        while chunk := list(itertools.islice(questions, _CHUNK)):
+        for chunk in records.chunks(swag.stream(path, labelled=False), _CHUNK):
             examples = encode(source.tokenizer, chunk, sequence_length=source.task_data.sequence_length)
             yield StreamChunk(examples, functools.partial(_results, [question.id for question in chunk]))
+
+    def facts(self, source: Source, split: str) -> dict[str, str | int]:
+        """The file."""
+        return {"file": str(find_split(source.data, split, _FILES, _ENDINGS))}
 
     def constant_score(self, examples: Sequence[Example], labels: Sequence[str], split: Split) -> float:
         """Score of the position that is most often right in the training questions."""
@@ -106,7 +108,7 @@ def encode(tokenizer: Tokenizer, questions: Sequence[Question], *, sequence_leng
             )
     pairs = [(question.context, f"{question.start} {ending}") for question in questions for ending in question.endings]
     encoded = windows.cut(tokenizer, pairs, sequence_length=sequence_length, long="truncate")
-    texts = [EncodedText(window.ids, window.first) for window in encoded]
+    texts = [EncodedText(window.ids, window.first, window.truncated) for window in encoded]
     return [
         Example(
             tuple(texts[index * count : (index + 1) * count]),

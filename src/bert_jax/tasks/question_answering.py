@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from etils import epath
 
-from bert_jax.errors import UserError
+from bert_jax.errors import BertWarning, UserError
 from bert_jax.tasks import squad, squad_answers
 from bert_jax.tasks.example import Example, Outputs, Scores, Source, Split, StreamChunk, find_split
 from bert_jax.tasks.label_layout import SpanLabels
@@ -57,21 +58,24 @@ class QuestionAnswering:
 
     def train(self, source: Source) -> tuple[list[Example], tuple[str, ...]]:
         """Windows of all training questions."""
-        questions = squad.read(self._file(source, "train"), training=True)
-        unanswerable = next((question.where for question in questions if question.impossible), None)
-        if not self._unanswerable and unanswerable is not None:
-            raise UserError(f"{unanswerable}: the question has no answer, which SQuAD 1.1 does not allow; use the task squad2.")
+        path, skip = self._file(source, "train"), source.task_data.skip_misplaced
+        questions = squad.read(path, training=True, skip_misplaced=skip)
+        self._check(questions)
         return [_example(feature) for feature in _features(source, questions, training=True)], ()
 
     def split(self, source: Source, name: str, labels: Sequence[str], *, threshold: float = 0.0) -> Split:
         """A split with the scores of the official scripts."""
-        questions = squad.read(self._file(source, name), training=False)
+        questions = squad.read(self._file(source, name), training=False, skip_misplaced=source.task_data.skip_misplaced)
+        self._check(questions)
         features = _features(source, questions, training=False)
         answers_of = functools.partial(self._answers, source, questions, features)
         gold = {question.id: [answer.text for answer in question.answers] for question in questions}
 
         def score(outputs: Outputs) -> Scores:
             if not self._unanswerable:
+                unknown = next((question.where for question in questions if not question.answers), None)
+                if unknown is not None:
+                    raise UserError(f"{unknown}: there is no answer to score against; remove the question, or predict the file.")
                 return dict(squad_metrics.score(gold, answers_of(threshold, outputs).predictions, version=self.version))
             # The metric applies the threshold itself, to the best answers.
             best = answers_of(np.inf, outputs)
@@ -93,15 +97,29 @@ class QuestionAnswering:
             answers_of = functools.partial(self._answers, source, chunk, features, threshold)
             yield StreamChunk([_example(feature) for feature in features], functools.partial(_results, answers_of))
 
+    def facts(self, source: Source, split: str) -> dict[str, str | int]:
+        """The file, its questions, and how many of them have no answer."""
+        path = self._file(source, split)
+        with warnings.catch_warnings():
+            # Reading the examples has warned already.
+            warnings.simplefilter("ignore", BertWarning)
+            questions = squad.read(path, training=split == "train", skip_misplaced=True)
+        return {"file": str(path), "questions": len(questions), "impossible": sum(question.impossible for question in questions)}
+
     def constant_score(self, examples: Sequence[Example], labels: Sequence[str], split: Split) -> float:
         """Score of answering no question in version 2.0; 0 in version 1.1, which has no constant answer."""
-        if not self._unanswerable:
-            return 0.0
         outputs = [np.zeros((len(example.texts[0].ids), 2)) for example in split.examples]
         for logits in outputs:
             # [CLS] as start and end stands for no answer.
             logits[0] = _CERTAIN
-        return split.score(outputs)[self.main_score]
+        score = split.score(outputs)[self.main_score]
+        return score if self._unanswerable else 0.0
+
+    def _check(self, questions: Sequence[Question]) -> None:
+        """Refuse questions without an answer in version 1.1."""
+        unanswerable = next((question.where for question in questions if question.impossible), None)
+        if not self._unanswerable and unanswerable is not None:
+            raise UserError(f"{unanswerable}: the question has no answer, which SQuAD 1.1 does not allow; use the task squad2.")
 
     @property
     def _unanswerable(self) -> bool:

@@ -8,8 +8,9 @@ from bert_jax.tasks.multilabel import MultilabelClassification
 from bert_jax.tasks.multiple_choice import MultipleChoice
 from bert_jax.tasks.question_answering import QuestionAnswering
 from bert_jax.tasks.sequence import Regression, SequenceClassification
+from bert_jax.tasks.tag_scores import accuracy_scores, entity_scores
 from bert_jax.tasks.task import Task
-from bert_jax.tasks.token_classification import TokenClassification, accuracy_scores, entity_scores
+from bert_jax.tasks.token_classification import TokenClassification
 
 TASKS: dict[str, Task] = {
     task.name: task

@@ -5,9 +5,8 @@ from __future__ import annotations
 import abc
 import dataclasses
 import functools
-import itertools
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from etils import epath
@@ -19,9 +18,6 @@ from bert_jax.tasks.glue import Glue
 from bert_jax.tasks.label_layout import ExampleLabels
 from bert_jax.tasks.tables import Record
 
-# Records that are read, scored and written at a time.
-_CHUNK = 4096
-
 
 @dataclasses.dataclass(frozen=True)
 class _SequenceTask(abc.ABC):
@@ -31,6 +27,8 @@ class _SequenceTask(abc.ABC):
     glue: Glue | None = None
 
     perfect = 1.0
+    _null: ClassVar[dict[str, None]]
+    """The result of an empty text."""
 
     @property
     def main_score(self) -> str:
@@ -60,13 +58,16 @@ class _SequenceTask(abc.ABC):
     ) -> Iterator[StreamChunk]:
         """The records of a file, a few thousand at a time."""
         columns = records.columns_of(source.task_data)
-        if self.glue and columns == tables.Columns():
+        if self.glue and dataclasses.replace(columns, quoting=None) == tables.Columns():
             texts = self.glue.files["test"].texts
-            columns = tables.Columns(text=texts[0], text_b=texts[1] if len(texts) > 1 else "text_b")
-        rows = tables.read(path, columns, labelled=False)
-        while chunk := list(itertools.islice(rows, _CHUNK)):
-            unlabelled = [record._replace(label=None) for record in chunk]
-            yield StreamChunk(self._examples(source, unlabelled, labels), functools.partial(self._results, chunk, labels))
+            columns = dataclasses.replace(columns, text=texts[0], text_b=texts[1] if len(texts) > 1 else "text_b")
+        if self.glue and columns.quoting is None and ".tsv" in epath.Path(path).suffixes:
+            columns = dataclasses.replace(columns, quoting="none")
+        return records.stream(source, path, columns, lambda rows, outputs: self._results(rows, labels, outputs), null=self._null)
+
+    def facts(self, source: Source, split: str) -> dict[str, str | int]:
+        """The file and how it is read."""
+        return {"file": glue.place(self.name, source.data, split)} if self.glue else records.facts(source, split)
 
     def constant_score(self, examples: Sequence[Example], labels: Sequence[str], split: Split) -> float:
         """Score of the most frequent class, or of the mean score, of the training examples."""
@@ -138,6 +139,7 @@ class SequenceClassification(_SequenceTask):
 
     head = "sequence_classification"
     named_outputs = True
+    _null: ClassVar = {"label": None, "probabilities": None}
     _metrics = ("accuracy", "macro_f1", "matthews")
 
     def outputs(self, labels: Sequence[str]) -> int:
@@ -175,6 +177,7 @@ class Regression(_SequenceTask):
 
     head = "regression"
     named_outputs = False
+    _null: ClassVar = {"score": None}
     _metrics = ("pearson", "spearman", "mae")
 
     def outputs(self, labels: Sequence[str]) -> int:

@@ -91,7 +91,7 @@ def read(path: epath.PathLike, *, training: bool, skip_misplaced: bool = False) 
         errors = [error for answer in question.answers if (error := _misplaced(question, answer))]
         misplaced += errors[:1]
         if errors and not skip_misplaced:
-            raise UserError(f"{errors[0]}; repair it.")
+            raise UserError(f"{errors[0]}; repair it, or use --skip-misplaced.")
         if not (errors and training):
             questions.append(question)
     if not questions:

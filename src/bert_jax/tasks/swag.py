@@ -5,14 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from etils import epath
 
 from bert_jax.errors import UserError
 from bert_jax.io import atomic
-from bert_jax.tasks.tables import csv_rows
+from bert_jax.tasks.delimited import csv_rows
 
 _CONTEXT, _START, _ENDING, _LABEL = "sent1", "sent2", "ending", "label"
 # The first column of SWAG's files, the ids, has no name.
@@ -47,6 +47,11 @@ def read(path: epath.PathLike, *, labelled: bool = True) -> list[Question]:
       UserError: the file is missing, empty, a directory, not UTF-8 or not CSV; a column is missing, as in the files named
         _full; a text is empty; a label is not the index of an ending. The sentence names file and line.
     """
+    return list(stream(path, labelled=labelled))
+
+
+def stream(path: epath.PathLike, *, labelled: bool = True) -> Iterator[Question]:
+    """Questions of a file one by one; arguments and errors as for ``read``."""
     where = str(epath.Path(path))
     rows = (pair for pair in csv_rows(path) if pair[1] != [""])
     _, header = next(rows, (0, []))
@@ -61,8 +66,8 @@ def read(path: epath.PathLike, *, labelled: bool = True) -> list[Question]:
         if name not in header:
             present = ", ".join(filter(None, header))
             raise UserError(f"{where} has no column {name} but {present}; SWAG's train.csv, val.csv and test.csv have it.")
-    questions: list[Question] = []
-    for line, row in rows:
+    number = -1
+    for number, (line, row) in enumerate(rows):
         place = f"{where}, line {line}"
         if len(row) != len(header):
             raise UserError(f"{place} has {len(row)} columns, the header has {len(header)}; repair the line.")
@@ -70,13 +75,12 @@ def read(path: epath.PathLike, *, labelled: bool = True) -> list[Question]:
         empty = [name for name in (_CONTEXT, _START, *endings) if not values[name]]
         if empty:
             raise UserError(f"{place} has no text under {', '.join(empty)}; repair or remove the line.")
-        question_id = next((values[column] for column in _IDS if column in values), str(len(questions)))
+        question_id = next((values[column] for column in _IDS if column in values), str(number))
         label = _label(values[_LABEL], count, place) if labelled and _LABEL in values else None
         texts = tuple(values[ending] for ending in endings)
-        questions.append(Question(values[_CONTEXT], values[_START], texts, label, question_id, place))
-    if not questions:
+        yield Question(values[_CONTEXT], values[_START], texts, label, question_id, place)
+    if number < 0:
         raise UserError(f"{where} holds no questions.")
-    return questions
 
 
 def write(path: epath.PathLike, ids: Sequence[str], predicted: Sequence[int]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 from etils import epath
@@ -74,6 +74,9 @@ class Task(Protocol):
         self, source: Source, path: epath.PathLike, labels: Sequence[str], *, threshold: float = 0.0
     ) -> Iterator[StreamChunk]:
         """Read the records or questions of a file in chunks; labels in the file are ignored. Arguments as for ``split``."""
+
+    def facts(self, source: Source, split: str) -> Mapping[str, str | int]:
+        """What the summary of a split says beyond its examples: at least its ``file``."""
 
     def constant_score(self, examples: Sequence[Example], labels: Sequence[str], split: Split) -> float:
         """Main score on a split of the constant answer that is most frequent in the training examples."""

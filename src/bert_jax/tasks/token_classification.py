@@ -12,18 +12,17 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 from etils import epath
 
+from bert_jax.config.finetuning import Scheme
 from bert_jax.errors import BertWarning, UserError
-from bert_jax.tasks import conll, metrics
+from bert_jax.tasks import conll
 from bert_jax.tasks.conll import Sentence
 from bert_jax.tasks.example import EncodedText, Example, Outputs, Scores, Source, Split, StreamChunk, find_split
 from bert_jax.tasks.label_layout import TokenLabels
-from bert_jax.tasks.metrics import entities
+from bert_jax.tasks.tag_scores import Tags
 from bert_jax.tokenizers import Tokenizer
 
 Context = Literal["document", "sentence"]
 """What surrounds a word in a window: as much of its document as fits, as in the paper, or its sentence alone."""
-Tags = Sequence[Sequence[str]]
-"""The tags of each sentence."""
 
 _FILES = {
     "train": ("train", "eng.train"),
@@ -47,24 +46,12 @@ class TagWindow(NamedTuple):
     """int32 [K], indices in ``ids`` of the first token of each of these words."""
 
 
-def entity_scores(gold: Tags, predicted: Tags, labels: Sequence[str]) -> Scores:
-    """Precision, recall and F1 of entities, and the accuracy of tags, as conlleval computes them."""
-    scores = entities.score(gold, predicted)
-    return {name: value for name, value in scores.items() if name != "by_type"}
-
-
-def accuracy_scores(gold: Tags, predicted: Tags, labels: Sequence[str]) -> Scores:
-    """Accuracy and macro-averaged F1 of tags."""
-    index = {tag: index for index, tag in enumerate(dict.fromkeys(itertools.chain(labels, *gold)))}
-    gold_ids, predicted_ids = (np.array([index[tag] for tags in side for tag in tags]) for side in (gold, predicted))
-    return metrics.score(("accuracy", "macro_f1"), gold_ids, predicted_ids)
-
-
 @dataclasses.dataclass(frozen=True)
 class TokenClassification:
     """A tag for each word, predicted at its first token.
 
     Examples:
+      >>> from bert_jax.tasks.tag_scores import entity_scores
       >>> TokenClassification("ner", kind="ner", main_score="f1", score_tags=entity_scores).outputs(("B-LOC", "I-LOC", "O"))
       3
     """
@@ -72,8 +59,8 @@ class TokenClassification:
     name: str
     kind: conll.Kind
     main_score: str
-    score_tags: Callable[[Tags, Tags, Sequence[str]], Scores]
-    """Computes scores from right tags, predicted tags, and the names of all tags."""
+    score_tags: Callable[[Tags, Tags, Sequence[str], Scheme], Scores]
+    """Computes scores from right tags, predicted tags, the names of all tags, and their scheme."""
 
     head = "token_classification"
     dev_splits = ("dev",)
@@ -101,7 +88,7 @@ class TokenClassification:
         gold = [sentence.tags or () for sentence in sentences]
 
         def score(outputs: Outputs) -> Scores:
-            return self.score_tags(gold, decode(windows, outputs, sentences, labels), labels)
+            return self.score_tags(gold, decode(windows, outputs, sentences, labels), labels, source.task_data.scheme)
 
         def write(outputs: Outputs, directory: epath.Path) -> None:
             conll.write(directory / _PREDICTIONS, sentences, decode(windows, outputs, sentences, labels))
@@ -116,6 +103,10 @@ class TokenClassification:
             windows = _encode(source, sentences, labels)
             yield StreamChunk([window.example for window in windows], functools.partial(_results, windows, sentences, labels))
 
+    def facts(self, source: Source, split: str) -> dict[str, str | int]:
+        """The file."""
+        return {"file": str(find_split(source.data, split, _FILES, _ENDINGS))}
+
     def constant_score(self, examples: Sequence[Example], labels: Sequence[str], split: Split) -> float:
         """Score of the most frequent tag of the training text."""
         known = np.concatenate([example.label for example in examples if example.label is not None])
@@ -125,8 +116,7 @@ class TokenClassification:
 
     def _read(self, source: Source, split: str) -> list[Sentence]:
         sentences = conll.read(find_split(source.data, split, _FILES, _ENDINGS))
-        if source.task_data.scheme == "strict":
-            conll.check_tags(sentences, self.kind)
+        conll.check_tags(sentences, self.kind, source.task_data.scheme)
         return sentences
 
 

@@ -4,40 +4,38 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
-import itertools
 import json
-from typing import Any, NamedTuple
+from typing import Any
 
 import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from etils import epath
 from jaxtyping import Array, Int
 from matplotlib.figure import Figure
 
-from bert_jax import convert
+from bert_jax import convert, ops
 from bert_jax.batch import Batch, Params
 from bert_jax.checkpoints import Meta
 from bert_jax.config.finetuning import FREE_ON_RESUME, FinetuneConfig
 from bert_jax.config.model import ModelConfig
 from bert_jax.config.validation import differences
 from bert_jax.errors import UserError
+from bert_jax.io import atomic
 from bert_jax.models.encoder import attention_implementation
 from bert_jax.models.heads import POOLED_HEADS, init_params
-from bert_jax.models.loaded import LoadedModel, tokenizer_of
-from bert_jax.tasks import registry
-from bert_jax.tasks.example import Example, Source, Split
+from bert_jax.models.loaded import LoadedModel
+from bert_jax.tasks import summary
 from bert_jax.tasks.layout import RowLayout, Shuffled
-from bert_jax.tasks.task import Task
-from bert_jax.tokenizers import Tokenizer
 from bert_jax.training import launchers, losses, optimizers, plots, step
 from bert_jax.training.ensemble import EnsembleLauncher, Groups, default_runs_per_device, group_runs
 from bert_jax.training.launchers import Launcher
 from bert_jax.training.logging import RUN_PREFIX, Scores, log
 from bert_jax.training.scoring import Scorer
 from bert_jax.training.step import Objective, TrainState
+from bert_jax.training.task_data import TaskData, open_task
 from bert_jax.training.trainer import Result, ShouldStop, fit, open_run_dir
 
 _INIT = 0
@@ -47,28 +45,6 @@ BEST_RUN = "best_run"
 """Metric: index of the best run of an ensemble."""
 CONSTANT = "constant"
 """Metric: score of the answer that is most frequent in the training data."""
-
-
-class TaskData(NamedTuple):
-    """A task with its examples."""
-
-    task: Task
-    outputs: int
-    labels: tuple[str, ...]
-    examples: list[Example]
-    splits: dict[str, Split]
-    tokenizer: Tokenizer
-    constant: float
-    """Score of the answer that is most frequent in the training data."""
-
-    def digest(self) -> str:
-        """Equal for equal examples in the same order, and equal names of the labels."""
-        summary = hashlib.blake2b(json.dumps(self.labels).encode(), digest_size=16)
-        for example in itertools.chain(self.examples, *(split.examples for split in self.splits.values())):
-            for text in example.texts:
-                summary.update(text.ids.tobytes() + text.first_length.to_bytes(4))
-            summary.update(b"" if example.label is None else example.label.tobytes())
-        return summary.hexdigest()
 
 
 def finetune(config: FinetuneConfig) -> Result:
@@ -94,10 +70,10 @@ def finetune(config: FinetuneConfig) -> Result:
       bert_jax.errors.UserError: There is no model no-such-model; ...
     """
     launchers.join_processes(config.distributed)
-    pretrained = convert.read(config.init)
+    pretrained = convert.read(config.init, added_tokens=config.added_tokens)
     model = config.model_config(pretrained.config)
     _check(config, model)
-    data = _open(config, pretrained)
+    data = open_task(config, pretrained)
     steps = int(len(data.examples) * config.epochs / config.batch_size)
     if steps == 0:
         raise UserError(
@@ -112,6 +88,11 @@ def finetune(config: FinetuneConfig) -> Result:
     # The job is built first, so that what it refuses leaves no directory.
     job = FinetuningJob(config, model, pretrained, data, steps)
     open_run_dir(config.run, config.to_json(), lambda stored: differences(FinetuneConfig.from_json(stored), config, FREE_ON_RESUME))
+    if jax.process_index() == 0:
+        with atomic.replaced_path(epath.Path(config.run) / summary.FILE) as part:
+            part.write_text(summary.to_file(data.summaries))
+    for line in summary.lines(data.task, data.summaries, sequence_length=config.task_data.sequence_length):
+        log(line)
     head = "kept" if job.keeps_head and not config.from_scratch else "new"
     log(f"{config.task}: {len(data.examples):,} examples, {steps:,} steps; {data.task.head} head ({head}); attention: {attention}")
     return fit(job)
@@ -125,16 +106,6 @@ def _check(config: FinetuneConfig, model: ModelConfig) -> None:
         raise UserError(
             f"The attention implementation {model.attention} has no dropout; use --model.dropout 0, or leave attention to auto."
         )
-
-
-def _open(config: FinetuneConfig, pretrained: LoadedModel) -> TaskData:
-    tokenizer = tokenizer_of(pretrained)
-    task = registry.get(config.task)
-    source = Source(config.data, config.task_data, tokenizer)
-    examples, labels = task.train(source)
-    splits = {name: task.split(source, name, labels) for name in task.dev_splits}
-    constant = task.constant_score(examples, labels, splits["dev"])
-    return TaskData(task, task.outputs(labels), labels, examples, splits, tokenizer, constant)
 
 
 class FinetuningJob:
@@ -183,7 +154,17 @@ class FinetuningJob:
     def _layout(self, multiple: int) -> RowLayout:
         texts, data = len(self.data.examples[0].texts), self.config.task_data
         pad = self.data.tokenizer.special_tokens.pad
-        return RowLayout.for_task(self.data.task, data, texts=texts, outputs=self.data.outputs, pad=pad, multiple=multiple)
+        weights = None if self._positive_weights or self.data.class_weights is None else tuple(self.data.class_weights.tolist())
+        return RowLayout.for_task(
+            self.data.task, data, texts=texts, outputs=self.data.outputs, pad=pad, multiple=multiple, class_weights=weights
+        )
+
+    @property
+    def _positive_weights(self) -> tuple[float, ...] | None:
+        """Weights in the loss of a multi-label task, whose examples have several classes."""
+        weights = self.data.class_weights
+        is_multilabel = self.data.task.head == "multilabel_classification"
+        return tuple(weights.tolist()) if is_multilabel and weights is not None else None
 
     def _optimizer(self, rate: Any) -> optax.GradientTransformation:
         """The optimizer for a learning rate that may be a traced value; a constant rate is computed the same way."""
@@ -195,7 +176,9 @@ class FinetuningJob:
         config, head = self.config, self.data.task.head
         objective = Objective(
             weights={"task_loss": "weights"},
-            sums=functools.partial(losses.task, self.model, head=head, freeze_encoder=config.freeze_encoder),
+            sums=functools.partial(
+                losses.task, self.model, head=head, freeze_encoder=config.freeze_encoder, positive_weights=self._positive_weights
+            ),
             accumulate=config.optim.accumulate,
         )
         if self._ensemble is None:
@@ -220,7 +203,7 @@ class FinetuningJob:
         return Groups(states)
 
     def _init_run(self, source: Params, seed: Int[Array, ""] | int) -> TrainState:
-        key, head = jax.random.key(seed), self.data.task.head
+        key, head = jax.random.key(seed, impl=ops.GENERATOR), self.data.task.head
         heads = {head: self.data.outputs}
         fresh = init_params(self.model, jax.random.fold_in(key, _INIT), heads=heads, pooler=head in POOLED_HEADS)
         params = fresh

@@ -114,7 +114,7 @@ class RunLog:
 
 def log(sentence: str) -> None:
     """Print a sentence to standard error, on the first process only."""
-    Console(stderr=True, quiet=jax.process_index() > 0).print(sentence, highlight=False, soft_wrap=True)
+    Console(stderr=True, quiet=jax.process_index() > 0).print(sentence, markup=False, highlight=False, soft_wrap=True)
 
 
 def read_metrics(run: epath.PathLike) -> list[dict[str, Any]]:

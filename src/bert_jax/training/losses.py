@@ -149,21 +149,32 @@ def task_logits(
 
 
 def task(
-    config: ModelConfig, params: Params, batch: Batch, *, head: str, key: Key[Array, ""] | None = None, freeze_encoder: bool = False
+    config: ModelConfig,
+    params: Params,
+    batch: Batch,
+    *,
+    head: str,
+    key: Key[Array, ""] | None = None,
+    freeze_encoder: bool = False,
+    positive_weights: tuple[float, ...] | None = None,
 ) -> Sums:
     """Loss and accuracy of a task on a batch with ``labels`` and ``weights``, which have a shape that depends on the head.
 
-    See ``TASK_LOSSES``. Arguments as for ``task_logits``.
+    See ``TASK_LOSSES``. Arguments as for ``task_logits``; ``positive_weights`` are the weights of each label of a multi-label task
+    where an example has it.
 
     Returns:
       Sums under ``task_loss`` and, except for regression, ``accuracy``.
     """
-    return TASK_LOSSES[head](task_logits(config, params, batch, head=head, key=key, freeze_encoder=freeze_encoder), batch)
+    logits = task_logits(config, params, batch, head=head, key=key, freeze_encoder=freeze_encoder)
+    return TASK_LOSSES[head](logits, batch) if positive_weights is None else _multilabel_loss(logits, batch, positive_weights)
 
 
 def _class_loss(logits: Float[Array, "B N C"], batch: Batch) -> Sums:
     """Cross-entropy of the class of each example, labels [B, E], or of each token, labels [B, S]."""
-    loss, accuracy = classification(logits, batch["labels"], batch["weights"])
+    loss, _ = classification(logits, batch["labels"], batch["weights"])
+    # Weights of classes belong to the loss alone.
+    _, accuracy = classification(logits, batch["labels"], (batch["weights"] > 0).astype(jnp.float32))
     return {"task_loss": loss, "accuracy": accuracy}
 
 
@@ -191,12 +202,15 @@ def _squared_error(logits: Float[Array, "B E 1"], batch: Batch) -> Sums:
     return {"task_loss": ((weights * errors).sum(), weights.sum())}
 
 
-def _multilabel_loss(logits: Float[Array, "B E C"], batch: Batch) -> Sums:
+def _multilabel_loss(logits: Float[Array, "B E C"], batch: Batch, positive_weights: tuple[float, ...] | None = None) -> Sums:
     """Binary cross-entropy, a mean over the labels of each example, labels float32 [B, E, C]; accuracy at the threshold 0.5."""
     labels, weights = batch["labels"], batch["weights"]
     with jax.named_scope("loss"):
         weight = weights.sum()
-        loss = (weights * optax.sigmoid_binary_cross_entropy(logits, labels).mean(-1)).sum()
+        losses = optax.sigmoid_binary_cross_entropy(logits, labels)
+        if positive_weights is not None:
+            losses = losses * jnp.where(labels > 0.5, jnp.array(positive_weights), 1.0)
+        loss = (weights * losses.mean(-1)).sum()
         right = ((logits >= 0) == (labels > 0.5)).astype(jnp.float32).mean(-1)
         return {"task_loss": (loss, weight), "accuracy": ((weights * right).sum(), weight)}
 
@@ -212,6 +226,11 @@ TASK_LOSSES: dict[str, Callable[[Array, Batch], Sums]] = {
 """The loss of each head, from its logits and a batch with ``labels`` and ``weights``; cross-entropies are in nats."""
 
 
+def nonzero(weight: Float[Array, ""]) -> Float[Array, ""]:
+    """The weight, or 1 where it is 0."""
+    return jnp.where(weight > 0, weight, 1.0)
+
+
 def means(sums: Sums, losses: Iterable[str] = PRETRAINING) -> dict[str, Array]:
     """Divide each sum by its weight; 0 if the weight is 0, for example without sentence pairs.
 
@@ -221,5 +240,5 @@ def means(sums: Sums, losses: Iterable[str] = PRETRAINING) -> dict[str, Array]:
       >>> {name: float(value) for name, value in means({"task_loss": (jnp.float32(6), jnp.float32(4))}, ["task_loss"]).items()}
       {'loss': 1.5, 'task_loss': 1.5}
     """
-    values = {name: jnp.where(weight > 0, total / jnp.maximum(weight, 1.0), 0.0) for name, (total, weight) in sums.items()}
+    values = {name: jnp.where(weight > 0, total / nonzero(weight), 0.0) for name, (total, weight) in sums.items()}
     return {"loss": sum((values[name] for name in losses), jnp.float32(0)), **values}

@@ -195,7 +195,7 @@ def test_what_cannot_be_scored():
         ((gold, {"a": "x"}), {}, "no prediction for 1 of 2 questions, 'b' among them"),
         ((gold, {"a": "x", "b": ""}, {"b": 1.0}), {}, "no null odds for 1 of 2 questions, 'a' among them"),
         ((gold, {"a": "x", "b": ""}, {"a": float("nan"), "b": 1.0}), {}, "null odds are not finite"),
-        ((gold, {"a": "x", "b": ""}), {"version": "1.1"}, "not in this file; choose version 2.0"),
+        ((gold, {"a": "x", "b": ""}), {"version": "1.1"}, "but not here; score the file as version 2.0"),
         (({"a": ["x"]}, {"a": "x"}, {"a": 1.0}), {"version": "1.1"}, "1.1 has no null odds"),
         (({"a": "x"}, {"a": "x"}), {}, "give a list of texts for each id"),
     ):

@@ -56,12 +56,12 @@ def score(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> 
     by_type = {}
     for kind in sorted({*counts[0], *counts[1]}):
         in_gold, in_predicted, correct = (count[kind] for count in counts)
-        by_type[kind] = _rates(in_gold, in_predicted, correct) | {
+        by_type[kind] = rates(in_gold, in_predicted, correct) | {
             "gold": in_gold,
             "predicted": in_predicted,
             "correct": correct,
         }
-    return _rates(*totals) | {"accuracy": same / tokens if tokens else 0.0, "by_type": by_type}
+    return rates(*totals) | {"accuracy": same / tokens if tokens else 0.0, "by_type": by_type}
 
 
 def _count(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> tuple[collections.Counter[str], ...]:
@@ -106,7 +106,8 @@ def _step(before: str, tag: str) -> tuple[bool, bool, str]:
     return ends, starts, kind
 
 
-def _rates(gold: int, predicted: int, correct: int) -> dict[str, Any]:
+def rates(gold: int, predicted: int, correct: int) -> dict[str, Any]:
+    """Precision, recall and F1 of numbers of entities, 0 if there is nothing to count."""
     precision = correct / predicted if predicted else 0.0
     recall = correct / gold if gold else 0.0
     both = precision + recall

@@ -64,9 +64,9 @@ def score(
     _require_all("prediction", predictions, gold)
     answered = np.array([bool(gold[key]) for key in gold])
     if version == "1.1" and null_odds is not None:
-        raise UserError("SQuAD 1.1 has no null odds; leave them out, or choose version 2.0.")
+        raise UserError("SQuAD 1.1 has no null odds; leave them out, or score as version 2.0 (the task squad2).")
     if version == "1.1" and not answered.all():
-        raise UserError("In SQuAD 1.1 every question has an answer, but not in this file; choose version 2.0.")
+        raise UserError("In SQuAD 1.1 every question has an answer, but not here; score the file as version 2.0 (the task squad2).")
     pairs = np.array([_best(gold[key], predictions[key], version) for key in gold])
     if null_odds is None:
         return _means(pairs, answered, version)
