@@ -8,12 +8,13 @@ import unicodedata
 
 import numpy as np
 import pytest
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as Engine
 
 from bert_jax import tokenizers
-from bert_jax.errors import UserError
+from bert_jax.errors import BertWarning, UserError
 from bert_jax.tokenizers.protocol import SPECIAL_TOKENS
 
 CHINESE = [
@@ -102,7 +103,7 @@ def vocabulary(texts, lowercase, size=400):
 def test_wordpiece_equals_the_original(lowercase):
     tokenizer = vocabulary([*TORTURE, "hello world brulee it is a text of words"], lowercase)
     vocab = set(tokenizer.tokens)
-    for text, tokens in zip(TORTURE, tokenizer.encode(TORTURE), strict=True):
+    for text, tokens in zip(TORTURE, tokenizer.encode(TORTURE, match_special=False), strict=True):
         expected = [token for word in basic_words(text, lowercase) for token in wordpieces(word, vocab)]
         assert [tokenizer.tokens[token_id] for token_id in tokens.ids] == expected, text
         np.testing.assert_array_equal(tokens.word_starts, [not token.startswith("##") for token in expected])
@@ -119,7 +120,7 @@ CHARACTERS = st.characters(codec="utf-8", exclude_categories=("Cs", "Cn", "Co"),
 def test_wordpiece_equals_the_original_on_any_text(text):
     tokenizer = FUZZED
     expected = [token for word in basic_words(text, True) for token in wordpieces(word, set(tokenizer.tokens))]
-    assert [tokenizer.tokens[token_id] for token_id in tokenizer.encode([text])[0].ids] == expected
+    assert [tokenizer.tokens[token_id] for token_id in tokenizer.encode([text], match_special=False)[0].ids] == expected
 
 
 FUZZED = vocabulary([*TORTURE, "the quick brown fox jumps over the lazy dog"], True)
@@ -249,16 +250,21 @@ def test_an_error_in_the_text_is_raised_unchanged(kind):
         tokenizers.train(texts, kind=kind, size=60)
 
 
-def test_mask_in_a_text_is_ordinary_text():
-    tokenizer = vocabulary(TORTURE, True)
-    assert tokenizer.special_tokens.mask not in tokenizer.encode(["[MASK]"])[0].ids
+@pytest.mark.parametrize("kind", ["wordpiece", "unigram"])
+def test_the_name_of_a_special_token_in_a_text(kind):
+    tokenizer = FUZZED if kind == "wordpiece" else sentencepiece(kind, True)
+    specials = tokenizer.special_tokens
+    (matched,), (literal,) = (tokenizer.encode(["the [MASK] fox[SEP]"], match_special=match) for match in (True, False))
+    (fox,) = tokenizer.encode(["fox"])
+    assert [*matched.ids[-2 - len(fox.ids) :]] == [specials.mask, *fox.ids, specials.sep][-2 - len(fox.ids) :]
+    assert not {specials.mask, specials.sep} & {*literal.ids}
+    check_alignment(tokenizer, "the [MASK] fox[SEP]")
 
 
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
         (b"[PAD]\n[UNK]\n[CLS]\n[SEP]\nword\n", r"has no \[MASK\]"),
-        (b"[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nword\nword\n", "'word' twice, as ids 5 and 6"),
         (b"[PAD]\n\xff\n", "not UTF-8"),
     ],
 )
@@ -266,6 +272,36 @@ def test_bad_vocabularies(tmp_path, content, sentence):
     (tmp_path / "vocab.txt").write_bytes(content)
     with pytest.raises(UserError, match=sentence):
         tokenizers.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ("\ufeff{specials}the\nfox\n##es\n.\n", "vocab.txt has a byte order mark, which is dropped."),
+        (
+            "{specials}the\nfox\n##es\nthe\n.\nfox\n",
+            "vocab.txt has tokens on several lines, of which text gets the last id: 2, such as 'the'.",
+        ),
+        ("{specials}the\n\n\nfox\n##es\n.\n\u3000\n\u2028\n\n", "vocab.txt has blank lines, whose ids no text gets: 5."),
+        ("{specials}the\r\nfox\r\n##es\r\n.\r\n", None),
+        ("{specials}the\nfox\n##es\n.", None),
+    ],
+)
+def test_odd_lines_of_a_vocabulary(tmp_path, content, sentence):
+    """The ids are those of transformers, except that it takes a byte order mark for a part of the first token."""
+    content = content.format(specials="[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\n")
+    (tmp_path / "vocab.txt").write_bytes(content.encode())
+    tokenizer = tokenizers.load(tmp_path)
+    assert tokenizer.warnings() == ([] if sentence is None else [sentence])
+    (tmp_path / "vocab.txt").write_bytes(content.removeprefix("\ufeff").encode())
+    theirs = transformers.BertTokenizer.from_pretrained(tmp_path)
+    for text in ("the fox", "The foxes.", "a fox", "the\u3000fox\u2028."):
+        assert tokenizer.encode([text])[0].ids.tolist() == theirs(text, add_special_tokens=False)["input_ids"]
+    # Earlier ids of a token are decoded too.
+    lines = [line.rstrip("\r") for line in content.removesuffix("\n").split("\n")]
+    assert tokenizer.tokens[1:] == lines[1:]
+    assert all(tokenizer.decode([token_id]).strip() == line.strip() for token_id, line in enumerate(lines) if token_id)
+    assert b"\xef\xbb\xbf" not in tokenizer.files["vocab.txt"]
 
 
 def test_directories_without_a_vocabulary(tmp_path):
@@ -280,7 +316,8 @@ def test_directories_without_a_vocabulary(tmp_path):
 
 def tokenizer_json(tokenizer, **changes):
     """The file of the tokenizers library, with padding and truncation enabled."""
-    stored = json.loads(tokenizer._engine.to_str())
+    stored = json.loads(tokenizer.to_json())
+    stored["model"]["max_input_chars_per_word"] = 100
     stored["truncation"] = {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0}
     stored["padding"] = {
         "strategy": {"Fixed": 9}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0, "pad_type_id": 0,
@@ -296,8 +333,9 @@ def tokenizer_json(tokenizer, **changes):
 @pytest.mark.parametrize("accents", [None, True, False])
 def test_tokenizer_json_gives_the_ids_of_the_library(tmp_path, lowercase, accents):
     own = vocabulary([*TORTURE, "hello world brulee it is a text of words"], lowercase)
-    content = tokenizer_json(own, normalizer__strip_accents=accents, model__max_input_chars_per_word=100)
+    content = tokenizer_json(own, normalizer__strip_accents=accents)
     (tmp_path / "tokenizer.json").write_bytes(content)
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "TokenizersBackend"}')
     loaded = tokenizers.load(tmp_path)
     assert loaded.tokens == own.tokens
     library = Engine.from_str(content.decode())
@@ -314,7 +352,8 @@ def test_the_config_beside_tokenizer_json_takes_precedence(tmp_path):
     own = vocabulary(TORTURE, True)
     (tmp_path / "tokenizer.json").write_bytes(tokenizer_json(own))
     (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": false}')
-    assert not tokenizers.load(tmp_path).lowercase
+    with pytest.warns(BertWarning, match="has do_lower_case true, strip_accents true, which is not followed, as in transformers"):
+        assert not tokenizers.load(tmp_path).settings.do_lower_case
 
 
 @pytest.mark.parametrize(
@@ -327,12 +366,12 @@ def test_the_config_beside_tokenizer_json_takes_precedence(tmp_path):
         ({"normalizer__lowercase": "no"}, "do_lower_case is 'no'; it must be bool"),
         ({"model__max_input_chars_per_word": -1}, "max_input_chars_per_word is -1"),
         ({"normalizer": None}, "does not describe a WordPiece tokenizer"),
-        ({"model__vocab": {"[PAD]": 0, "a": 2}}, "another tokenizer"),
-        ({"added_tokens": [{"content": "<x>", "id": 500}]}, "adds tokens outside of its vocabulary, such as '<x>'"),
+        ({"model__vocab": {"[PAD]": 0, "a": 2}}, r"has no \[UNK\]"),
     ],
 )
 def test_other_tokenizers_are_refused(tmp_path, changes, sentence):
     (tmp_path / "tokenizer.json").write_bytes(tokenizer_json(vocabulary(TORTURE, True), **changes))
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "TokenizersBackend"}')
     with pytest.raises(UserError, match=sentence):
         tokenizers.load(tmp_path)
 
@@ -353,7 +392,7 @@ def test_case_is_inferred_from_the_vocabulary():
     cased, uncased = vocabulary(["Paris Berlin Rome is a City"] * 5, False, 60), vocabulary(["paris berlin rome"] * 5, True, 60)
     for own, lowercase in ((cased, False), (uncased, True)):
         inferred = tokenizers.from_files({"vocab.txt": own.files["vocab.txt"]})
-        assert inferred.lowercase is lowercase
+        assert inferred.settings.do_lower_case is lowercase
         assert inferred.warnings() == []
     (warning,) = tokenizers.from_files(cased.files | {"tokenizer_config.json": b'{"do_lower_case": true}'}).warnings()
     assert "seems to be cased" in warning

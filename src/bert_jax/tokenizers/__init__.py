@@ -10,22 +10,30 @@ from etils import epath
 
 from bert_jax.errors import UserError
 from bert_jax.io import atomic
-from bert_jax.tokenizers.protocol import MASK, AlignedText, SpecialTokens, TokenizedText, Tokenizer
+from bert_jax.tokenizers import transformers_files
+from bert_jax.tokenizers.protocol import AlignedText, SpecialTokens, TokenizedText, Tokenizer
 from bert_jax.tokenizers.sentencepiece import MODEL, SentencePiece
-from bert_jax.tokenizers.wordpiece import CONFIG, JSON, VOCAB, WordPiece, unpack
+from bert_jax.tokenizers.settings import CONFIG, AddedToken
+from bert_jax.tokenizers.tokenizer_json import JSON, UnsupportedTokenizer
+from bert_jax.tokenizers.transformers_files import ADDED, SPECIALS
+from bert_jax.tokenizers.wordpiece import VOCAB, WordPiece
 
 __all__ = [
     "CONFIG",
-    "MASK",
-    "ORIGINAL_SETTINGS",
+    "FILES",
     "VOCABULARIES",
+    "AddedToken",
     "AlignedText",
     "Kind",
+    "SentencePiece",
     "SpecialTokens",
     "TokenizedText",
     "Tokenizer",
+    "UnsupportedTokenizer",
+    "WordPiece",
     "create",
     "digest",
+    "export",
     "from_files",
     "load",
     "save",
@@ -34,8 +42,9 @@ __all__ = [
 
 VOCABULARIES = (VOCAB, JSON, MODEL)
 """File names of vocabularies; a tokenizer's directory contains one of them."""
-ORIGINAL_SETTINGS = {"max_input_chars_per_word": 200}
-"""Settings of the original WordPiece code for which transformers has other defaults."""
+FILES = (*VOCABULARIES, CONFIG, ADDED, SPECIALS)
+"""File names of a tokenizer."""
+export = transformers_files.export
 Kind = Literal["wordpiece", "unigram", "bpe"]
 """Algorithm of a vocabulary; "unigram" and "bpe" are SentencePiece models."""
 
@@ -80,8 +89,12 @@ def from_files(files: dict[str, bytes]) -> Tokenizer:
     raise UserError(f"Neither {VOCAB} nor {MODEL} is among the files {sorted(files)}.")
 
 
-def load(directory: epath.PathLike) -> Tokenizer:
+def load(directory: epath.PathLike, *, original: bool = True) -> Tokenizer:
     """Read a tokenizer from a directory with ``vocab.txt``, ``tokenizer.json`` or ``spiece.model``.
+
+    Args:
+      directory: the directory.
+      original: whether a ``vocab.txt`` without a file of transformers is one of the original's, which takes longer words.
 
     Raises:
       UserError: the directory is missing, contains no vocabulary, or contains an invalid one.
@@ -89,12 +102,10 @@ def load(directory: epath.PathLike) -> Tokenizer:
     directory = epath.Path(directory)
     if not directory.is_dir():
         raise UserError(f"There is no directory {directory}; create a vocabulary with `bert-jax vocab`.")
-    files = {name: (directory / name).read_bytes() for name in (*VOCABULARIES, CONFIG) if (directory / name).is_file()}
-    if JSON in files and MODEL not in files:
-        files = unpack(files)
-    if VOCAB not in files and MODEL not in files:
+    files = {name: (directory / name).read_bytes() for name in FILES if (directory / name).is_file()}
+    if not any(name in files for name in VOCABULARIES):
         raise UserError(f"{directory} contains no {VOCAB}, {JSON} or {MODEL}; create a vocabulary with `bert-jax vocab`.")
-    return from_files(files)
+    return from_files(files if MODEL in files else transformers_files.reduce(files, original=original))
 
 
 def save(tokenizer: Tokenizer, directory: epath.PathLike) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -54,8 +54,14 @@ class Tokenizer(Protocol):
     """Token of each id."""
     special_tokens: SpecialTokens
 
-    def encode(self, texts: Sequence[str]) -> list[TokenizedText]:
-        """Tokenize each text, without adding special tokens; a literal [MASK] in a text is ordinary text."""
+    def encode(self, texts: Sequence[str], *, match_special: bool = True) -> list[TokenizedText]:
+        """Tokenize each text, without adding [CLS] and [SEP].
+
+        Args:
+          texts: the texts.
+          match_special: whether the name of a special token in a text, such as [MASK], becomes this token, as in transformers;
+            otherwise it is ordinary text, as in the original. Added tokens are matched in both cases.
+        """
         ...
 
     def align(self, texts: Sequence[str]) -> list[AlignedText]:
@@ -71,22 +77,18 @@ class Tokenizer(Protocol):
         ...
 
 
-def find_special_tokens(tokens: Iterable[str], where: str) -> SpecialTokens:
-    """Find the ids of the special tokens in a vocabulary.
+def find_special_tokens(ids: Mapping[str, int], names: Sequence[str], where: str) -> SpecialTokens:
+    """Find the ids of the special tokens.
 
     Args:
-      tokens: token of each id.
+      ids: id of each token.
+      names: names of the five special tokens.
       where: name of the vocabulary in error messages.
 
     Raises:
-      UserError: a special token is missing, or a token occurs twice.
+      UserError: a special token is missing.
     """
-    ids: dict[str, int] = {}
-    for token_id, token in enumerate(tokens):
-        if token in ids:
-            raise UserError(f"{where} contains {token!r} twice, as ids {ids[token]} and {token_id}.")
-        ids[token] = token_id
-    missing = [token for token in SPECIAL_TOKENS if token not in ids]
+    missing = [name for name in names if name not in ids]
     if missing:
-        raise UserError(f"{where} has no {', '.join(missing)}; a BERT vocabulary needs {' '.join(SPECIAL_TOKENS)}.")
-    return SpecialTokens(*(ids[token] for token in SPECIAL_TOKENS))
+        raise UserError(f"{where} has no {', '.join(missing)}; a BERT vocabulary needs {' '.join(names)}.")
+    return SpecialTokens(*(ids[name] for name in names))

@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
+import codecs
+import collections
+import dataclasses
+import functools
 import json
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 from tokenizers import Tokenizer as Engine
-from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from bert_jax.config.validation import check_types
 from bert_jax.errors import UserError
-from bert_jax.io.parsing import parse_json, parse_object
-from bert_jax.tokenizers.protocol import SPECIAL_TOKENS, UNK, AlignedText, TokenizedText, find_special_tokens
+from bert_jax.io.parsing import parse_object
+from bert_jax.tokenizers.protocol import SPECIAL_TOKENS, AlignedText, TokenizedText, find_special_tokens
+from bert_jax.tokenizers.settings import CONFIG, AddedToken, Settings, add_tokens, place
 
-VOCAB, CONFIG, JSON = "vocab.txt", "tokenizer_config.json", "tokenizer.json"
+VOCAB = "vocab.txt"
 CONTINUATION = "##"
-# The original replaces words of more than 200 characters by [UNK]; the default of the tokenizers library is 100.
-_MAX_WORD_LENGTH_KEY, _MAX_WORD_LENGTH = "max_input_chars_per_word", 200
-_SETTINGS: dict[str, Any] = {
-    "do_lower_case": bool,
-    "strip_accents": bool,
-    "tokenize_chinese_chars": bool,
-    _MAX_WORD_LENGTH_KEY: int,
-}
 # A vocabulary counts as cased when more than this share of its tokens has capital letters: in the published uncased
 # vocabularies hardly any token has, in the cased ones a fifth of them.
 _CASED_SHARE = 0.01
@@ -33,53 +29,106 @@ _CASED_SHARE = 0.01
 _TEXTS_PER_CALL = 1024
 
 
+class _Numbered(NamedTuple):
+    """A tokenizer of the library, whose ids are consecutive, and ours of the same tokens."""
+
+    engine: Engine
+    ids: np.ndarray
+    """int32, our id of each of its ids."""
+
+
 class WordPiece:
     """Greedy longest-match tokenization of words, which are split at spaces and punctuation.
 
     Args:
-      files: ``vocab.txt``, with one token per line, and optionally ``tokenizer_config.json`` with ``do_lower_case``,
-        ``strip_accents`` (defaults to ``do_lower_case``), ``tokenize_chinese_chars`` and ``max_input_chars_per_word``. Without
-        ``do_lower_case``, text keeps its case when the vocabulary has capital letters.
+      files: ``vocab.txt``, with one token per line (a token on two lines gets the later id in text, as in transformers, and both
+        ids are decoded to it; a blank line is an id that no text gets), and optionally ``tokenizer_config.json`` with
+        [`Settings`][bert_jax.tokenizers.settings.Settings]. Without ``do_lower_case``, text keeps its case when the vocabulary
+        has capital letters.
 
     Raises:
-      UserError: the vocabulary is not UTF-8, lacks a special token or contains a token twice, or a setting is invalid.
+      UserError: the vocabulary is not UTF-8, lacks a special token, or a setting is invalid.
     """
 
     def __init__(self, files: dict[str, bytes]) -> None:
-        try:
-            text = files[VOCAB].decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise UserError(f"{VOCAB} is not UTF-8 text (byte {error.start}).") from None
-        # `splitlines` would also split at Unicode line separators, which can be tokens; in some vocabularies such a character is
-        # a token by itself, hence `or line`.
-        self.tokens = [line.strip() or line for line in text.removesuffix("\n").split("\n")]
-        self.special_tokens = find_special_tokens(self.tokens, VOCAB)
-        settings = _read_settings(files[CONFIG]) if CONFIG in files else {}
-        self._capitalized = [token for token in self.tokens if token != token.lower() and token not in SPECIAL_TOKENS]
-        self._cased = len(self._capitalized) > _CASED_SHARE * len(self.tokens)
-        self.lowercase: bool = settings.get("do_lower_case", not self._cased)
-        self.files = {VOCAB: files[VOCAB], CONFIG: files.get(CONFIG, _config_file(lowercase=self.lowercase))}
-        vocab = {token: token_id for token_id, token in enumerate(self.tokens)}
-        max_word_length = settings.get(_MAX_WORD_LENGTH_KEY, _MAX_WORD_LENGTH)
-        self._engine = _make_engine(
-            models.WordPiece(vocab, unk_token=UNK, max_input_chars_per_word=max_word_length),
-            lowercase=self.lowercase,
-            strip_accents=settings.get("strip_accents", self.lowercase),
-            split_chinese=settings.get("tokenize_chinese_chars", True),
+        content = files[VOCAB].removeprefix(codecs.BOM_UTF8)
+        self._has_byte_order_mark = content != files[VOCAB]
+        self._lines = split_lines(content)
+        self._vocab = {token: token_id for token_id, token in enumerate(self._lines)}
+        settings = Settings.parse(files.get(CONFIG))
+        added, self.tokens = place(settings.added, self._vocab, self._lines)
+        ids = {token.content: token.id or 0 for token in added} | self._vocab
+        if settings.names[1] not in self._vocab:
+            raise UserError(f"{VOCAB} has no {settings.names[1]}, which stands for words that it cannot express.")
+        self.special_tokens = find_special_tokens(ids, settings.names, VOCAB)
+        self._capitalized = [token for token in self._lines if token != token.lower() and token not in settings.names]
+        self._cased = len(self._capitalized) > _CASED_SHARE * len(self._lines)
+        lowercase = settings.do_lower_case if settings.do_lower_case is not None else not self._cased
+        strip_accents = settings.strip_accents if settings.strip_accents is not None else lowercase
+        specials = [AddedToken(name, ids[name]) for name in settings.names if name not in {token.content for token in added}]
+        self.settings = dataclasses.replace(
+            settings, do_lower_case=lowercase, strip_accents=strip_accents, added=(*added, *specials)
         )
+        _check_distinct(self.settings)
+        self.files = {VOCAB: content, CONFIG: _complete(files.get(CONFIG), lowercase=lowercase)}
         self._is_word_start = np.array([not token.startswith(CONTINUATION) for token in self.tokens])
 
+    @functools.cached_property
+    def _matching(self) -> _Numbered:
+        return _number(self._vocab, self.settings)
+
+    @functools.cached_property
+    def _literal(self) -> _Numbered:
+        """Takes the names of the five special tokens for ordinary text."""
+        return _number(self._vocab, self.settings.without_specials())
+
+    def with_added(self, tokens: Sequence[AddedToken]) -> WordPiece:
+        """The same tokenizer with further tokens, which have ids."""
+        return WordPiece({**self.files, CONFIG: add_tokens(self.files[CONFIG], tokens)})
+
+    def split(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Ids of texts in which no added and no special token is matched."""
+        engine, ids = _number(self._vocab, dataclasses.replace(self.settings, added=()))
+        return [ids[np.array(encoding.ids, np.int32)] for encoding in engine.encode_batch([*texts], add_special_tokens=False)]
+
+    def to_json(self) -> bytes | None:
+        """Content of a ``tokenizer.json`` that gives the same ids, None where the library would number the tokens otherwise."""
+        engine, ids = _number(self._vocab, self.settings)
+        if not np.array_equal(ids, np.arange(len(ids))):
+            return None
+        _, _, cls, sep, _ = self.settings.names
+        engine.post_processor = processors.TemplateProcessing(
+            single=f"{cls} $A {sep}",
+            pair=f"{cls} $A {sep} $B:1 {sep}:1",
+            special_tokens=[(cls, self.special_tokens.cls), (sep, self.special_tokens.sep)],
+        )
+        return engine.to_str(pretty=True).encode()
+
     def warnings(self) -> list[str]:
-        """Return a sentence if case is folded although the vocabulary is cased, or kept although it is uncased."""
-        if self.lowercase and self._cased:
+        """Return a sentence on odd lines of the vocabulary, and one if its case contradicts the settings."""
+        return self._warnings_on_lines() + self._warnings_on_case()
+
+    def _warnings_on_lines(self) -> list[str]:
+        counts = collections.Counter(self._lines)
+        blank = sum(count for token, count in counts.items() if not token.strip())
+        repeated = [token for token, count in counts.items() if count > 1 and token.strip()]
+        found = ["a byte order mark, which is dropped"] if self._has_byte_order_mark else []
+        if repeated:
+            found.append(f"tokens on several lines, of which text gets the last id: {len(repeated):,}, such as {repeated[0]!r}")
+        if blank:
+            found.append(f"blank lines, whose ids no text gets: {blank:,}")
+        return [f"{VOCAB} has {'; '.join(found)}."] if found else []
+
+    def _warnings_on_case(self) -> list[str]:
+        if self.settings.do_lower_case and self._cased:
             return [
                 f"Text is lower-cased, but {len(self._capitalized):,} tokens of {VOCAB}, such as {self._capitalized[-1]!r}, have "
                 f"capital letters, so the model seems to be cased; set do_lower_case to false in {CONFIG}."
             ]
-        if not self.lowercase and not self._capitalized:
+        if not self.settings.do_lower_case and not self._capitalized:
             return [
-                f"Text keeps its capital letters, but no token of {VOCAB} has any, so words with capital letters become {UNK} and "
-                f"the model seems to be uncased; set do_lower_case to true in {CONFIG}."
+                f"Text keeps its capital letters, but no token of {VOCAB} has any, so words with capital letters become "
+                f"{self.settings.names[1]} and the model seems to be uncased; set do_lower_case to true in {CONFIG}."
             ]
         return []
 
@@ -103,83 +152,74 @@ class WordPiece:
         lines = "".join(f"{token}\n" for token in tokens)
         return cls({VOCAB: lines.encode(), CONFIG: _config_file(lowercase=lowercase)})
 
-    def encode(self, texts: Sequence[str]) -> list[TokenizedText]:
+    def encode(self, texts: Sequence[str], *, match_special: bool = True) -> list[TokenizedText]:
         """Tokenize each text; see [`Tokenizer.encode`][bert_jax.tokenizers.protocol.Tokenizer.encode]."""
         tokenized = []
+        engine, numbers = self._matching if match_special else self._literal
         # In several calls, because Python does not handle Ctrl-C while the library runs.
         for start in range(0, len(texts), _TEXTS_PER_CALL):
             chunk = list(texts[start : start + _TEXTS_PER_CALL])
-            for encoding in self._engine.encode_batch_fast(chunk, add_special_tokens=False):
-                ids = np.array(encoding.ids, np.int32)
+            for encoding in engine.encode_batch_fast(chunk, add_special_tokens=False):
+                ids = numbers[np.array(encoding.ids, np.int32)]
                 tokenized.append(TokenizedText(ids, self._is_word_start[ids]))
         return tokenized
 
     def align(self, texts: Sequence[str]) -> list[AlignedText]:
         """Tokenize each text, with spans; see [`Tokenizer.align`][bert_jax.tokenizers.protocol.Tokenizer.align]."""
         aligned = []
+        engine, numbers = self._matching
         for start in range(0, len(texts), _TEXTS_PER_CALL):
             chunk = list(texts[start : start + _TEXTS_PER_CALL])
-            for text, encoding in zip(chunk, self._engine.encode_batch(chunk, add_special_tokens=False), strict=True):
-                ids = np.array(encoding.ids, np.int32)
+            for text, encoding in zip(chunk, engine.encode_batch(chunk, add_special_tokens=False), strict=True):
+                ids = numbers[np.array(encoding.ids, np.int32)]
                 spans = np.array(encoding.offsets, np.int32).reshape(-1, 2)
                 aligned.append(AlignedText(ids, self._is_word_start[ids], spans if text.isascii() else _add_accents(text, spans)))
         return aligned
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of token ids, special tokens included."""
-        return self._engine.decode(list(ids), skip_special_tokens=False)
+        """Return the text of token ids, special tokens included; an id beyond the vocabulary has no text."""
+        tokens = [self.tokens[token_id] for token_id in ids if token_id < len(self.tokens)]
+        return decoders.WordPiece(prefix=CONTINUATION).decode(tokens)
 
 
-def unpack(files: dict[str, bytes]) -> dict[str, bytes]:
-    """Extract ``vocab.txt`` and ``tokenizer_config.json`` from the ``tokenizer.json`` of the tokenizers library.
-
-    Padding and truncation in ``tokenizer.json`` are dropped. Settings in a ``tokenizer_config.json`` beside it take precedence.
-
-    Args:
-      files: contents by file name.
+def split_lines(vocab: bytes) -> list[str]:
+    """The tokens of a ``vocab.txt``, one on each line.
 
     Raises:
-      UserError: ``tokenizer.json`` is not a BERT WordPiece tokenizer, or a ``vocab.txt`` beside it has other tokens.
+      UserError: it is not UTF-8.
     """
-    stored = parse_json(files[JSON], JSON)
     try:
-        model, normalizer = stored["model"], stored["normalizer"]
-        vocab, tokens = model["vocab"], sorted(model["vocab"], key=model["vocab"].__getitem__)
-        parts = (
-            model.get("type", "WordPiece"),
-            normalizer["type"],
-            stored["pre_tokenizer"]["type"],
-            model.get("continuing_subword_prefix", CONTINUATION),
-            model.get("unk_token", UNK),
-        )
-        added = [token["content"] for token in stored.get("added_tokens") or () if token["content"] not in vocab]
-        ids_are_consecutive = [vocab[token] for token in tokens] == [*range(len(tokens))]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{JSON} does not describe a WordPiece tokenizer ({type(error).__name__}: {error}).") from None
-    if parts != ("WordPiece", "BertNormalizer", "BertPreTokenizer", CONTINUATION, UNK) or not ids_are_consecutive:
-        raise UserError(f"{JSON} describes another tokenizer than BERT's WordPiece: {', '.join(map(str, parts))}.")
-    if added:
-        raise UserError(f"{JSON} adds tokens outside of its vocabulary, such as {added[0]!r}, which is not supported.")
-    settings = {
-        "do_lower_case": normalizer.get("lowercase", True),
-        "strip_accents": normalizer.get("strip_accents"),
-        "tokenize_chinese_chars": normalizer.get("handle_chinese_chars", True),
-        _MAX_WORD_LENGTH_KEY: model.get(_MAX_WORD_LENGTH_KEY, 100),
-    }
-    if CONFIG in files:
-        settings |= parse_object(files[CONFIG], CONFIG)
-    text = "".join(f"{token}\n" for token in tokens)
-    if VOCAB in files:
-        _check_equal(files[VOCAB].decode("utf-8", "replace").split(), text.split())
-    return {VOCAB: files.get(VOCAB, text.encode()), CONFIG: json.dumps(settings, indent=2).encode()}
+        text = vocab.removeprefix(codecs.BOM_UTF8).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{VOCAB} is not UTF-8 text (byte {error.start}).") from None
+    # `splitlines` would also split at Unicode line separators, which can be tokens; in some vocabularies such a character is a
+    # token by itself, hence `or line`.
+    return [line.rstrip() or line for line in text.removesuffix("\n").split("\n")]
 
 
-def _check_equal(listed: list[str], packed: list[str]) -> None:
-    """Check that ``vocab.txt`` and ``tokenizer.json`` have the same tokens."""
-    if listed != packed:
-        differing = (row for row, pair in enumerate(zip(listed, packed, strict=False)) if pair[0] != pair[1])
-        row = next(differing, min(len(listed), len(packed)))
-        raise UserError(f"{VOCAB} and {JSON} have different tokens from id {row} on; remove the file that is wrong.")
+def _number(vocab: dict[str, int], settings: Settings) -> _Numbered:
+    ordered = sorted(vocab, key=vocab.__getitem__)
+    unk = settings.names[1]
+    compact = {token: index for index, token in enumerate(ordered)}
+    model = models.WordPiece(compact, unk_token=unk, max_input_chars_per_word=settings.max_word_length)
+    engine = _make_engine(model, settings)
+    engine.add_tokens([token.to_library() for token in settings.added])
+    ids = np.zeros(engine.get_vocab_size(), np.int32)
+    ids[: len(ordered)] = [vocab[token] for token in ordered]
+    for token in settings.added:
+        ids[engine.token_to_id(token.content)] = token.id or 0
+    return _Numbered(engine, ids)
+
+
+def _check_distinct(settings: Settings) -> None:
+    """Refuse added tokens that are equal in the normalized text, of which the library finds one at random."""
+    found: dict[str, str] = {}
+    normalizer = _make_normalizer(settings)
+    for token in settings.added:
+        if token.normalized:
+            other = found.setdefault(normalizer.normalize_str(token.content), token.content)
+            if other != token.content:
+                raise UserError(f"The added tokens {other!r} and {token.content!r} are equal in the normalized text; remove one.")
 
 
 def _add_accents(text: str, spans: np.ndarray) -> np.ndarray:
@@ -197,7 +237,8 @@ def _add_accents(text: str, spans: np.ndarray) -> np.ndarray:
 
 def _learn(texts: Iterable[str], size: int, lowercase: bool, characters: list[str]) -> list[str]:
     # Accents are stripped together with case, as in the original: words of a cased vocabulary keep their accents.
-    engine = _make_engine(models.WordPiece(unk_token=UNK), lowercase=lowercase, strip_accents=lowercase)
+    settings = Settings(do_lower_case=lowercase, strip_accents=lowercase)
+    engine = _make_engine(models.WordPiece(unk_token=settings.names[1]), settings)
     trainer = trainers.WordPieceTrainer(
         vocab_size=size,
         special_tokens=[*SPECIAL_TOKENS, *characters],
@@ -209,26 +250,31 @@ def _learn(texts: Iterable[str], size: int, lowercase: bool, characters: list[st
     return sorted(vocab, key=vocab.__getitem__)
 
 
-def _read_settings(content: bytes) -> dict[str, Any]:
-    """Read the settings of a ``tokenizer_config.json``; null counts as absent."""
-    value = parse_object(content, CONFIG)
-    settings = {key: value[key] for key in _SETTINGS if value.get(key) is not None}
-    check_types(settings, _SETTINGS, CONFIG)
-    if settings.get(_MAX_WORD_LENGTH_KEY, 1) <= 0:
-        raise UserError(f"{CONFIG}.{_MAX_WORD_LENGTH_KEY} is {settings[_MAX_WORD_LENGTH_KEY]}; it must be greater than 0.")
-    return settings
-
-
-def _make_engine(model: models.WordPiece, *, lowercase: bool, strip_accents: bool, split_chinese: bool = True) -> Engine:
+def _make_engine(model: models.WordPiece, settings: Settings) -> Engine:
     engine = Engine(model)
-    engine.normalizer = normalizers.BertNormalizer(
-        clean_text=True, handle_chinese_chars=split_chinese, strip_accents=strip_accents, lowercase=lowercase
-    )
+    engine.normalizer = _make_normalizer(settings)
     engine.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     engine.decoder = decoders.WordPiece(prefix=CONTINUATION)
     return engine
 
 
+def _make_normalizer(settings: Settings) -> normalizers.Normalizer:
+    return normalizers.BertNormalizer(
+        clean_text=settings.clean_text,
+        handle_chinese_chars=settings.tokenize_chinese_chars,
+        strip_accents=settings.strip_accents,
+        lowercase=bool(settings.do_lower_case),
+    )
+
+
 def _config_file(*, lowercase: bool) -> bytes:
     # The file that BERT checkpoints carry; other libraries need it to read the vocabulary correctly.
     return json.dumps({"tokenizer_class": "BertTokenizer", "do_lower_case": lowercase}, indent=2).encode()
+
+
+def _complete(config: bytes | None, *, lowercase: bool) -> bytes:
+    """Write the case into a config that leaves it open."""
+    stored = parse_object(config, CONFIG) if config is not None else {"tokenizer_class": "BertTokenizer"}
+    if config is not None and stored.get("do_lower_case") is not None:
+        return config
+    return json.dumps(stored | {"do_lower_case": lowercase}, indent=2, ensure_ascii=False).encode()
