@@ -14,7 +14,8 @@ from bert_jax.config import (
 )
 from bert_jax.errors import BertWarning, RunError, UserError
 from bert_jax.evaluation.sweeps import Sweep, sweep
-from bert_jax.inference.bert import Bert, load, save
+from bert_jax.inference.bert import Bert
+from bert_jax.inference.files import load, save
 from bert_jax.inference.predictor import Predictor
 from bert_jax.masking import ResolvedMaskPolicy, mask_tokens
 from bert_jax.masking import resolve as resolve_policy

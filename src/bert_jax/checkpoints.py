@@ -29,6 +29,7 @@ from bert_jax.config.model import ModelConfig
 from bert_jax.config.validation import build
 from bert_jax.errors import RunError, UserError
 from bert_jax.io.checksums import checksums
+from bert_jax.models import sentence_transformers
 from bert_jax.models.heads import PRETRAINING, heads_of, init_params
 from bert_jax.models.loaded import LoadedModel
 from bert_jax.tokenizers import Tokenizer
@@ -117,7 +118,8 @@ class Checkpoints:
         self._save(
             step,
             {_PARAMS: jax.tree.map(jnp.asarray, model.params)},
-            _describe(model.config, model.tokenizer, model.labels, heads_of(model.params), pooler="pooler" in model.params["bert"]),
+            _describe(model.config, model.tokenizer, model.labels, heads_of(model.params), pooler="pooler" in model.params["bert"])
+            | _describe_embedding(model),
         )
 
     def _save(self, step: int, state: Any, content: dict[str, Any]) -> None:
@@ -175,7 +177,7 @@ class Checkpoints:
             state = self._manager.restore(step, args=ocp.args.Composite(**{_STATE: args}))[_STATE]
             _verify(checksums(state), content["checksums"])
             labels, heads = tuple(content["labels"]), content["heads"]
-            tokenizer = _tokenizer(content)
+            tokenizer = tokenizers.from_files(_decode(content["tokenizer"]))
             meta = Meta(content["config"], model, tokenizer, content["corpus"], content["data"], labels, heads, content["pooler"])
             return state, meta
 
@@ -210,9 +212,10 @@ class Checkpoints:
             )
             state = self._manager.restore(step, args=ocp.args.Composite(**{_STATE: args}))[_STATE]
             _verify(checksums(state), content["checksums"])
-            tokenizer = _tokenizer(content) if content["tokenizer"] else None
+            tokenizer = tokenizers.from_files(_decode(content["tokenizer"])) if content["tokenizer"] else None
             params = {old_names.get(name, name): tree for name, tree in state[_PARAMS].items()}
-            return LoadedModel(config, params, tokenizer, tuple(content.get("labels", ())))
+            embedding = sentence_transformers.parse(_decode(content["embedding"])) if content.get("embedding") else None
+            return LoadedModel(config, params, tokenizer, tuple(content.get("labels", ())), embedding)
 
         return self._newest(read, set_aside=False)
 
@@ -268,19 +271,25 @@ def _describe(
     return {
         format.KEY: format.VERSION,
         "model": dataclasses.asdict(config),
-        "tokenizer": {} if tokenizer is None else _encode_files(tokenizer),
+        "tokenizer": {} if tokenizer is None else _encode(tokenizer.files),
         "labels": list(labels),
         "heads": dict(heads),
         "pooler": pooler,
     }
 
 
-def _encode_files(tokenizer: Tokenizer) -> dict[str, str]:
-    return {name: base64.b64encode(data).decode() for name, data in tokenizer.files.items()}
+def _describe_embedding(model: LoadedModel) -> dict[str, Any]:
+    if model.embedding is None:
+        return {}
+    return {"embedding": _encode(sentence_transformers.export(model.embedding, model.config.hidden_size))}
 
 
-def _tokenizer(content: dict[str, Any]) -> Tokenizer:
-    return tokenizers.from_files({name: base64.b64decode(data) for name, data in content["tokenizer"].items()})
+def _encode(files: Mapping[str, bytes]) -> dict[str, str]:
+    return {name: base64.b64encode(data).decode() for name, data in files.items()}
+
+
+def _decode(files: Mapping[str, str]) -> dict[str, bytes]:
+    return {name: base64.b64decode(data) for name, data in files.items()}
 
 
 def _verify(computed: dict[str, int], stored: dict[str, int]) -> None:

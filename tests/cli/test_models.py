@@ -18,6 +18,7 @@ import bert_jax
 from bert_jax import cli
 from bert_jax.inference.bert import Bert
 from bert_jax.models.heads import init_params
+from bert_jax.models.sentence_embedding import Normalize, SentenceEmbedding
 from tests.cli.test_cli import PROGRAM, here, ok, refused
 from tests.cli.test_cli import bert_jax as command
 from tests.conftest import MODEL
@@ -81,6 +82,53 @@ def test_embed_json_lines(model, tmp_path, run):
     np.testing.assert_array_equal(np.load(tmp_path / "v.npy"), expected(model))
 
 
+def test_texts_on_the_command_line(model, run):
+    status, output, _ = run("embed", model, "alpha bravo", "charlie ||| echo", "--pooling", "max", "cls")
+    assert status == 0
+    records = [json.loads(line) for line in output.splitlines()]
+    assert [record["text"] for record in records] == ["alpha bravo", ["charlie", "echo"]]
+    vectors = bert_jax.load(model).embed(["alpha bravo", ("charlie", "echo")], pooling=("max", "cls"))
+    np.testing.assert_array_equal(np.array([record["embedding"] for record in records], np.float32), vectors)
+
+
+def test_options_override_what_the_files_say(model, tmp_path, run):
+    bert = dataclasses.replace(bert_jax.load(model), embedding=SentenceEmbedding(("cls",), (Normalize(),), 8, {"q": "alpha "}))
+    bert_jax.save(bert, tmp_path / "model", to="hf")
+
+    def embed(*options):
+        _, output, _ = run("embed", tmp_path / "model", "bravo " * 9, *options)
+        return np.array(json.loads(output)["embedding"], np.float32)
+
+    text = ["bravo " * 9]
+    np.testing.assert_array_equal(embed(), bert.embed(text)[0])
+    np.testing.assert_array_equal(
+        embed("--unnormalized", "--prompt", "golf "), bert.embed(text, normalize=False, prompt="golf ")[0]
+    )
+    np.testing.assert_array_equal(
+        embed("--prompt-name", "q", "--pooling", "max"), bert.embed(text, prompt_name="q", pooling="max")[0]
+    )
+    assert run("embed", model, "a", "--normalize", "--unnormalized")[0] == 2
+
+
+def test_info(model, tmp_path, run):
+    bert = dataclasses.replace(
+        bert_jax.load(model), embedding=SentenceEmbedding(("cls", "max"), (Normalize(),), 8, {"q": "alpha "})
+    )
+    bert_jax.save(bert, tmp_path / "model", to="hf")
+    status, output, _ = run("info", tmp_path / "model", "--json")
+    described = json.loads(output)
+    assert status == 0
+    assert described["parameters"] == sum(leaf.size for leaf in jax.tree.leaves(bert.params))
+    assert described["config"]["hidden_size"] == 32
+    assert set(described["heads"]) == {"mlm", "nsp"}
+    assert described["tokenizer"]["special_tokens"]["mask"] == "[MASK]"
+    assert described["embedding"] == ["pooling cls + max", "normalize", "truncate to 8 tokens", "prompt 'q': 'alpha '"]
+    lines = run("info", tmp_path / "model")[1].splitlines()
+    assert "embedding: pooling cls + max; normalize; truncate to 8 tokens; prompt 'q': 'alpha '" in lines
+    assert "  do_lower_case: yes" in lines
+    assert run("info", tmp_path / "none")[0] == 2
+
+
 def test_features_in_the_format_of_the_original(model, lines, tmp_path, run):
     assert run("features", model, lines, "--out", tmp_path / "f.jsonl", "--layers", -1, -2)[0] == 0
     records = [json.loads(line) for line in (tmp_path / "f.jsonl").read_text().splitlines()]
@@ -117,7 +165,10 @@ def test_convert_around(model, tmp_path, run):
     for to in ("google", "flax", "orbax", "hf"):
         status, output, _ = run("convert", path, tmp_path / to, "--to", to, "--verify")
         assert status == 0
-        assert output.splitlines()[1:] == [f"  {name:12}  largest difference 0" for name in ("hidden", "mlm", "nsp", "pooled")]
+        _, own, *rest = output.splitlines()
+        assert own == f"read by bert_jax {bert_jax.__version__}:"
+        assert rest[:4] == [f"  {name:12}  largest difference 0" for name in ("hidden", "mlm", "nsp", "pooled")]
+        assert len(rest) == (9 if to == "hf" else 4)
         path = tmp_path / to
     for name in ("model.safetensors", "config.json", "vocab.txt", "tokenizer_config.json"):
         assert (path / name).read_bytes() == (model / name).read_bytes()
@@ -137,7 +188,7 @@ def test_partial_conversion_names_what_it_left_out(model, tmp_path, run):
     status, _, messages = run("convert", broken, tmp_path / "out", "--to", "hf", "--partial")
     assert status == 0
     assert "bert-jax: warning: " in messages
-    assert "left out: bert.encoder.layer.2" in messages
+    assert "left out: all of bert.encoder.layer.2" in messages
 
 
 def test_bad_input(model, lines, tmp_path):
@@ -147,7 +198,7 @@ def test_bad_input(model, lines, tmp_path):
     for arguments, sentence in (
         (("embed", model, tmp_path / "none.txt", "--out", out), "There is no file"),
         (("embed", model, tmp_path, "--out", out), "is a directory"),
-        (("embed", model, tmp_path / "empty.txt", "--out", out), "contains no text"),
+        (("embed", model, tmp_path / "empty.txt", "--out", out), "empty.txt holds no rows"),
         (("embed", model, tmp_path / "bad.jsonl", "--out", out), "bad.jsonl, line 1: no text under 'text'"),
         (("embed", tmp_path / "none", lines, "--out", out), "There is no model"),
         (("embed", model, lines, "--out", tmp_path / "v.txt"), "none of the suffixes .npy, .parquet, .jsonl"),

@@ -100,17 +100,6 @@ def test_unprefixed_names_old_names_and_buffers(saved, bert):
     jax.tree.map(np.testing.assert_array_equal, bert_jax.load(directory).params, bert.params)
 
 
-@pytest.mark.parametrize("saved", ["hf", "flax"], indirect=True)
-def test_an_untied_decoder_is_refused(saved):
-    family, directory = saved
-    tensors, write = stored(family, directory)
-    name = {"hf": "cls.predictions.decoder.weight", "flax": "cls/predictions/decoder/kernel"}[family]
-    shape = (89, 32) if family == "hf" else (32, 89)
-    write(tensors | {name: np.zeros(shape, np.float32)})
-    with pytest.raises(UserError, match=r"decoder.* is not equal to .*word_embeddings"):
-        bert_jax.load(directory)
-
-
 def test_missing_unexpected_and_misshaped_tensors_are_named(saved, bert):
     family, directory = saved
     tensors, write = stored(family, directory)
@@ -118,15 +107,15 @@ def test_missing_unexpected_and_misshaped_tensors_are_named(saved, bert):
     write({name: value for name, value in tensors.items() if name != inner})
     with pytest.raises(UserError, match=f"lacks tensors: {inner}"):
         bert_jax.load(directory)
-    with pytest.warns(BertWarning, match="left at their initial values: bert/layers/ffn/inner/kernel"):
+    with pytest.warns(BertWarning, match=r"left at their initial values: bert/layers/ffn/inner/kernel of layer 1\."):
         partial = bert_jax.load(directory, partial=True).params["bert"]
     np.testing.assert_array_equal(partial["pooler"]["kernel"], bert.params["bert"]["pooler"]["kernel"])
     assert np.asarray(partial["layers"]["ffn"]["inner"]["kernel"]).std() > 0
 
-    write(tensors | {"cls.unknown" if family == "hf" else "cls/unknown": np.ones(3, np.float32)})
-    with pytest.raises(UserError, match=r"no place in this model: cls[./]unknown"):
+    write(tensors | {"bert.encoder.unknown" if family == "hf" else "bert/encoder/unknown": np.ones(3, np.float32)})
+    with pytest.raises(UserError, match=r"no place in this model: bert[./]encoder[./]unknown"):
         bert_jax.load(directory)
-    with pytest.warns(BertWarning, match=r"left out: cls[./]unknown"):
+    with pytest.warns(BertWarning, match=r"left out: bert[./]encoder[./]unknown"):
         bert_jax.load(directory, partial=True)
 
     write(tensors | {inner: tensors[inner][:-1]})
@@ -144,19 +133,25 @@ def test_a_vocabulary_that_differs_from_the_config(saved):
     path.write_text(json.dumps(description))
     vocab = (directory / "vocab.txt").read_text()
     (directory / "vocab.txt").write_text(vocab + "more\n")
-    with pytest.raises(UserError, match="has 90 tokens, but its config has vocab_size 89"):
-        bert_jax.load(directory)
+    if family != "google":
+        with pytest.raises(UserError, match="have different tokens from id 89 on"):
+            bert_jax.load(directory)
+        (directory / "tokenizer.json").unlink()
+    with pytest.warns(BertWarning, match="has 90 tokens, the word embeddings 89 rows"):
+        bert = bert_jax.load(directory)
+    with pytest.raises(UserError, match="'more' with the id 89, but the word embeddings have 89 rows"):
+        bert.embed(["some more"])
     (directory / "vocab.txt").write_text("\n".join(vocab.split("\n")[:-2]) + "\n")
-    with pytest.warns(BertWarning, match="has 88 tokens, its word embeddings 89 rows"):
+    with pytest.warns(BertWarning, match="has 88 tokens, the word embeddings 89 rows"):
         bert_jax.load(directory)
 
 
 def test_contradictions_are_warnings(bert, tmp_path):
     bert_jax.save(bert, tmp_path / "model", to="hf")
     for name, changes, sentence in (
-        ("config.json", {"pad_token_id": 3}, r"pad_token_id 3, but \[PAD\] is 0 in its vocabulary"),
+        ("config.json", {"pad_token_id": 3}, "the config has pad_token_id 3, but the vocabulary 0"),
         ("tokenizer_config.json", {"model_max_length": 100}, "allows 100 tokens, but the model has 64 positions"),
-        ("tokenizer_config.json", {"do_lower_case": False}, "seems to be uncased"),
+        ("tokenizer_config.json", {"do_lower_case": False}, "has do_lower_case false, which is not followed"),
     ):
         path = tmp_path / "model" / name
         before = path.read_text()
@@ -180,7 +175,6 @@ def test_contradictions_are_warnings(bert, tmp_path):
         ({"hidden_act": "silu"}, "silu"),
         ({"num_hidden_layers": 4}, "lacks tensors"),
         ({"num_hidden_layers": 2}, "no place in this model"),
-        ({"id2label": {"0": "a", "1": "b"}}, "has 2 labels in id2label, but the model's classifier has 3 outputs"),
     ],
 )
 def test_other_architectures_are_refused(bert, tmp_path, changes, sentence):
@@ -200,8 +194,10 @@ def test_no_model_or_several(bert, tmp_path):
     bert_jax.save(bert, tmp_path / "flax", to="flax")
     both = tmp_path / "model" / "flax_model.msgpack"
     both.write_bytes((tmp_path / "flax" / "flax_model.msgpack").read_bytes())
-    with pytest.raises(UserError, match=r"contains model.safetensors and flax_model.msgpack; name the one to read, for example"):
-        bert_jax.load(tmp_path / "model")
+    # As in transformers, safetensors come first.
+    both.write_bytes(both.read_bytes()[:100])
+    jax.tree.map(np.testing.assert_array_equal, bert_jax.load(tmp_path / "model").params, bert.params)
+    both.write_bytes((tmp_path / "flax" / "flax_model.msgpack").read_bytes())
     jax.tree.map(np.testing.assert_array_equal, bert_jax.load(both).params, bert.params)
     with pytest.raises(UserError, match="is not a checkpoint; name a file with one of the suffixes"):
         bert_jax.load(tmp_path / "model" / "vocab.txt")
@@ -232,7 +228,7 @@ def test_truncated_files(saved, keep):
         if path.name.split(".")[0] in ("model", "bert_model", "flax_model"):
             whole = path.read_bytes()
             path.write_bytes(whole[: int(len(whole) * keep)])
-            with pytest.raises(UserError, match=f"{path.name}.* is not (a )?whole|{path.name}.*no place"):
+            with pytest.raises(UserError, match=f"{path.name}.* is (not (a )?whole|empty)|{path.name}.*no place"):
                 bert_jax.load(directory)
             path.write_bytes(whole)
     bert_jax.load(directory)
@@ -419,7 +415,7 @@ def test_invalid_values(saved):
     tensors, write = stored(family, directory)
     bias = next(name for name in tensors if "pooler" in name and "bias" in name)
     write(tensors | {bias: np.full(32, np.nan, np.float32)})
-    with pytest.raises(UserError, match=f"not finite, in {bias}"):
+    with pytest.raises(UserError, match=f"{bias} contains values that are not finite"):
         bert_jax.load(directory)
     joint = "." if family == "hf" else "/"
     write(tensors | {bias.removeprefix(f"bert{joint}"): tensors[bias]})
@@ -440,8 +436,6 @@ def test_partial_files(bert, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, bert_jax.load(tmp_path / "model").params, bert.params)
     del tensors["classifier.bias"]
     write(tensors | {"bert.embeddings.word_embeddings.weight": word})
-    with pytest.raises(UserError, match=r"lacks tensors: classifier.bias; --partial reads what matches"):
-        bert_jax.load(tmp_path / "model")
     with pytest.warns(BertWarning, match=r"initial values: sequence_classification/bias\."):
         assert bert_jax.load(tmp_path / "model", partial=True).params["sequence_classification"]["bias"].shape == (3,)
 
@@ -490,18 +484,22 @@ def test_missing_parts(tmp_path):
     "head", ["sequence_classification", "multilabel_classification", "regression", "token_classification", "multiple_choice"]
 )
 def test_the_head_of_a_classifier(bert, tmp_path, head):
-    """It is read from the config, unless the user names it; checkpoints of the original's code do not say it."""
+    """It is read from the config; checkpoints of the original's code do not say it, so the user does."""
     outputs = 1 if head in ("regression", "multiple_choice") else 3
+    other = "token_classification" if head != "token_classification" else "sequence_classification"
     model = dataclasses.replace(bert, params=init_params(bert.config, jax.random.key(0), heads={head: outputs}), labels=())
     for to in ("hf", "google", "flax"):
         bert_jax.save(model, tmp_path / to, to=to)
         assert [*bert_jax.load(tmp_path / to).params] == ["bert", head]
+        with pytest.raises(UserError, match=f"says that its classifier is a {head} head, not {other}"):
+            bert_jax.load(tmp_path / to, head=other)
         path = tmp_path / to / ("bert_config.json" if to == "google" else "config.json")
         description = json.loads(path.read_text())
         del description["architectures"]
         description.pop("problem_type", None)
         path.write_text(json.dumps(description))
-        assert [*bert_jax.load(tmp_path / to).params] == ["bert", "sequence_classification" if outputs == 3 else "regression"]
+        with pytest.warns(BertWarning, match=r"the classifier was not read, since .* says which head it is; name the head"):
+            assert [*bert_jax.load(tmp_path / to).params] == ["bert"]
         assert [*bert_jax.load(tmp_path / to, head=head).params] == ["bert", head]
     bert_jax.save(dataclasses.replace(bert, params={"bert": bert.params["bert"]}), tmp_path / "encoder", to="hf")
     with pytest.raises(UserError, match=f"no classifier that could be the {head} head"):
@@ -538,9 +536,14 @@ def test_other_tokenizers_are_refused(bert, tmp_path):
     bert_jax.save(bert, tmp_path / "model", to="hf")
     path = tmp_path / "model" / "tokenizer_config.json"
     path.write_text(json.dumps({"tokenizer_class": "BertJapaneseTokenizer"}))
-    with pytest.raises(UserError, match="names the tokenizer BertJapaneseTokenizer, which is not supported"):
-        bert_jax.load(tmp_path / "model")
-    (tmp_path / "model" / "vocab.txt").unlink()
+    sentence = "names the tokenizer BertJapaneseTokenizer, which is not known to split text as BERT does"
+    with pytest.warns(BertWarning, match=sentence):
+        loaded = bert_jax.load(tmp_path / "model")
+    assert loaded.encode({"input_ids": [[2, 5, 3]]}).hidden.shape == (1, 3, 32)
+    with pytest.raises(UserError, match=sentence):
+        loaded.embed(["alpha"])
+    for name in ("vocab.txt", "tokenizer.json"):
+        (tmp_path / "model" / name).unlink()
     assert bert_jax.load(tmp_path / "model").tokenizer is None
 
 
@@ -557,7 +560,8 @@ def test_sinusoidal_positions_are_written_as_a_table(bert, tmp_path):
 def test_report_and_verification(bert, tmp_path):
     report = bert_jax.save(bert, tmp_path / "model", to="google", verify=True)
     assert json.loads((tmp_path / "model" / "conversion.json").read_text()) == report
-    assert report["largest_differences"] == dict.fromkeys(("hidden", "pooled", *HEADS), 0.0)
+    (reading,) = report["verification"]
+    assert reading["largest_differences"] == dict.fromkeys(("hidden", "pooled", *HEADS), 0.0)
     tensors, _ = stored("google", tmp_path / "model")
     assert [(entry["name"], tuple(entry["shape"])) for entry in report["tensors"]] == [
         (name, tensors[name].shape) for name in sorted(tensors)

@@ -26,6 +26,7 @@ COMMANDS = {
     "evaluate": "compute the official scores of a fine-tuned model",
     "predict": "apply a fine-tuned model to a file",
     "bench": "measure the training speed of a config on this machine",
+    "info": "describe a model",
     "fill-mask": "predict the tokens under [MASK]",
     "embed": "compute a vector for each text",
     "features": "write the hidden states of every token",

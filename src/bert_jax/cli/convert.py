@@ -29,20 +29,26 @@ class Convert:
     to: Format
     """hf (safetensors), google (TensorFlow checkpoint), flax (msgpack) or orbax (a checkpoint of bert-jax)."""
     partial: bool = False
-    """Leave out tensors that do not match, and keep the initial values of parameters without a tensor; a warning names both."""
+    """Leave out tensors that do not match, and keep the initial values of parameters without a tensor; a warning names both.
+    At least half of the encoder has to match; heads and labels that cannot be read are left out, too."""
     head: Head | None = None
     """Head that the source's "classifier" is, if its config does not say it."""
     verify: bool = False
-    """Read the target and compare every output of both models on probe texts; the differences are added to the report."""
+    """Read the target again and compare the ids of tokens and every output on probe texts.
+    The format hf is also read by transformers if it is installed (pip install transformers torch), in a process of its own."""
+    added_tokens: tuple[str, ...] = ()
+    """Tokens to add to the vocabulary, which are found before a text is split; each starts as the mean of its parts."""
 
 
 def main(arguments: list[str]) -> int:
     """Run the command and return its exit status."""
     options = tyro.cli(Convert, prog="bert-jax convert", args=arguments)
-    bert = bert_jax.load(options.source, partial=options.partial, head=options.head)
-    report = bert_jax.save(bert, options.target, to=options.to, verify=options.verify)
+    bert = bert_jax.load(options.source, partial=options.partial, head=options.head, added_tokens=options.added_tokens)
+    report = bert_jax.save(bert, options.target, to=options.to, verify=options.verify, partial=options.partial)
     count, heads = len(report["tensors"]), ", ".join(report["heads"]) or "no head"
     print(f"{options.target}: {count} tensors, {heads}; listed in {REPORT}")
-    for name, difference in report.get("largest_differences", {}).items():
-        print(f"  {name:12}  largest difference {difference:.3g}")
+    for reading in report.get("verification", ()):
+        print(f"read by {reading['reader']}:")
+        for name, difference in reading["largest_differences"].items():
+            print(f"  {name:12}  largest difference {difference:.3g}")
     return 0

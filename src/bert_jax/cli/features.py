@@ -10,8 +10,9 @@ import numpy as np
 import tyro
 
 import bert_jax
-from bert_jax.data.readers import read_texts
+from bert_jax.config.finetuning import Quoting
 from bert_jax.data.windows import Long
+from bert_jax.inference import texts as text_files
 from bert_jax.io import atomic
 from bert_jax.training.logging import progress_bar
 
@@ -31,8 +32,8 @@ class Features:
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """Run directory, or a model of any format that `bert-jax convert` reads."""
-    text: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TEXT")]
-    """Text file (one text per line, " ||| " between the two texts of a pair) or .jsonl; also .gz."""
+    text: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="TEXT")]
+    """Files of any format that `bert-jax embed` reads, - for standard input, or texts."""
     out: str
     """JSON Lines file to create."""
     layers: tuple[int, ...] = (-1, -2, -3, -4)
@@ -41,15 +42,17 @@ class Features:
     """Texts that are too long: error, truncate, chunk (adjacent windows) or stride (windows that overlap by half)."""
     sequence_length: int | None = None
     """Maximum tokens of a window, special tokens included; by default the number of positions of the model."""
-    field: str = "text"
-    """Field of .jsonl records that contains the text, or the list of two texts."""
+    field: tuple[str, ...] = ()
+    """Column or field of the text, or those of the two texts of a pair; by default the one that is called text, sentence or so."""
+    quoting: Quoting | None = None
+    """Cells of .tsv and .csv: minimal, in quotes as CSV has them, or none; by default minimal for .csv, none for .tsv."""
 
 
 def main(arguments: list[str]) -> int:
     """Run the command and return its exit status."""
     options = tyro.cli(Features, prog="bert-jax features", args=arguments)
     with atomic.new_path(options.out) as path:
-        texts = read_texts(options.text, field=options.field)
+        texts = text_files.read(options.text, field=options.field, quoting=options.quoting)
         bert = bert_jax.load(options.model)
         with progress_bar("windows") as progress, path.open("w") as file:
             features = bert.features(

@@ -18,6 +18,7 @@ from etils import epath
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
 
+from bert_jax.convert import contents
 from bert_jax.errors import UserError
 
 _MAGIC = 0xDB4775248B80FB57
@@ -81,6 +82,7 @@ def read(index: epath.Path, select: Callable[[str], bool]) -> dict[str, np.ndarr
       UserError: a file is missing or damaged, or the checkpoint has a feature that BERT checkpoints do not use (object graphs,
         big-endian numbers, sliced tensors, other data types).
     """
+    contents.check(index, weights=True)
     try:
         table = dict(_table(index.read_bytes()))
         header = _Header.FromString(table.pop(b""))
@@ -101,6 +103,7 @@ def read(index: epath.Path, select: Callable[[str], bool]) -> dict[str, np.ndarr
         path = index.parent / f"{prefix}.data-{shard:05d}-of-{header.num_shards:05d}"
         if not path.is_file():
             raise UserError(f"There is no file {path}, which {index.name} lists.")
+        contents.check(path)
         with path.open("rb") as file:
             for name, entry in sorted(selected.items(), key=lambda item: item[1].offset):
                 tensors[name] = _tensor(file, path, name, entry)

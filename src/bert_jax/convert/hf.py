@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import flax.serialization
@@ -17,7 +17,7 @@ from etils import epath
 
 from bert_jax.config.model import ModelConfig
 from bert_jax.config.validation import check_types
-from bert_jax.convert import pickles
+from bert_jax.convert import contents, pickles
 from bert_jax.errors import UserError
 from bert_jax.io.parsing import read_json
 
@@ -52,8 +52,12 @@ _CLASSES = {
     "mlm": "BertForMaskedLM",
     "nsp": "BertForNextSentencePrediction",
 }
-# The value of problem_type for heads that BertForSequenceClassification does not infer from the number of outputs.
-_PROBLEM_TYPES = {"regression": "regression", "multilabel_classification": "multi_label_classification"}
+# The value of problem_type for the heads of BertForSequenceClassification.
+_PROBLEM_TYPES = {
+    "sequence_classification": "single_label_classification",
+    "regression": "regression",
+    "multilabel_classification": "multi_label_classification",
+}
 
 
 def read_config(path: epath.PathLike) -> ModelConfig:
@@ -74,6 +78,9 @@ def read_config(path: epath.PathLike) -> ModelConfig:
     for key in ("is_decoder", "add_cross_attention", "pruned_heads"):
         if stored.get(key):
             raise UserError(f"{path} has {key} {stored[key]}; only a complete BERT encoder can be read.")
+    if "num_attention_heads" not in stored:
+        # The only number that no tensor's shape contradicts.
+        raise UserError(f"{path} has no num_attention_heads; complete it.")
     hints = {name: hint for name, hint in typing.get_type_hints(ModelConfig).items() if name not in _NOT_IN_FILE}
     fields = {key: value for key, value in stored.items() if key in hints}
     for key, aliases in _ALIASES.items():
@@ -91,9 +98,10 @@ def read(path: epath.Path) -> dict[str, np.ndarray]:
     Raises:
       UserError: a file is missing or damaged, or is a pickle that would run code.
     """
+    if not path.is_file():
+        raise UserError(f"There is no file {path}.")
+    contents.check(path, weights=not path.name.endswith(_INDEX))
     if not path.name.endswith(_INDEX):
-        if not path.is_file():
-            raise UserError(f"There is no file {path}.")
         return _READERS.get(path.suffix, pickles.read)(path)
     places = read_json(path).get("weight_map")
     if not isinstance(places, dict) or not places:
@@ -144,9 +152,9 @@ def describe(config: ModelConfig, heads: Mapping[str, int], labels: tuple[str, .
         "model_type": "bert",
         "hidden_act": {"gelu_tanh": "gelu_new"}.get(config.hidden_act, config.hidden_act),
         "position_embedding_type": "absolute",
-        "tie_word_embeddings": True,
     }
-    if head in _PROBLEM_TYPES:
+    # transformers takes one output for a regression and several for classes, unless it is told.
+    if head in _PROBLEM_TYPES and (head != "sequence_classification" or heads[head] == 1):
         description["problem_type"] = _PROBLEM_TYPES[head]
     if head in LABELLED_HEADS:
         names = labels or tuple(f"LABEL_{index}" for index in range(heads[head]))
@@ -154,17 +162,39 @@ def describe(config: ModelConfig, heads: Mapping[str, int], labels: tuple[str, .
     return description
 
 
-def classifier(description: Mapping[str, Any], outputs: int) -> str:
-    """Return the head that "classifier" is in a model, by its ``config.json`` and number of outputs."""
+def classes(heads: Collection[str]) -> dict[str, str]:
+    """Return the class of transformers that computes each of a model's heads; ``config.json`` has labels of one classifier only."""
+    first = next((head for head in _CLASSES if head in heads), "")
+    return {head: name for head, name in _CLASSES.items() if head in heads and head in (first, "mlm", "nsp")}
+
+
+def classifier(description: Mapping[str, Any], outputs: int, head: str | None, path: Any) -> str | None:
+    """Return the head that "classifier" is in a model; None if it is unknown.
+
+    Args:
+      description: content of ``config.json``.
+      outputs: number of outputs.
+      head: the head that the user names.
+      path: the file, for error messages.
+
+    Raises:
+      UserError: the user names another head than the description.
+    """
     architectures = description.get("architectures")
     architecture = str(architectures[0]) if isinstance(architectures, list) and architectures else str(architectures)
-    for head in ("token_classification", "multiple_choice"):
-        if architecture.endswith(_CLASSES[head]):
-            return head
-    for head, problem_type in _PROBLEM_TYPES.items():
-        if description.get("problem_type") == problem_type:
-            return head
-    return "regression" if outputs == 1 else "sequence_classification"
+    problem_type = description.get("problem_type")
+    described = next((name for name in ("token_classification", "multiple_choice") if architecture.endswith(_CLASSES[name])), None)
+    described = described or next((name for name, value in _PROBLEM_TYPES.items() if value == problem_type), None)
+    if described is None and problem_type is None and architecture.endswith(_CLASSES["sequence_classification"]):
+        if head in (None, *_PROBLEM_TYPES):
+            return head or ("regression" if outputs == 1 else "sequence_classification")
+        described = "sequence_classification"
+    if head and described and head != described:
+        raise UserError(
+            f"The config of {path} says that its classifier is a {described} head, not {head}; choose that, or correct its "
+            "architectures and problem_type."
+        )
+    return described or head
 
 
 def labels(description: Mapping[str, Any], outputs: int, path: epath.Path) -> tuple[str, ...]:
@@ -179,8 +209,10 @@ def labels(description: Mapping[str, Any], outputs: int, path: epath.Path) -> tu
       UserError: the number of names differs from the number of outputs.
     """
     names = description.get("id2label")
-    if not isinstance(names, dict):
+    if names is None:
         return ()
+    if not isinstance(names, dict):
+        raise UserError(f"{path} has id2label {str(names)[:60]}; it must map the numbers of outputs to names.")
     if set(names) != {str(index) for index in range(outputs)}:
         raise UserError(
             f"{path} has {len(names)} labels in id2label, but the model's classifier has {outputs} outputs; correct id2label."

@@ -7,7 +7,9 @@ attention heads apart, ``[L, D, H, K]``; the other families store one matrix ``[
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import functools
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -34,6 +36,8 @@ _LOGITS = (
     _Leaf("bias", "bias", "output_bias", "bias"),
 )
 _BIAS = (_Leaf("bias", "bias", "output_bias", "bias"),)
+# A decoder of its own, [V, D] here; the original has none.
+_DECODER = (_Leaf("", "weight", "kernel", "kernel", ("google", "flax")),)
 
 # Path in this package, name in transformers, and the arrays; {} is the layer.
 _MODULES: tuple[tuple[str, str, tuple[_Leaf, ...]], ...] = (
@@ -53,6 +57,7 @@ _MODULES: tuple[tuple[str, str, tuple[_Leaf, ...]], ...] = (
     ("mlm/dense", "cls.predictions.transform.dense", _DENSE),
     ("mlm/norm", "cls.predictions.transform.LayerNorm", _NORM),
     ("mlm", "cls.predictions", _BIAS),
+    ("mlm/decoder", "cls.predictions.decoder", _DECODER),
     ("nsp", "cls.seq_relationship", _LOGITS),
     ("sequence_classification", "classifier", _LOGITS),
     ("multilabel_classification", "classifier", _LOGITS),
@@ -63,6 +68,8 @@ _MODULES: tuple[tuple[str, str, tuple[_Leaf, ...]], ...] = (
 )
 CLASSIFIERS = tuple(ours for ours, hf, _ in _MODULES if hf == "classifier")
 """Heads that share the name "classifier" in other projects."""
+HEADS = tuple(dict.fromkeys(ours.partition("/")[0] for ours, _, _ in _MODULES if not ours.startswith("bert/")))
+"""All heads."""
 # The original's names are those of transformers with / instead of ., with two exceptions: run_classifier.py puts its output at the
 # top level, whatever the task, and run_squad.py below cls/squad.
 _GOOGLE = {"classifier": "", "qa_outputs": "cls/squad"}
@@ -89,12 +96,12 @@ class Entry(NamedTuple):
         """Return the shape of each tensor of the other family for a parameter of this shape."""
         return self.to_family(np.broadcast_to(np.float32(0), shape))[0].shape
 
-    def from_family(self, tensors: list[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
-        """Return the float32 parameter of this shape; the inverse of ``to_family``."""
-        parameter = np.empty(shape, np.float32)
-        for layer, tensor in zip(parameter if self.stacked else [parameter], tensors, strict=True):
-            layer[...] = (tensor.T if self.transposed else tensor).reshape(layer.shape)
-        return parameter
+    def fill(self, parameter: np.ndarray, tensors: Sequence[np.ndarray | None]) -> None:
+        """Write the tensors of the other family into a parameter, except where one is None; the inverse of ``to_family``."""
+        for index, tensor in enumerate(tensors):
+            if tensor is not None:
+                layer = parameter[index] if self.stacked else parameter
+                layer[...] = (tensor.T if self.transposed else tensor).reshape(layer.shape)
 
     def _matrix(self, layer: np.ndarray) -> np.ndarray:
         """Merge the axes of attention heads."""
@@ -129,6 +136,38 @@ def heads(family: Family, names: set[str]) -> set[str]:
     return {path.partition("/")[0] for path in paths} - {"bert"}
 
 
+def head_of(family: Family, name: str) -> str:
+    """Return the head whose module contains a tensor of any name, or the first part of the name where there is none.
+
+    Examples:
+      >>> head_of("hf", "cls.predictions.projection.weight"), head_of("hf", "crf.transitions")
+      ('mlm', 'crf')
+    """
+    joint = joint_of(family)
+    modules = {_module(family, hf): ours.partition("/")[0] for ours, hf, _ in _MODULES if not ours.startswith("bert/")}
+    owners = [module for module in modules if module and f"{name}{joint}".startswith(f"{module}{joint}")]
+    return modules[max(owners, key=len)] if owners else name.partition(joint)[0]
+
+
+def joint_of(family: Family) -> str:
+    """Return what separates the parts of a name."""
+    return "." if family == "hf" else "/"
+
+
+@functools.cache
+def encoder_pattern(family: Family) -> re.Pattern[str]:
+    """Return a pattern of the encoder's names below any prefix, with the groups "prefix" and "name".
+
+    Examples:
+      >>> encoder_pattern("hf").fullmatch("module.bert.pooler.dense.bias").groups()
+      ('module.bert.', 'pooler.dense.bias')
+    """
+    joint = joint_of(family)
+    rows = [name.removeprefix(f"bert{joint}") for path, name, _ in _rows(family) if path.startswith("bert/")]
+    choices = "|".join(re.escape(name.replace("{}", "#")).replace(r"\#", r"\d+") for name in rows)
+    return re.compile(rf"(?P<prefix>(?:.*{re.escape(joint)})?)(?P<name>{choices})")
+
+
 def has_pooler(family: Family, names: set[str]) -> bool:
     """Return whether any of these tensors belongs to the pooler."""
     return any(path.startswith("bert/pooler/") for path, name, _ in _rows(family) if name in names)
@@ -137,8 +176,14 @@ def has_pooler(family: Family, names: set[str]) -> bool:
 def _rows(family: Family) -> Iterator[tuple[str, str, bool]]:
     """Yield path, name in the family, and whether the family's matrix is transposed, for each row of the table."""
     for ours, hf, leaves in _MODULES:
-        google = _GOOGLE.get(hf, hf.replace(".{}", "_{}").replace(".", "/"))
-        module, joint = {"hf": (hf, "."), "google": (google, "/"), "flax": (hf.replace(".", "/"), "/")}[family]
+        module, joint = _module(family, hf), joint_of(family)
         for leaf in leaves:
             name = joint.join(part for part in (module, getattr(leaf, family)) if part)
             yield f"{ours}/{leaf.ours}".rstrip("/"), name, family in leaf.transposed
+
+
+def _module(family: Family, hf: str) -> str:
+    """Return the name of a module of transformers in a family."""
+    if family == "google":
+        return _GOOGLE.get(hf, hf.replace(".{}", "_{}").replace(".", "/"))
+    return hf if family == "hf" else hf.replace(".", "/")

@@ -27,6 +27,9 @@ _MAX_PICKLE = 1 << 24
 # Magic number and protocol version of the format before PyTorch 1.6 (torch/serialization.py).
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 
+# Keys under which training programs keep a state dict beside their own state: Lightning, PyTorch's tutorials, DeepSpeed.
+_STATE_DICTS = ("state_dict", "model_state_dict", "model", "module")
+
 _STORAGES: dict[str, Any] = {
     "FloatStorage": "<f4",
     "DoubleStorage": "<f8",
@@ -108,7 +111,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def read(path: epath.Path) -> dict[str, np.ndarray]:
-    """Read the tensors of a state dict.
+    """Read the tensors of a state dict, also of one inside of a training program's checkpoint.
 
     Raises:
       UserError: the file is damaged, is not a state dict, or would run code.
@@ -116,14 +119,15 @@ def read(path: epath.Path) -> dict[str, np.ndarray]:
     data = path.read_bytes()
     try:
         state, storages = _read_zip(data) if data.startswith(b"PK") else _read_legacy(data)
-        if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
-            state = state["state_dict"]
+        if isinstance(state, dict):
+            state = next((state[key] for key in _STATE_DICTS if isinstance(state.get(key), dict)), state)
         if not isinstance(state, dict) or not all(isinstance(value, _Tensor) for value in state.values()):
             raise ValueError("it contains objects other than named tensors")
         return {str(name): _array(value, storages) for name, value in state.items()}
     except _ForbiddenName as error:
         raise UserError(
-            f"{path} is a pickle that could run code ({error}), and it was not executed; save only the state dict, as safetensors."
+            f"{path} is a pickle that could run code ({error}), and it was not executed; save only the model's state dict, as "
+            "safetensors."
         ) from None
     except Exception as error:  # A damaged pickle is a damaged program, which can raise any exception.
         raise UserError(f"{path} is not a whole PyTorch state dict: {error or type(error).__name__}.") from None
@@ -132,7 +136,12 @@ def read(path: epath.Path) -> dict[str, np.ndarray]:
 def _read_zip(data: bytes) -> tuple[Any, dict[str, bytes]]:
     """Read the format since PyTorch 1.6: an archive of ``data.pkl`` and one member for each storage."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        root = next(name for name in archive.namelist() if name.endswith("data.pkl")).removesuffix("data.pkl")
+        root = next((name for name in archive.namelist() if name.endswith("data.pkl")), None)
+        if root is None:
+            raise ValueError("it is an archive of other files; unpack it and name the directory")
+        root = root.removesuffix("data.pkl")
+        if any(name.startswith(f"{root}code/") for name in archive.namelist()):
+            raise ValueError("it is a TorchScript program; save the state dict of its model")
         if f"{root}byteorder" in archive.namelist() and archive.read(f"{root}byteorder") != b"little":
             raise ValueError("its tensors are big-endian")
         if archive.getinfo(f"{root}data.pkl").file_size > _MAX_PICKLE:

@@ -14,7 +14,7 @@ from etils import epath
 from bert_jax.config.run import Config
 from bert_jax.errors import UserError
 from bert_jax.evaluation.mask_rates import RATES, score_at_rates
-from bert_jax.inference.bert import load
+from bert_jax.inference.files import load
 from bert_jax.io import atomic
 from bert_jax.training.pretraining import pretrain
 

@@ -55,6 +55,13 @@ def cut_texts(model: LoadedModel, texts: Sequence[Text], long: Long, sequence_le
     rows = windows.cut(tokenizer_of(model), texts, sequence_length=length, long=long)
     if model.config.type_vocab_size < 2 and any(row.first < len(row.ids) for row in rows):
         raise UserError("The model has one token type, so it cannot encode pairs.")
+    for row in rows:
+        if row.ids.max() >= model.config.vocab_size:
+            token = tokenizer_of(model).tokens[int(row.ids.max())]
+            raise UserError(
+                f"Text {row.text + 1} has the token {token!r} with the id {row.ids.max()}, but the word embeddings have "
+                f"{model.config.vocab_size:,} rows; load the model with added_tokens to enlarge them, or remove the token."
+            )
     return rows
 
 

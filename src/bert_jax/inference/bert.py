@@ -5,33 +5,23 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, get_args
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from etils import epath
 from jaxtyping import Float
 
-from bert_jax import convert
-from bert_jax.convert import Format, Head
 from bert_jax.data import windows
 from bert_jax.data.windows import Long, Text, Window
-from bert_jax.errors import BertWarning, RunError, UserError
-from bert_jax.inference import compiled
+from bert_jax.errors import UserError
+from bert_jax.inference import compiled, embedding
 from bert_jax.inference.batching import Progress, TextFeatures, compute, cut_texts, text_features, to_device
-from bert_jax.inference.compiled import Pooling
 from bert_jax.models.encoder import Encoded
 from bert_jax.models.loaded import LoadedModel, tokenizer_of
-from bert_jax.tokenizers import MASK
+from bert_jax.models.sentence_embedding import Normalize, Pooling, SentenceEmbedding
+from bert_jax.models.sentence_embedding import normalize as normalize_vectors
 
-_PROBE_TEXTS: tuple[Text, ...] = (
-    "Paris is the capital of France.",
-    "x",
-    ("How many tokens does a text have?", "It depends on the vocabulary, 1234567890."),
-)
 _MIN_PROBABILITY = float(np.finfo(np.float32).tiny)
 
 
@@ -112,15 +102,17 @@ class Bert(LoadedModel):
         """
         if not isinstance(top_k, int) or top_k < 1:
             raise UserError(f"top_k is {top_k}; it must be at least 1.")
-        if not isinstance(text, str):
-            raise UserError(f"{text!r} is not a text; give a string with a {MASK}.")
-        if MASK not in text:
-            raise UserError(f"The text has no {MASK}.")
-        rows = cut_texts(self, [text], long, sequence_length)
+        self.check("mlm")
         tokens, mask_id = tokenizer_of(self).tokens, tokenizer_of(self).special_tokens.mask
+        mask = tokens[mask_id]
+        if not isinstance(text, str):
+            raise UserError(f"{text!r} is not a text; give a string with a {mask}.")
+        if mask not in text:
+            raise UserError(f"The text has no {mask}.")
+        rows = cut_texts(self, [text], long, sequence_length)
         counts = [int((row.ids[row.keep] == mask_id).sum()) for row in rows]
         if not any(counts):
-            raise UserError(f"Truncation removed every {MASK} of the text; use chunk or stride for long.")
+            raise UserError(f"Truncation removed every {mask} of the text; use chunk or stride for long.")
         # The model's vocabulary may be padded beyond the tokenizer's.
         function = functools.partial(compiled.mask_probabilities, mask_id=mask_id, max_masks=max(counts), vocab_size=len(tokens))
         by_window: dict[int, np.ndarray] = {}
@@ -137,39 +129,58 @@ class Bert(LoadedModel):
         self,
         texts: Sequence[Text],
         *,
-        pooling: Pooling = "mean",
-        normalize: bool = False,
-        long: Long = "error",
+        pooling: Pooling | Sequence[Pooling] | None = None,
+        normalize: bool | None = None,
+        long: Long | None = None,
         sequence_length: int | None = None,
+        prompt: str | None = None,
+        prompt_name: str | None = None,
         progress: Progress | None = None,
     ) -> Float[np.ndarray, "N D"]:
         """Compute one float32 vector for each text.
 
+        Where the files of the model say how (a sentence-transformers directory; see ``embedding``), each argument that is None
+        follows them, and the vectors equal those of sentence-transformers.
+
         Args:
           texts: strings and pairs of strings.
-          pooling: "mean" or "max" over all tokens, [CLS] and [SEP] included, or "cls", the state of [CLS]. For a text in
-            several windows, each token counts once, with [CLS] of the first window and [SEP] of the last; "cls" is the mean
-            of the windows' [CLS].
-          normalize: divide each vector by its Euclidean norm.
-          long: what to do with texts of more than ``sequence_length`` tokens.
-          sequence_length: maximum number of tokens in a window, special tokens included; None: the number of positions.
+          pooling: "mean" or "max" over all tokens, [CLS] and [SEP] included, or "cls", the state of [CLS]; further ones are
+            "mean_sqrt_len_tokens" (the sum divided by the square root of the number of tokens), "weightedmean" (weights 1, 2,
+            ... by position) and "lasttoken"; several are concatenated. For a text in several windows, each token counts once,
+            with [CLS] of the first window and [SEP] of the last; "cls" is the mean of the windows' [CLS]. By default "mean".
+          normalize: divide each vector by its Euclidean norm. By default False.
+          long: what to do with texts of more than ``sequence_length`` tokens. By default "truncate" where the files of the model
+            give a length, else "error".
+          sequence_length: maximum number of tokens in a window, special tokens included. By default the number of positions.
+          prompt: text to put before each text; an empty one overrides the default prompt of the model.
+          prompt_name: name of a prompt of the model.
           progress: called with the number of windows computed, and of all windows.
 
         Raises:
-          UserError: an option is out of range; and as [`cut`][bert_jax.data.windows.cut].
+          UserError: an option is out of range; ``pooling`` is None, and the files of the model describe what cannot be computed;
+            and as [`cut`][bert_jax.data.windows.cut].
         """
-        if pooling not in get_args(Pooling):
-            raise UserError(f"pooling is {pooling!r}; choose one of {', '.join(get_args(Pooling))}.")
-        rows = cut_texts(self, texts, long, sequence_length)
-        total = np.full((len(texts), self.config.hidden_size), -np.inf if pooling == "max" else 0.0, np.float32)
-        weight = np.zeros((len(texts), 1), np.float32)
-        for indices, values in compute(self, compiled.WINDOW_POOLING[pooling], rows, progress):
-            text_indices = [rows[index].text for index in indices]
-            (np.maximum if pooling == "max" else np.add).at(total, text_indices, values[: len(indices)])
-            counts = [rows[index].keep.stop - rows[index].keep.start if pooling == "mean" else 1 for index in indices]
-            np.add.at(weight, (text_indices, 0), counts)
-        vectors = total if pooling == "max" else total / np.maximum(weight, 1)
-        return _normalize(vectors) if normalize else vectors
+        if pooling is None:
+            self.check("embedding")
+        described = self.embedding or SentenceEmbedding()
+        modes = described.pooling if pooling is None else (pooling,) if isinstance(pooling, str) else tuple(pooling)
+        if not modes or any(mode not in get_args(Pooling) for mode in modes):
+            raise UserError(f"pooling is {pooling!r}; choose from {', '.join(get_args(Pooling))}.")
+        text_before = described.find_prompt(prompt, prompt_name)
+        if isinstance(texts, Sequence) and not isinstance(texts, str) and text_before:
+            texts = [embedding.with_prompt(text, text_before) for text in texts]
+        length = sequence_length
+        if length is None and described.sequence_length:
+            length = min(described.sequence_length, self.config.max_position_embeddings)
+        rows = cut_texts(self, texts, long or ("truncate" if described.sequence_length else "error"), length)
+        first = 0
+        if text_before and not described.include_prompt:
+            rows, first = embedding.exclude_prompt(self, rows, text_before)
+        vectors = embedding.pool(self, rows, modes, count=len(texts), first=first, progress=progress)
+        for layer in described.layers:
+            if normalize is not False or not isinstance(layer, Normalize):
+                vectors = layer(vectors).astype(np.float32)
+        return normalize_vectors(vectors) if normalize else vectors
 
     def similarity(self, first: Sequence[Text], second: Sequence[Text], **options: Any) -> Float[np.ndarray, "N M"]:
         """Cosine similarity of the embeddings of N texts and M texts; options as for ``embed``.
@@ -188,6 +199,7 @@ class Bert(LoadedModel):
         Raises:
           UserError: a text has more tokens than the model has positions; the model has no MLM head.
         """
+        self.check("mlm")
         tokenizer, rows, labels = tokenizer_of(self), list[Window](), list[int]()
         for window in cut_texts(self, texts, "error", None):
             # All tokens except [CLS], the [SEP] between the texts of a pair, and the last [SEP].
@@ -236,81 +248,3 @@ class Bert(LoadedModel):
         rows = cut_texts(self, texts, long, sequence_length)
         function = functools.partial(compiled.layer_states, layers=tuple(layer % count for layer in layers))
         return text_features(self, function, rows, progress)
-
-
-def load(path: epath.PathLike, *, partial: bool = False, head: Head | None = None) -> Bert:
-    """Load a model: a run of this package, a Hugging Face directory, a TensorFlow checkpoint of the original, or a Flax file.
-
-    The format is detected from the files. Neither TensorFlow nor PyTorch is needed, and nothing in a file is executed.
-    A [`BertWarning`][bert_jax.BertWarning] reports anything doubtful.
-
-    Args:
-      path: a directory, or a file of weights with its config and vocabulary beside it.
-      partial: ignore tensors that do not match, and leave missing parameters at their initial values.
-      head: the kind of a classifier ("sequence_classification", "multilabel_classification", "regression",
-        "token_classification", "multiple_choice") that ``config.json`` does not specify.
-
-    Raises:
-      UserError: there is no model, or several, or one that is not BERT, or its files do not fit each other.
-      RunError: every checkpoint of a run is damaged.
-
-    Examples:
-      >>> bert = bert_jax.load("bert-base-uncased")  # doctest: +SKIP
-      >>> bert.fill_mask("Paris is the [MASK] of France.", top_k=1)  # doctest: +SKIP
-      [[Prediction(token='capital', probability=0.9969...)]]
-    """
-    return Bert(**vars(convert.read(path, partial=partial, head=head)))
-
-
-def save(bert: Bert, path: epath.PathLike, *, to: Format, verify: bool = False) -> dict[str, Any]:
-    """Write a model as a new directory: "hf" (safetensors), "google" (TensorFlow), "flax" (msgpack) or "orbax".
-
-    Args:
-      bert: the model.
-      path: directory to create.
-      to: its format.
-      verify: load the directory again and compare every output of both models on probe texts.
-
-    Returns:
-      The content of ``conversion.json``: name, shape and SHA-256 of each tensor, and with ``verify`` the largest absolute
-      difference of each output.
-
-    Raises:
-      UserError: ``path`` exists; or ``verify`` is given for a model without a vocabulary.
-      RunError: an output is not finite, or a checkpoint cannot be written.
-
-    Examples:
-      >>> import tempfile
-      >>> from bert_jax.models import init_params
-      >>> config = bert_jax.ModelConfig.size("tiny", vocab_size=100)
-      >>> bert = bert_jax.Bert(config, init_params(config, jax.random.key(0)))
-      >>> with tempfile.TemporaryDirectory() as directory:
-      ...     report = bert_jax.save(bert, f"{directory}/model", to="hf")
-      ...     bert_jax.load(f"{directory}/model").config == config
-      True
-    """
-
-    def compare(directory: epath.Path) -> dict[str, float]:
-        with warnings.catch_warnings():
-            # The same warnings were shown when the model was loaded.
-            warnings.simplefilter("ignore", BertWarning)
-            before, after = (probe(model) for model in (bert, load(directory)))
-        differences = {name: float(np.abs(value - after[name]).max()) for name, value in before.items()}
-        if not all(map(math.isfinite, differences.values())):
-            raise RunError(f"{path} was not written: the model's outputs are not finite ({differences}).")
-        return differences
-
-    return convert.write(bert, path, to, compare=compare if verify else None)
-
-
-def probe(bert: Bert) -> dict[str, np.ndarray]:
-    """Every output of a model on a few texts: hidden states, pooled states and the logits of each head."""
-    texts = _PROBE_TEXTS if bert.config.type_vocab_size > 1 else _PROBE_TEXTS[:2]
-    rows = cut_texts(bert, texts, "truncate", None)
-    positions = bert.config.max_position_embeddings
-    ((_, batch),) = windows.batches(rows, tokens=1 << 20, sequence_length=positions, pad=0)
-    return jax.device_get(compiled.all_outputs(bert.config, bert.params, to_device(batch)))
-
-
-def _normalize(vectors: np.ndarray) -> np.ndarray:
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), np.finfo(np.float32).tiny)

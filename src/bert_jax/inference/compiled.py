@@ -6,8 +6,6 @@ Batches are those of [`batches`][bert_jax.data.windows.batches]; one example in 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +16,7 @@ from bert_jax.config.model import ModelConfig
 from bert_jax.models.encoder import Encoded, encode, hidden_states
 from bert_jax.models.heads import head_logits, heads_of, mlm_logits
 from bert_jax.models.readout import readout
-
-Pooling = Literal["mean", "cls", "max"]
-"""How the states of a text become one vector."""
+from bert_jax.models.sentence_embedding import Pooling
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -72,22 +68,34 @@ def layer_states(config: ModelConfig, params: Params, batch: Batch, *, layers: t
     return hidden_states(config, params, batch)[1:][jnp.array(layers)]
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _sum_states(config: ModelConfig, params: Params, batch: Batch) -> Float[Array, "B D"]:
-    hidden = encode(config, params, batch).hidden.astype(jnp.float32)
-    return jnp.where(batch["keep"][..., None], hidden, 0.0).sum(1)
+@functools.partial(jax.jit, static_argnums=0, static_argnames=("modes", "first"))
+def pool_windows(
+    config: ModelConfig, params: Params, batch: Batch, *, modes: tuple[Pooling, ...], first: int = 0
+) -> list[Float[Array, "B D"]]:
+    """What each window contributes to the vector of its text, for several poolings; of the means, the sum.
 
+    Args:
+      config, params: the model.
+      batch: with ``keep`` bool [B, S], the tokens that are pooled.
+      modes: the poolings.
+      first: column whose state "cls" is, where the row has a token there.
+    """
+    hidden, keep = encode(config, params, batch).hidden.astype(jnp.float32), batch["keep"][..., None]
+    columns = jnp.arange(hidden.shape[1])[:, None]
 
-@functools.partial(jax.jit, static_argnums=0)
-def _max_states(config: ModelConfig, params: Params, batch: Batch) -> Float[Array, "B D"]:
-    hidden = encode(config, params, batch).hidden.astype(jnp.float32)
-    return jnp.where(batch["keep"][..., None], hidden, -jnp.inf).max(1)
+    def contribution(mode: Pooling) -> Float[Array, "B D"]:
+        match mode:
+            case "cls":
+                return jnp.where(batch["segment_ids"][:, first : first + 1] > 0, hidden[:, first], hidden[:, 0])
+            case "max":
+                return jnp.where(keep, hidden, -jnp.inf).max(1)
+            case "lasttoken":
+                last = jnp.where(keep, columns, -1).max(1, keepdims=True)
+                return jnp.where(keep & (columns == last), hidden, 0.0).sum(1)
+            case "weightedmean":
+                weights = jnp.where(keep, columns + 1.0, 0.0)
+                return (hidden * weights).sum(1) / jnp.maximum(weights.sum(1), 1.0)
+            case _:
+                return jnp.where(keep, hidden, 0.0).sum(1)
 
-
-@functools.partial(jax.jit, static_argnums=0)
-def _cls_states(config: ModelConfig, params: Params, batch: Batch) -> Float[Array, "B D"]:
-    return encode(config, params, batch).hidden[:, 0].astype(jnp.float32)
-
-
-WINDOW_POOLING: dict[Pooling, Callable[..., Float[Array, "B D"]]] = {"mean": _sum_states, "max": _max_states, "cls": _cls_states}
-"""What each window contributes to the vector of its text: a sum, a maximum, or the state of [CLS]."""
+    return [contribution(mode) for mode in modes]
