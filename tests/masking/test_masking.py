@@ -499,3 +499,10 @@ def test_every_prediction_has_a_place_or_is_counted(lengths, select, predict, ca
     made = [min(count, length - 3, cap or length) for count, length in zip(asked, lengths, strict=True)]
     assert masked["mlm_weights"].sum() == sum(made)
     assert masked["mlm_dropped"].sum() == sum(max(count - (cap or count), 0) for count in asked)
+
+
+def test_exponential_draws_are_logarithms():
+    steps = np.unique(np.concatenate([np.arange(4096), 2**24 - 1 - np.arange(4096), np.arange(0, 2**24, 997)]))
+    draws = np.asarray(selection._exponential(jnp.asarray(steps << 8, jnp.uint32)[None]))[0]
+    np.testing.assert_allclose(draws, -np.log1p(-steps / 2**24), rtol=0, atol=1e-6)
+    assert (np.diff(draws) > 0).all()
