@@ -88,9 +88,11 @@ def finetune(config: FinetuneConfig) -> Result:
     # The job is built first, so that what it refuses leaves no directory.
     job = FinetuningJob(config, model, pretrained, data, steps)
     open_run_dir(config.run, config.to_json(), lambda stored: differences(FinetuneConfig.from_json(stored), config, FREE_ON_RESUME))
-    if jax.process_index() == 0:
-        with atomic.replaced_path(epath.Path(config.run) / summary.FILE) as part:
-            part.write_text(summary.to_file(data.summaries))
+    file, content = epath.Path(config.run) / summary.FILE, summary.to_file(data.summaries)
+    # A complete run is left alone.
+    if jax.process_index() == 0 and not (file.exists() and file.read_text() == content):
+        with atomic.replaced_path(file) as part:
+            part.write_text(content)
     for line in summary.lines(data.task, data.summaries, sequence_length=config.task_data.sequence_length):
         log(line)
     head = "kept" if job.keeps_head and not config.from_scratch else "new"
