@@ -146,7 +146,7 @@ def _is_generic(config: Mapping[str, Any], *, has_json: bool) -> bool:
 
 
 def export(tokenizer: Tokenizer, max_length: int) -> dict[str, bytes]:
-    """Files from which every version of transformers makes a tokenizer with the same ids.
+    """Files from which transformers makes a tokenizer with the same ids.
 
     Args:
       tokenizer: the tokenizer.
