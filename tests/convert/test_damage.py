@@ -144,17 +144,11 @@ def check(models, tmp_path, seeds):
     return counts
 
 
-# Orbax drops the coroutines of its other reads after an error.
-ORBAX = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-
-
-@ORBAX
 def test_damaged_directories(models, tmp_path):
     counts = check(models, tmp_path, range(30))
     assert counts["refused"] > 10
 
 
-@ORBAX
 @pytest.mark.slow
 def test_hundreds_of_damaged_directories(models, tmp_path):
     counts = check(models, tmp_path, range(30, 630))
