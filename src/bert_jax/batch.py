@@ -38,3 +38,6 @@ Batch = dict[str, Array]
 """A batch on the device."""
 HostBatch = dict[str, np.ndarray]
 """A batch in the host's memory."""
+
+MASKED, RANDOM, KEPT = range(3)
+"""Values of ``mlm_kinds``: replaced by [MASK], replaced by a random token, unchanged."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 from rich.console import Console
@@ -11,8 +11,14 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from bert_jax import tokenizers
 from bert_jax.data.corpus import write_corpus
+from bert_jax.data.google import GoogleFlags, write_records
 from bert_jax.data.readers import Sentences, read_documents
 from bert_jax.errors import UserError
+from bert_jax.tokenizers import Rules, Tokenizer, WordPiece
+
+_GOOGLE = GoogleFlags()
+# Options that only the builder of documents has.
+_DOCUMENT_OPTIONS = ("held_out", "sentences", "language", "field")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +26,9 @@ class Prepare:
     """Tokenize text into a corpus: a TFDS data set of documents in ArrayRecord, with a held-out split.
 
     Documents are stored whole. Sequence length, sentence pairs and masks are chosen when a run reads them.
+
+    With --builder google, write the TFRecord files of the original's create_pretraining_data.py instead: the same masked sentence
+    pairs in the same order for the same text, vocabulary, flags and seed. All of them are held in memory.
 
     Example: bert-jax prepare wiki.txt --vocab vocab --out corpus
     """
@@ -38,26 +47,64 @@ class Prepare:
     """Language of the sentence splitter, an ISO 639 code."""
     field: str = "text"
     """Field of .jsonl and .parquet records that contains the text."""
+    tokenizer: Rules | None = None
+    """Unicode rules of a WordPiece vocabulary: google, those of the original's tokenization.py, or transformers.
+    By default as the vocabulary's directory says, and google with --builder google."""
+    lowercase: bool | None = None
+    """Fold case and strip accents; by default as the vocabulary's directory says, or as its tokens look."""
+    builder: Literal["documents", "google"] = "documents"
+    """What is written: documents, or the original's masked sentence pairs."""
+    google: GoogleFlags = _GOOGLE
+    """Flags of --builder google."""
+    shards: int = 1
+    """Number of files of --builder google, which get the pairs in turn."""
 
     def __post_init__(self) -> None:
         if not self.text:
             raise UserError("No text is given; name one or more files.")
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        unused = _DOCUMENT_OPTIONS if self.builder == "google" else ("google", "shards")
+        for name in unused:
+            if getattr(self, name) != defaults[name]:
+                raise UserError(f"--{name.replace('_', '-')} has no effect with --builder {self.builder}; leave it out.")
 
 
 def main(arguments: list[str]) -> int:
     """Run the command and return its exit status."""
     options = tyro.cli(Prepare, prog="bert-jax prepare", args=arguments)
-    tokenizer = tokenizers.load(options.vocab)
-    columns = (SpinnerColumn(), TextColumn("{task.completed:,.0f} documents"), TimeElapsedColumn())
+    tokenizer = _tokenizer(options)
+    columns = (SpinnerColumn(), TextColumn("{task.completed:,.0f} {task.fields[unit]}"), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("", total=None)
-        sizes = write_corpus(
-            lambda: read_documents(options.text, sentences=options.sentences, language=options.language, field=options.field),
-            options.out,
-            tokenizer,
-            held_out=options.held_out,
-            progress=lambda documents: bar.advance(task, documents),
-        )
+        task = bar.add_task("", total=None, unit="documents" if options.builder == "documents" else "pairs")
+        if isinstance(tokenizer, WordPiece) and options.builder == "google":
+            sizes = {
+                "pairs": write_records(
+                    options.text,
+                    options.out,
+                    tokenizer,
+                    options.google,
+                    shards=options.shards,
+                    progress=lambda done: bar.advance(task, done),
+                )
+            }
+        else:
+            sizes = write_corpus(
+                lambda: read_documents(options.text, sentences=options.sentences, language=options.language, field=options.field),
+                options.out,
+                tokenizer,
+                held_out=options.held_out,
+                progress=lambda documents: bar.advance(task, documents),
+            )
     for split, size in sizes.items():
         print(f"{options.out} {split}: " + ", ".join(f"{count:,} {name}" for name, count in size.items()))
     return 0
+
+
+def _tokenizer(options: Prepare) -> Tokenizer:
+    tokenizer = tokenizers.load(options.vocab)
+    rules = options.tokenizer or ("google" if options.builder == "google" else None)
+    if rules is None and options.lowercase is None:
+        return tokenizer
+    if not isinstance(tokenizer, WordPiece):
+        raise UserError(f"{options.vocab} is a SentencePiece model; --builder google, --tokenizer and --lowercase need vocab.txt.")
+    return tokenizer.with_rules(rules or tokenizer.settings.rules, lowercase=options.lowercase)

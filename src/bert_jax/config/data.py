@@ -21,7 +21,8 @@ class DataConfig:
     """
 
     corpus: str
-    """Directory written by `bert-jax prepare`."""
+    """Directory written by `bert-jax prepare`, or TFRecord files of masked sentence pairs: a file, a directory, or a pattern like
+    'data/*.tfrecord'."""
     sequence_length: int = 128
     """S, tokens in a row, [CLS] and [SEP] included."""
     batch_size: int = 256
@@ -36,6 +37,10 @@ class DataConfig:
     """Maximum number of examples packed into a row; no example attends to another. 1: one example and padding."""
     dupe_factor: int | None = None
     """Epochs after which examples and masks repeat (the original's static masking); None: never."""
+    vocab: str | None = None
+    """Directory of the vocabulary of TFRecord files; None: the one that contains them."""
+    held_out: str | None = None
+    """TFRecord files for evaluations; None: a run on TFRecord files has no evaluations."""
 
     def __post_init__(self) -> None:
         if self.sequence_length < 5:

@@ -92,7 +92,7 @@ class Config:
 
 
 FREE_ON_RESUME = {
-    ("run",), ("data", "corpus"), ("mesh",), ("parallel",), ("model", "attention"),
+    ("run",), ("data", "corpus"), ("data", "vocab"), ("data", "held_out"), ("mesh",), ("parallel",), ("model", "attention"),
     ("train", "eval_every"), ("train", "eval_batches"), ("train", "save_every"), ("train", "keep"), ("train", "log_every"),
     ("train", "distributed"),
 }  # fmt: skip

@@ -6,8 +6,8 @@ on the number of hosts, workers or devices, nor on the step from which a run was
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import grain
 import numpy as np
@@ -20,6 +20,8 @@ from bert_jax.data.sentence_pairs import Examples
 from bert_jax.tokenizers import SpecialTokens
 
 _PREFETCHED_BATCHES = 4
+
+T = TypeVar("T", bound=tuple[np.ndarray, ...])
 
 
 def train_batches(
@@ -38,8 +40,18 @@ def train_batches(
       An iterator of batches with R rows and the arrays of [`bert_jax.batch`][bert_jax.batch] that precede masking. Its
       ``get_state`` and ``set_state`` identify the next batch.
     """
-    plans = _Plans(split, config, seed, rows)
-    batches = plans.map(lambda examples: assemble(split, special_tokens, config, examples))
+
+    def load(epoch: int, block: int) -> Examples:
+        plan = sentence_pairs.plan(split, config, seed=seed, epoch=epoch, block=block)
+        repeated = epoch if config.dupe_factor is None else epoch % config.dupe_factor
+        return plan.take(packed_rows(plan, config, seed=[seed, repeated, 1 + block, 1]))
+
+    examples = Rows(load, sentence_pairs.blocks(split), config.batch_size, rows)
+    return prefetch(examples.map(lambda examples: assemble(split, special_tokens, config, examples)))
+
+
+def prefetch(batches: grain.IterDataset[HostBatch]) -> grain.DatasetIterator[HostBatch]:
+    """Iterate over batches that a thread prepares ahead."""
     return grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=_PREFETCHED_BATCHES).__iter__()
 
 
@@ -135,50 +147,49 @@ def _int32(values: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(values, np.int32)
 
 
-class _Plans(grain.IterDataset[Examples]):
-    """The rows of each global batch that this process makes, as examples to read."""
+class Rows(grain.IterDataset[T]):
+    """The rows of each global batch that this process makes, epoch after epoch; their state is epoch, block and row.
 
-    def __init__(self, split: Split, config: DataConfig, seed: int, rows: np.ndarray) -> None:
+    Args:
+      load: load(epoch, block) -> a named tuple of columns [N, ...] with the rows of a block, in the order in which they are used.
+      blocks: number of blocks in an epoch.
+      batch_size: rows of the global batch.
+      rows: indices [R] of the rows of the global batch that this process makes.
+    """
+
+    def __init__(self, load: Callable[[int, int], T], blocks: int, batch_size: int, rows: np.ndarray) -> None:
         super().__init__()
-        self._arguments = (split, config, seed, rows)
+        self._arguments = (load, blocks, batch_size, rows)
 
-    def __iter__(self) -> grain.DatasetIterator[Examples]:
-        return _PlanIterator(*self._arguments)
+    def __iter__(self) -> grain.DatasetIterator[T]:
+        return _RowIterator(*self._arguments)
 
 
-class _PlanIterator(grain.DatasetIterator[Examples]):
-    """Iterates over epochs, blocks and rows; its state is the position of the next batch."""
-
-    def __init__(self, split: Split, config: DataConfig, seed: int, rows: np.ndarray) -> None:
+class _RowIterator(grain.DatasetIterator[T]):
+    def __init__(self, load: Callable[[int, int], T], blocks: int, batch_size: int, rows: np.ndarray) -> None:
         super().__init__()
-        self._split, self._config, self._seed, self._rows = split, config, seed, rows
+        self._load, self._blocks, self._batch_size, self._rows = load, blocks, batch_size, rows
         self._epoch = self._block = self._row = 0
-        self._plan: tuple[Examples, np.ndarray] | None = None
+        self._loaded: T | None = None
 
-    def __next__(self) -> Examples:
-        parts, missing = [], self._config.batch_size
+    def __next__(self) -> T:
+        parts, missing = [], self._batch_size
         while missing:
-            if self._plan is None:
-                self._plan = self._next_plan()
-            plan, rows = self._plan
-            parts.append(plan.take(rows[self._row : self._row + missing]))
-            count = len(parts[-1].example)
+            if self._loaded is None:
+                self._loaded = self._load(self._epoch, self._block)
+            columns = self._loaded
+            parts.append([column[self._row : self._row + missing] for column in columns])
+            count = len(parts[-1][0])
             missing -= count
             self._row += count
-            if self._row == len(rows):
+            if self._row == len(columns[0]):
                 self._advance()
-        return Examples(*(np.concatenate(columns)[self._rows] for columns in zip(*parts, strict=True)))
-
-    def _next_plan(self) -> tuple[Examples, np.ndarray]:
-        config, seed = self._config, self._seed
-        epoch = self._epoch if config.dupe_factor is None else self._epoch % config.dupe_factor
-        plan = sentence_pairs.plan(self._split, config, seed=seed, epoch=self._epoch, block=self._block)
-        return plan, packed_rows(plan, config, seed=[seed, epoch, 1 + self._block, 1])
+        return type(columns)(*(np.concatenate(column)[self._rows] for column in zip(*parts, strict=True)))
 
     def _advance(self) -> None:
-        self._plan, self._row = None, 0
+        self._loaded, self._row = None, 0
         self._block += 1
-        if self._block == sentence_pairs.blocks(self._split):
+        if self._block == self._blocks:
             self._block = 0
             self._epoch += 1
 
@@ -189,4 +200,4 @@ class _PlanIterator(grain.DatasetIterator[Examples]):
     def set_state(self, state: dict[str, Any]) -> None:
         """Continue from a state that ``get_state`` returned."""
         self._epoch, self._block, self._row = state["epoch"], state["block"], state["row"]
-        self._plan = None
+        self._loaded = None

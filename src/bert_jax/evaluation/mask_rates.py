@@ -17,7 +17,7 @@ from etils import epath
 from jaxtyping import Array, Float, Int
 
 from bert_jax import masking, ops
-from bert_jax.batch import Batch, Params
+from bert_jax.batch import KEPT, MASKED, RANDOM, Batch, Params
 from bert_jax.config.data import DataConfig
 from bert_jax.config.masking import MaskPolicy
 from bert_jax.config.mesh import MeshConfig
@@ -26,7 +26,7 @@ from bert_jax.data import corpus as corpora
 from bert_jax.data import pipeline
 from bert_jax.errors import UserError
 from bert_jax.inference.bert import Bert
-from bert_jax.masking import ResolvedMaskPolicy, replacement
+from bert_jax.masking import ResolvedMaskPolicy
 from bert_jax.masking.replacement import mask_tokens
 from bert_jax.models.encoder import encode
 from bert_jax.models.heads import mlm_states
@@ -35,7 +35,7 @@ from bert_jax.training.losses import Sums
 
 RATES = (0.15, 0.3, 0.4, 0.8)
 """Default mask rates."""
-KINDS = {"masked": replacement.MASKED, "random": replacement.RANDOM, "kept": replacement.KEPT}
+KINDS = {"masked": MASKED, "random": RANDOM, "kept": KEPT}
 """Kinds of predicted tokens, by what replaced them."""
 FREQUENCIES = {"common": 0.5, "middle": 0.9, "rare": 1.0}
 """Frequency classes of tokens: the most frequent tokens that make up half of the training text, those that follow them up to

@@ -25,8 +25,12 @@ def require_file(path: epath.Path) -> None:
         raise UserError(f"There is no file {path}.")
 
 
-def lines(path: epath.PathLike) -> Iterator[tuple[int, str]]:
+def lines(path: epath.PathLike, *, byte_order_mark: bool = False) -> Iterator[tuple[int, str]]:
     """Yield the lines of a UTF-8 file with their numbers, counted from 1 and with their line ends; ``.gz`` is decompressed.
+
+    Args:
+      path: the file, local or remote.
+      byte_order_mark: whether a byte order mark, which some editors write at the start of a file, belongs to the first line.
 
     Raises:
       UserError: the file is missing, a directory, truncated or unreadable, or is not UTF-8 (the message names the line).
@@ -40,8 +44,7 @@ def lines(path: epath.PathLike) -> Iterator[tuple[int, str]]:
         number = 0
         try:
             for number, line in enumerate(file, 1):
-                # Some editors write a byte order mark at the start of a file.
-                yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
+                yield number, line.decode("utf-8-sig" if number == 1 and not byte_order_mark else "utf-8")
         except UnicodeDecodeError as error:
             byte = error.object[error.start]
             raise UserError(

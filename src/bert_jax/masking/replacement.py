@@ -14,12 +14,9 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from bert_jax import ops
-from bert_jax.batch import Batch
+from bert_jax.batch import KEPT, MASKED, RANDOM, Batch
 from bert_jax.masking import schedules, selection
 from bert_jax.masking.policy import ResolvedMaskPolicy
-
-MASKED, RANDOM, KEPT = range(3)
-"""Values of ``mlm_kinds``: replaced by [MASK], replaced by a random token, unchanged."""
 
 
 def prediction_slots(resolved: ResolvedMaskPolicy, length: int, examples: int) -> int:

@@ -13,7 +13,7 @@ from bert_jax.io import atomic
 from bert_jax.tokenizers import transformers_files
 from bert_jax.tokenizers.protocol import AlignedText, SpecialTokens, TokenizedText, Tokenizer
 from bert_jax.tokenizers.sentencepiece import MODEL, SentencePiece
-from bert_jax.tokenizers.settings import CONFIG, AddedToken
+from bert_jax.tokenizers.settings import CONFIG, AddedToken, Rules
 from bert_jax.tokenizers.tokenizer_json import JSON, UnsupportedTokenizer
 from bert_jax.tokenizers.transformers_files import ADDED, SPECIALS
 from bert_jax.tokenizers.wordpiece import VOCAB, WordPiece
@@ -25,6 +25,7 @@ __all__ = [
     "AddedToken",
     "AlignedText",
     "Kind",
+    "Rules",
     "SentencePiece",
     "SpecialTokens",
     "TokenizedText",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import tokenizers as library
 
@@ -22,6 +22,10 @@ ADDED_KEY = "added_tokens_decoder"
 EXTRA_KEYS = ("additional_special_tokens", "extra_special_tokens")
 """Keys of lists of further special tokens; the second is the name in transformers 5."""
 MAX_WORD_LENGTH_KEY = "max_input_chars_per_word"
+RULES_KEY = "basic_tokenizer"
+Rules = Literal["transformers", "google"]
+"""Unicode rules by which text is cleaned and split into words: "transformers" are those of the tokenizers library, "google" those
+of the original's ``tokenization.py``. They differ for rare characters only."""
 # The original replaces words of more than 200 characters by [UNK]; transformers those of more than 100.
 ORIGINAL_MAX_WORD_LENGTH = 200
 _TYPES: dict[str, Any] = {
@@ -30,6 +34,7 @@ _TYPES: dict[str, Any] = {
     "tokenize_chinese_chars": bool,
     "clean_text": bool,
     MAX_WORD_LENGTH_KEY: int,
+    RULES_KEY: str,
 }
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
@@ -69,6 +74,7 @@ class Settings:
     tokenize_chinese_chars: bool = True
     clean_text: bool = True
     max_word_length: int = ORIGINAL_MAX_WORD_LENGTH
+    rules: Rules = "transformers"
     names: tuple[str, ...] = SPECIAL_TOKENS
     """Names of the special tokens, in the order of ``SpecialTokens``."""
     added: tuple[AddedToken, ...] = ()
@@ -87,8 +93,11 @@ class Settings:
         max_word_length = values.pop(MAX_WORD_LENGTH_KEY, ORIGINAL_MAX_WORD_LENGTH)
         if max_word_length <= 0:
             raise UserError(f"{CONFIG}.{MAX_WORD_LENGTH_KEY} is {max_word_length}; it must be greater than 0.")
+        rules = values.pop(RULES_KEY, "transformers")
+        if rules not in get_args(Rules):
+            raise UserError(f"{CONFIG}.{RULES_KEY} is {rules!r}; choose one of {', '.join(get_args(Rules))}.")
         names = tuple(_name(stored.get(key), default, key) for key, default in zip(NAME_KEYS, SPECIAL_TOKENS, strict=True))
-        return cls(**values, max_word_length=max_word_length, names=names, added=tuple(_added(stored)))
+        return cls(**values, max_word_length=max_word_length, rules=rules, names=names, added=tuple(_added(stored)))
 
     def without_specials(self) -> Settings:
         """The settings with which the five special tokens are ordinary text."""

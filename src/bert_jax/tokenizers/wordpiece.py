@@ -17,8 +17,9 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from bert_jax.errors import UserError
 from bert_jax.io.parsing import parse_object
+from bert_jax.tokenizers.google import GoogleRules
 from bert_jax.tokenizers.protocol import SPECIAL_TOKENS, AlignedText, TokenizedText, find_special_tokens
-from bert_jax.tokenizers.settings import CONFIG, AddedToken, Settings, add_tokens, place
+from bert_jax.tokenizers.settings import CONFIG, MAX_WORD_LENGTH_KEY, RULES_KEY, AddedToken, Rules, Settings, add_tokens, place
 
 VOCAB = "vocab.txt"
 CONTINUATION = "##"
@@ -71,7 +72,13 @@ class WordPiece:
         )
         _check_distinct(self.settings)
         self.files = {VOCAB: content, CONFIG: _complete(files.get(CONFIG), lowercase=lowercase)}
-        self._is_word_start = np.array([not token.startswith(CONTINUATION) for token in self.tokens])
+        # bool [V], whether a token begins a word.
+        self.is_word_start = np.array([not token.startswith(CONTINUATION) for token in self.tokens])
+
+    @property
+    def vocab(self) -> dict[str, int]:
+        """Token -> id of the tokens that text is split into, in the order of their first lines; a copy."""
+        return dict(self._vocab)
 
     @functools.cached_property
     def _matching(self) -> _Numbered:
@@ -82,12 +89,46 @@ class WordPiece:
         """Takes the names of the five special tokens for ordinary text."""
         return _number(self._vocab, self.settings.without_specials())
 
+    @functools.cached_property
+    def _google(self) -> GoogleRules:
+        return self._google_rules(self.settings)
+
+    @functools.cached_property
+    def _google_literal(self) -> GoogleRules:
+        return self._google_rules(self.settings.without_specials())
+
+    def _google_rules(self, settings: Settings) -> GoogleRules:
+        # The original also strips the left of a line.
+        vocab = {token.strip(): token_id for token, token_id in self._vocab.items()}
+        return GoogleRules(vocab, self.special_tokens.unk, settings, _make_normalizer(settings))
+
+    def with_rules(self, rules: Rules, *, lowercase: bool | None = None) -> WordPiece:
+        """The same vocabulary with other Unicode rules, and with another case unless it is None.
+
+        "google" also stands for the original's other settings, such as words of up to 200 characters.
+        """
+        config = parse_object(self.files[CONFIG], CONFIG) | {RULES_KEY: rules}
+        if lowercase is not None:
+            config |= {"do_lower_case": lowercase, "strip_accents": lowercase}
+        if rules == "google":
+            original = Settings()
+            config |= {
+                "strip_accents": bool(config["do_lower_case"]),
+                "clean_text": original.clean_text,
+                "tokenize_chinese_chars": original.tokenize_chinese_chars,
+                MAX_WORD_LENGTH_KEY: original.max_word_length,
+            }
+        return WordPiece({**self.files, CONFIG: json.dumps(config, indent=2, ensure_ascii=False).encode()})
+
     def with_added(self, tokens: Sequence[AddedToken]) -> WordPiece:
         """The same tokenizer with further tokens, which have ids."""
         return WordPiece({**self.files, CONFIG: add_tokens(self.files[CONFIG], tokens)})
 
     def split(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Ids of texts in which no added and no special token is matched."""
+        if self.settings.rules == "google":
+            rules = self._google_rules(dataclasses.replace(self.settings, added=()))
+            return [np.array(rules.encode(text), np.int32) for text in texts]
         engine, ids = _number(self._vocab, dataclasses.replace(self.settings, added=()))
         return [ids[np.array(encoding.ids, np.int32)] for encoding in engine.encode_batch([*texts], add_special_tokens=False)]
 
@@ -154,6 +195,10 @@ class WordPiece:
 
     def encode(self, texts: Sequence[str], *, match_special: bool = True) -> list[TokenizedText]:
         """Tokenize each text; see [`Tokenizer.encode`][bert_jax.tokenizers.protocol.Tokenizer.encode]."""
+        if self.settings.rules == "google":
+            rules = self._google if match_special else self._google_literal
+            rows = (np.array(rules.encode(text), np.int32) for text in texts)
+            return [TokenizedText(ids, self.is_word_start[ids]) for ids in rows]
         tokenized = []
         engine, numbers = self._matching if match_special else self._literal
         # In several calls, because Python does not handle Ctrl-C while the library runs.
@@ -161,20 +206,25 @@ class WordPiece:
             chunk = list(texts[start : start + _TEXTS_PER_CALL])
             for encoding in engine.encode_batch_fast(chunk, add_special_tokens=False):
                 ids = numbers[np.array(encoding.ids, np.int32)]
-                tokenized.append(TokenizedText(ids, self._is_word_start[ids]))
+                tokenized.append(TokenizedText(ids, self.is_word_start[ids]))
         return tokenized
 
     def align(self, texts: Sequence[str]) -> list[AlignedText]:
         """Tokenize each text, with spans; see [`Tokenizer.align`][bert_jax.tokenizers.protocol.Tokenizer.align]."""
+        if self.settings.rules == "google":
+            return [self._aligned(text, *self._google.align(text)) for text in texts]
         aligned = []
         engine, numbers = self._matching
         for start in range(0, len(texts), _TEXTS_PER_CALL):
             chunk = list(texts[start : start + _TEXTS_PER_CALL])
             for text, encoding in zip(chunk, engine.encode_batch(chunk, add_special_tokens=False), strict=True):
-                ids = numbers[np.array(encoding.ids, np.int32)]
                 spans = np.array(encoding.offsets, np.int32).reshape(-1, 2)
-                aligned.append(AlignedText(ids, self._is_word_start[ids], spans if text.isascii() else _add_accents(text, spans)))
+                aligned.append(self._aligned(text, numbers[np.array(encoding.ids, np.int32)], spans))
         return aligned
+
+    def _aligned(self, text: str, ids: Sequence[int] | np.ndarray, spans: np.ndarray) -> AlignedText:
+        row = np.asarray(ids, np.int32)
+        return AlignedText(row, self.is_word_start[row], spans if text.isascii() else _add_accents(text, spans))
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of token ids, special tokens included; an id beyond the vocabulary has no text."""

@@ -15,12 +15,14 @@ from matplotlib.figure import Figure
 from bert_jax import masking
 from bert_jax.batch import HostBatch, Params
 from bert_jax.checkpoints import Meta
+from bert_jax.config.data import DataConfig
+from bert_jax.config.masking import MaskPolicy
 from bert_jax.config.model import ModelConfig
 from bert_jax.config.run import FREE_ON_RESUME, Config
 from bert_jax.config.validation import differences
 from bert_jax.data import corpus as corpora
-from bert_jax.data import pipeline
-from bert_jax.data.corpus import Corpus
+from bert_jax.data import sources
+from bert_jax.data.sources import Documents, PretrainingData
 from bert_jax.errors import UserError
 from bert_jax.masking import ResolvedMaskPolicy
 from bert_jax.masking.policy import with_identity
@@ -31,6 +33,8 @@ from bert_jax.training.launchers import Launcher
 from bert_jax.training.logging import Scores, log
 from bert_jax.training.trainer import Batches, Result, ShouldStop, fit, open_run_dir
 
+# Fields of ``data`` that TFRecord files have decided.
+_DECIDED = ("random_next", "short_sequences", "dupe_factor")
 # Documents in which word boundaries are counted.
 _SAMPLED_DOCUMENTS = 100
 # Smallest share of tokens that begin a word in text that has words.
@@ -71,7 +75,7 @@ def pretrain(config: Config) -> Result:
       >>> bert_jax.pretrain(config).step
       2
     """
-    config, corpus, policy = _open(config)
+    config, data, policy = _open(config)
     launcher = launchers.launch(config)
     attention, scoring = (
         attention_implementation(config.model, config.data.sequence_length, training=training) for training in (True, False)
@@ -80,7 +84,9 @@ def pretrain(config: Config) -> Result:
     # Functions are compared by their identity, as they are stored.
     open_run_dir(config.run, text, lambda stored: differences(Config.from_json(stored), Config.from_json(text), FREE_ON_RESUME))
     log(f"attention: {attention}" + (f" (evaluation: {scoring})" if scoring != attention else ""))
-    return fit(PretrainingJob(config, corpus, policy, launcher))
+    if data.static_masks and config.data.held_out is None:
+        log("There are no evaluations, because data.held_out names no files.")
+    return fit(PretrainingJob(config, data, policy, launcher))
 
 
 def resolve(config: Config) -> Config:
@@ -93,12 +99,12 @@ def resolve(config: Config) -> Config:
 
 
 class PretrainingJob:
-    """A [`TrainingJob`][bert_jax.training.trainer.TrainingJob] that minimizes the MLM and NSP losses on a corpus.
+    """A [`TrainingJob`][bert_jax.training.trainer.TrainingJob] that minimizes the MLM and NSP losses.
 
     Args:
       config: the run.
-      corpus: the opened corpus.
-      policy: the run's mask policy, resolved with the corpus's tokenizer.
+      data: the opened data.
+      policy: the run's mask policy, resolved with the data's tokenizer; None where the data is masked already.
       launcher: where to compute.
     """
 
@@ -109,8 +115,8 @@ class PretrainingJob:
     source: Any = ()
     texts_per_example = 1
 
-    def __init__(self, config: Config, corpus: Corpus, policy: ResolvedMaskPolicy, launcher: Launcher) -> None:
-        self.config, self.corpus, self.launcher = config, corpus, launcher
+    def __init__(self, config: Config, data: PretrainingData, policy: ResolvedMaskPolicy | None, launcher: Launcher) -> None:
+        self.config, self.data, self.launcher = config, data, launcher
         self.run_dir, self.train = config.run, config.train
         self._optimizer = optimizers.make_optimizer(config.optim, self.train.steps)
         self._schedule = optimizers.schedule(config.optim, self.train.steps)
@@ -118,14 +124,13 @@ class PretrainingJob:
         objective = step.pretraining(config.model, policy, accumulate=config.optim.accumulate, pairs=pairs)
         self._losses = tuple(objective.weights)
         self.train_step = step.make_train_step(objective, self._optimizer, axis_name=launcher.axis_name)
-        unigram = corpora.unigram_log_probabilities(corpus.train)
-        eval_step = step.make_eval_step(config.model, policy.held_out(), unigram, axis_name=launcher.axis_name, pairs=pairs)
+        held_out = policy.held_out() if policy else None
+        unigram = data.unigram_log_probabilities()
+        eval_step = step.make_eval_step(config.model, held_out, unigram, axis_name=launcher.axis_name, pairs=pairs)
         self._eval_step = launcher.compile(eval_step)
         self._rows = launcher.rows(config.data.batch_size)
-        special_tokens, seed = corpus.tokenizer.special_tokens, self.train.seed
-        batches = pipeline.train_batches(corpus.train, special_tokens, config.data, seed=seed, rows=self._rows)
-        self.batches = _CheckedBatches(batches, config.model)
-        self._digest = corpus.digest()
+        self.batches = _CheckedBatches(data.train_batches(seed=self.train.seed, rows=self._rows), config.model)
+        self._digest = data.digest()
 
     def init(self, source: Any) -> step.TrainState:
         """The state before the first step, a function of the seed."""
@@ -138,13 +143,14 @@ class PretrainingJob:
 
     def evaluate(self, params: Params, should_stop: ShouldStop) -> tuple[Scores, str] | None:
         """Held-out scores, with those of a unigram model and of the majority class for comparison."""
-        config, limit, special_tokens = self.config, self.train.eval_batches, self.corpus.tokenizer.special_tokens
-        total = None
-        for batch in pipeline.eval_batches(self.corpus.held_out, special_tokens, config.data, rows=self._rows, limit=limit):
+        config, total = self.config, None
+        for batch in self.data.eval_batches(rows=self._rows, limit=self.train.eval_batches):
             if should_stop():
                 return None
             sums = self._eval_step(params, self.launcher.place(batch))
             total = sums if total is None else jax.tree.map(jnp.add, total, sums)
+        if total is None and self.data.static_masks:
+            return None
         if total is None:
             raise UserError(f"{config.data.corpus} has no held-out examples; prepare it with a larger --held-out.")
         scores = {name: float(value) for name, value in jax.device_get(losses.means(total, self._losses)).items()}
@@ -166,7 +172,7 @@ class PretrainingJob:
     def meta(self, position: dict[str, Any]) -> Meta:
         """What a checkpoint stores beside the state."""
         stored = json.loads(self.config.to_json())
-        return Meta(stored, self.config.model, self.corpus.tokenizer, self._digest, position, heads=PRETRAINING)
+        return Meta(stored, self.config.model, self.data.tokenizer, self._digest, position, heads=PRETRAINING)
 
     def figure(self) -> Figure:
         """Losses and accuracies over steps."""
@@ -197,26 +203,40 @@ class _CheckedBatches:
         return batch
 
 
-def _open(config: Config) -> tuple[Config, Corpus, ResolvedMaskPolicy]:
-    """The corpus, the resolved mask policy, and the config as it is stored."""
+def _open(config: Config) -> tuple[Config, PretrainingData, ResolvedMaskPolicy | None]:
+    """The config as it is stored, the data, and the resolved mask policy."""
     # Before the policy's schedules are evaluated on a device.
     launchers.join_processes(config.train.distributed)
-    corpus = corpora.open_corpus(config.data.corpus)
-    tokens, rows = len(corpus.tokenizer.tokens), config.model.vocab_size
+    data = sources.open_data(config.data)
+    tokens, rows = len(data.tokenizer.tokens), config.model.vocab_size
     if tokens > rows:
         raise UserError(
             f"The vocabulary of {config.data.corpus} has {tokens} tokens, but model.vocab_size is {rows}; "
             f"use --model.vocab-size {tokens}."
         )
+    if not isinstance(data, Documents):
+        _require_defaults(config)
+        return config, data, None
     length = config.data.sequence_length
-    policy = masking.resolve(config.mask, corpus.tokenizer, steps=config.train.steps, sequence_length=length)
+    policy = masking.resolve(config.mask, data.tokenizer, steps=config.train.steps, sequence_length=length)
     masking.check(policy, length)
     if config.mask.select in ("word", "ngram", "span"):
-        _check_words(config, corpus)
-    return dataclasses.replace(config, mask=with_identity(config.mask, policy)), corpus, policy
+        _check_words(config, data.corpus)
+    return dataclasses.replace(config, mask=with_identity(config.mask, policy)), data, policy
 
 
-def _check_words(config: Config, corpus: Corpus) -> None:
+def _require_defaults(config: Config) -> None:
+    """Refuse settings of what TFRecord files have already decided."""
+    settings = {"mask": (config.mask, MaskPolicy())}
+    settings |= {f"data.{name}": (getattr(config.data, name), getattr(DataConfig, name)) for name in _DECIDED}
+    if changed := [name for name, (value, default) in settings.items() if value != default]:
+        raise UserError(
+            f"{config.data.corpus} contains masked sentence pairs, for which {', '.join(changed)} cannot be chosen any more; leave "
+            "it at its default, or prepare a corpus of documents."
+        )
+
+
+def _check_words(config: Config, corpus: corpora.Corpus) -> None:
     """Refuse to select words in text without word boundaries."""
     documents = corpus.train.documents
     sample = documents.__getitems__([*range(min(len(documents), _SAMPLED_DOCUMENTS))])

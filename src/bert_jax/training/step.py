@@ -60,12 +60,23 @@ class Objective(NamedTuple):
     """Micro-batches whose gradients make one step."""
 
 
-def pretraining(model: ModelConfig, policy: ResolvedMaskPolicy, *, accumulate: int = 1, pairs: bool = True) -> Objective:
-    """The MLM loss, and the NSP loss where batches have sentence pairs."""
+def pretraining(model: ModelConfig, policy: ResolvedMaskPolicy | None, *, accumulate: int = 1, pairs: bool = True) -> Objective:
+    """The MLM loss, and the NSP loss where batches have sentence pairs.
+
+    Args:
+      model: the model.
+      policy: from [`resolve_policy`][bert_jax.resolve_policy]; None where batches are masked already.
+      accumulate: micro-batches of a step.
+      pairs: whether batches have sentence pairs.
+    """
+
+    def prepare(key: Key[Array, ""], batch: Batch, state: TrainState) -> Batch:
+        return mask_tokens(key, batch, policy, state.step, loss=state.mlm_loss_ema) if policy else batch
+
     return Objective(
         weights={"mlm_loss": "mlm_weights"} | ({"nsp_loss": "nsp_weights"} if pairs else {}),
         sums=functools.partial(_pretraining_sums, model, pairs=pairs),
-        prepare=lambda key, batch, state: mask_tokens(key, batch, policy, state.step, loss=state.mlm_loss_ema),
+        prepare=prepare,
         accumulate=accumulate,
     )
 
@@ -133,7 +144,7 @@ def make_train_step(objective: Objective, optimizer: optax.GradientTransformatio
 
 def make_eval_step(
     model: ModelConfig,
-    policy: ResolvedMaskPolicy,
+    policy: ResolvedMaskPolicy | None,
     unigram: Float[np.ndarray, " V"],
     *,
     axis_name: str | None = None,
@@ -143,7 +154,7 @@ def make_eval_step(
 
     Args:
       model: the model.
-      policy: from [`ResolvedMaskPolicy.held_out`][bert_jax.ResolvedMaskPolicy.held_out].
+      policy: from [`ResolvedMaskPolicy.held_out`][bert_jax.ResolvedMaskPolicy.held_out]; None where batches are masked already.
       unigram: log-probability of each token by its frequency; its loss on the same masked tokens is the ``unigram_loss`` that a
         model has to beat. ``nsp_random`` is the share of random pairs.
       axis_name: as for ``make_train_step``.
@@ -152,7 +163,7 @@ def make_eval_step(
 
     def eval_step(params: Params, batch: Batch) -> Sums:
         key = jax.random.fold_in(jax.random.key(0, impl=ops.GENERATOR), _EVAL_MASK)
-        batch = mask_tokens(key, batch, policy, 0)
+        batch = mask_tokens(key, batch, policy, 0) if policy else batch
         sums = losses.pretraining(model, params, batch)
         sums["nsp_random"] = ((batch["nsp_weights"] * batch["nsp_labels"]).sum(), batch["nsp_weights"].sum())
         scores = jnp.where(batch["mlm_weights"] > 0, -ops.lookup(jnp.asarray(unigram), batch["mlm_ids"]), 0.0)

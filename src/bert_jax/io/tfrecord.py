@@ -1,0 +1,149 @@
+"""TFRecord files and ``tf.train.Example``, read and written without TensorFlow.
+
+A record is its length (uint64), the masked CRC32C of the length, the data, and the masked CRC32C of the data, little-endian
+(``tensorflow/core/lib/io/record_writer.h``).
+"""
+
+from __future__ import annotations
+
+import gzip
+import mmap
+import struct
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from typing import BinaryIO
+
+import google_crc32c
+import numpy as np
+from etils import epath
+from tensorflow_datasets.proto import tf_example_pb2
+
+from bert_jax.errors import UserError
+
+_LENGTH = struct.Struct("<QI")
+_CHECKSUM = struct.Struct("<I")
+_GZIP_MAGIC = b"\x1f\x8b"
+
+
+class RecordFile:
+    """Random access to the records of one file; gzip, found by its first bytes, is decompressed into memory.
+
+    Args:
+      path: local or remote. A local file is mapped into memory, a remote one is read whole.
+
+    Raises:
+      UserError: the file is missing, truncated, or its framing is damaged; the message gives the offset.
+    """
+
+    def __init__(self, path: epath.PathLike) -> None:
+        self.path = epath.Path(path)
+        self._content = _content(self.path)
+        self._starts, self._lengths = self._scan()
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def __getitem__(self, index: int) -> bytes:
+        start, length = int(self._starts[index]), int(self._lengths[index])
+        data = bytes(self._content[start : start + length])
+        if _CHECKSUM.unpack_from(self._content, start + length)[0] != _masked_checksum(data):
+            raise UserError(f"{self.path}: the record at byte {start - _LENGTH.size:,} is damaged; its checksum differs.")
+        return data
+
+    def _scan(self) -> tuple[np.ndarray, np.ndarray]:
+        """Find the records: first byte of the data and length of each."""
+        content, size = self._content, len(self._content)
+        starts, lengths, place = [], [], 0
+        while place < size:
+            if place + _LENGTH.size > size:
+                raise UserError(f"{self.path} is truncated: the record at byte {place:,} is incomplete.")
+            length, checksum = _LENGTH.unpack_from(content, place)
+            if checksum != _masked_checksum(content[place : place + 8]):
+                kind = "is not a TFRecord file" if not place else f"is damaged at byte {place:,}"
+                raise UserError(f"{self.path} {kind}: the checksum of a record's length differs.")
+            start = place + _LENGTH.size
+            place = start + length + _CHECKSUM.size
+            if place > size:
+                raise UserError(f"{self.path} is truncated: the record at byte {start - _LENGTH.size:,} is incomplete.")
+            starts.append(start)
+            lengths.append(length)
+        return np.array(starts, np.int64), np.array(lengths, np.int64)
+
+
+def write_record(file: BinaryIO, data: bytes) -> None:
+    """Append a record to an open file."""
+    header = struct.pack("<Q", len(data))
+    file.write(header + _CHECKSUM.pack(_masked_checksum(header)) + data + _CHECKSUM.pack(_masked_checksum(data)))
+
+
+def encode_example(features: Mapping[str, Iterable[int] | Iterable[float]]) -> bytes:
+    """Serialize a ``tf.train.Example``, its features in the order of their names.
+
+    Args:
+      features: values of each feature; those whose first value is a float become a list of floats, others of int64.
+
+    Examples:
+      >>> from bert_jax.io import tfrecord
+      >>> tfrecord.decode_example(tfrecord.encode_example({"input_ids": [101, 102]}))
+      {'input_ids': array([101, 102])}
+    """
+    example = tf_example_pb2.Example()
+    for name, values in features.items():
+        feature, row = example.features.feature[name], list(values)
+        if row and isinstance(row[0], float):
+            feature.float_list.value.extend(row)
+        else:
+            feature.int64_list.value.extend(row)
+    return example.SerializeToString(deterministic=True)
+
+
+def decode_example(data: bytes) -> dict[str, np.ndarray]:
+    """Parse a ``tf.train.Example`` into int64 and float32 arrays; features of bytes are left out.
+
+    Raises:
+      ValueError: the data is not an example.
+    """
+    try:
+        example = tf_example_pb2.Example.FromString(data)
+    except Exception as error:  # the class of the error depends on the implementation of protocol buffers
+        raise ValueError(f"not a tf.train.Example ({error})") from None
+    decoded = {}
+    for name, feature in example.features.feature.items():
+        match feature.WhichOneof("kind"):
+            case "int64_list":
+                decoded[name] = np.array(feature.int64_list.value, np.int64)
+            case "float_list":
+                decoded[name] = np.array(feature.float_list.value, np.float32)
+    return decoded
+
+
+def iterate(path: epath.PathLike) -> Iterator[bytes]:
+    """Yield the records of a file in order."""
+    file = RecordFile(path)
+    return (file[index] for index in range(len(file)))
+
+
+def _content(path: epath.Path) -> bytes | mmap.mmap:
+    if path.is_dir() or not path.exists():
+        raise UserError(f"There is no file {path}.")
+    try:
+        with path.open("rb") as file:
+            magic = file.read(2)
+            if magic == _GZIP_MAGIC:
+                file.seek(0)
+                return gzip.decompress(file.read())
+            if not magic:
+                raise UserError(f"{path} is empty.")
+            try:
+                return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            except (OSError, AttributeError, ValueError):
+                return magic + file.read()
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise UserError(f"{path} is not a whole gzip file: {error}.") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}.") from None
+
+
+def _masked_checksum(data: bytes) -> int:
+    checksum = google_crc32c.value(data)
+    return (((checksum >> 15) | (checksum << 17)) + 0xA282EAD8) & 0xFFFFFFFF
