@@ -25,6 +25,8 @@ CHARACTERS = [
 # Every character is a token, alone and inside of a word, so that no difference hides behind [UNK].
 PIECES = [*SPECIAL_TOKENS, *dict.fromkeys(part for text in TORTURE for part in text.lower() if part.strip()), "##x", "##y", "ab"]
 
+ODD = "abxyΣσİßé\u0301\u0316\u302eﬁ가 ."  # noqa: RUF001 - Greek letters, whose case depends on their neighbours
+
 
 def make(pieces, *, lowercase=True, **config):
     settings = {"do_lower_case": lowercase, "basic_tokenizer": "google", **config}
@@ -58,7 +60,7 @@ def test_every_character(lowercase):
         assert words == basic_words(f"a{character}b", lowercase), hex(ord(character))
 
 
-@given(st.text(st.one_of(st.characters(exclude_categories=["Cs"]), st.sampled_from("abxyΣσİßé\u0301\u0316\u302eﬁ가 .")), max_size=30))
+@given(st.text(st.one_of(st.characters(exclude_categories=["Cs"]), st.sampled_from(ODD)), max_size=30))
 def test_ids_and_spans_of_any_text(text):
     for lowercase in (True, False):
         tokenizer = make([*PIECES, *dict.fromkeys(set("".join(basic_words(text, lowercase))) - set(PIECES))], lowercase=lowercase)

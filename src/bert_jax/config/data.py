@@ -21,8 +21,8 @@ class DataConfig:
     """
 
     corpus: str
-    """Directory written by `bert-jax prepare`, or TFRecord files of masked sentence pairs: a file, a directory, or a pattern like
-    'data/*.tfrecord'."""
+    """Directory written by `bert-jax prepare`;
+    or TFRecord files of masked sentence pairs: a file, a directory, or a pattern such as 'data/*.tfrecord'."""
     sequence_length: int = 128
     """S, tokens in a row, [CLS] and [SEP] included."""
     batch_size: int = 256

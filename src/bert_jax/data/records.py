@@ -162,7 +162,7 @@ class Records:
         features = {_NAMES.get(name, name): values for name, values in features.items()}
         required = (*_REQUIRED, _NSP) if self._config.pairs else _REQUIRED
         if missing := [name for name in required if name not in features]:
-            found = ", ".join(features) or "no numbers"
+            found = ", ".join(sorted(features)) or "no numbers"
             hint = "; use --data.no-pairs" if missing == [_NSP] else ""
             raise UserError(f"{path}, record {index} has no {', '.join(missing)} (but {found}){hint}.")
         length = self._config.sequence_length

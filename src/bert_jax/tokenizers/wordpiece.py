@@ -7,7 +7,6 @@ import collections
 import dataclasses
 import functools
 import json
-import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
@@ -20,6 +19,7 @@ from bert_jax.io.parsing import parse_object
 from bert_jax.tokenizers.google import GoogleRules
 from bert_jax.tokenizers.protocol import SPECIAL_TOKENS, AlignedText, TokenizedText, find_special_tokens
 from bert_jax.tokenizers.settings import CONFIG, MAX_WORD_LENGTH_KEY, RULES_KEY, AddedToken, Rules, Settings, add_tokens, place
+from bert_jax.tokenizers.spans import add_accents
 
 VOCAB = "vocab.txt"
 CONTINUATION = "##"
@@ -224,7 +224,7 @@ class WordPiece:
 
     def _aligned(self, text: str, ids: Sequence[int] | np.ndarray, spans: np.ndarray) -> AlignedText:
         row = np.asarray(ids, np.int32)
-        return AlignedText(row, self.is_word_start[row], spans if text.isascii() else _add_accents(text, spans))
+        return AlignedText(row, self.is_word_start[row], spans if text.isascii() else add_accents(text, spans))
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of token ids, special tokens included; an id beyond the vocabulary has no text."""
@@ -270,19 +270,6 @@ def _check_distinct(settings: Settings) -> None:
             other = found.setdefault(normalizer.normalize_str(token.content), token.content)
             if other != token.content:
                 raise UserError(f"The added tokens {other!r} and {token.content!r} are equal in the normalized text; remove one.")
-
-
-def _add_accents(text: str, spans: np.ndarray) -> np.ndarray:
-    """Extend the spans of tokens over accents that follow their last letter and belong to no other token."""
-    if not len(spans):
-        return spans
-    is_mark = np.array([unicodedata.category(character) == "Mn" for character in text] + [False])
-    positions = np.arange(len(is_mark))
-    # For each position the first one at or after it that is no combining mark.
-    past_marks = np.minimum.accumulate(np.where(is_mark, len(is_mark), positions)[::-1])[::-1]
-    next_starts = np.append(spans[1:, 0], len(text))
-    ends = np.maximum(spans[:, 1], np.minimum(past_marks[spans[:, 1]], next_starts))
-    return np.stack([spans[:, 0], ends], axis=1).astype(np.int32)
 
 
 def _learn(texts: Iterable[str], size: int, lowercase: bool, characters: list[str]) -> list[str]:
