@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
 import itertools
 import os
@@ -14,6 +15,8 @@ import tempfile
 # end; pytest keeps its own `tmp_path` of the last three runs.
 os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
 SCRATCH = tempfile.mkdtemp(prefix="bert-jax-tests-")
+# Before multiprocessing is imported, whose own temporary directory lies in it and is removed first.
+atexit.register(shutil.rmtree, SCRATCH, ignore_errors=True)
 os.environ["TMPDIR"] = tempfile.tempdir = SCRATCH
 # Programs that tests share, also in processes of their own, are compiled once; but not by two workers at a time, which
 # might read what the other has half written.
@@ -32,6 +35,7 @@ import numpy as np
 import pytest
 
 import bert_jax
+import bert_jax.data.building
 import bert_jax.data.readers
 from bert_jax import tokenizers
 from bert_jax.data import corpus as corpora
@@ -97,7 +101,9 @@ def make_batch(lengths: list[list[int]], width: int, *, seed: int = 0, first_exa
 
 
 def pytest_unconfigure() -> None:
-    shutil.rmtree(SCRATCH, ignore_errors=True)
+    # The worker processes of pytest-xdist end without calling `atexit`.
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shutil.rmtree(SCRATCH, ignore_errors=True)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -160,7 +166,7 @@ def tokenizer(text) -> tokenizers.Tokenizer:
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory, text, tokenizer) -> corpora.Corpus:
     path = tmp_path_factory.mktemp("corpus") / "corpus"
-    corpora.write_corpus(lambda: bert_jax.data.readers.read_documents([text]), path, tokenizer, held_out=0.1)
+    bert_jax.data.building.write_corpus(bert_jax.data.readers.read_documents([text]), path, tokenizer, held_out=0.1)
     return corpora.open_corpus(path)
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 from pydoc_data.topics import topics
 
 from bert_jax import tokenizers
-from bert_jax.data.corpus import Corpus, open_corpus, write_corpus
+from bert_jax.data.building import write_corpus
+from bert_jax.data.corpus import Corpus, open_corpus
 
 
 def corpus(directory: str, *, vocab_size: int = 2000) -> Corpus:
@@ -17,5 +18,5 @@ def corpus(directory: str, *, vocab_size: int = 2000) -> Corpus:
         tokenizer = tokenizers.train(
             lambda: (line for document in documents for line in document), kind="wordpiece", size=vocab_size
         )
-        write_corpus(lambda: documents, directory, tokenizer, held_out=0.05)
+        write_corpus(documents, directory, tokenizer, held_out=0.05)
     return open_corpus(directory)

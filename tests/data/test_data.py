@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bert_jax.config.data import DataConfig
+from bert_jax.data import building, packing, pipeline, sentence_pairs
 from bert_jax.data import corpus as corpora
-from bert_jax.data import packing, pipeline, sentence_pairs
 from bert_jax.data.corpus import Split
 from bert_jax.data.readers import read_documents
 from bert_jax.errors import UserError
@@ -73,7 +73,7 @@ def test_bad_files_are_named_with_their_line(tmp_path, name, content, sentence):
 def test_missing_files_directories_and_columns(tmp_path):
     with pytest.raises(UserError, match="no file"):
         list(read_documents([tmp_path / "none.txt"]))
-    with pytest.raises(UserError, match="is a directory"):
+    with pytest.raises(UserError, match="is a directory without text files"):
         list(read_documents([tmp_path]))
     write(tmp_path / "a.parquet", "parquet")
     with pytest.raises(UserError, match="no column 'body' but text"):
@@ -144,7 +144,7 @@ def test_a_corpus_is_a_tfds_data_set_and_needs_no_tensorflow(corpus):
 )
 def test_too_few_documents(tmp_path, tokenizer, documents, sentence):
     with pytest.raises(UserError, match=sentence):
-        corpora.write_corpus(lambda: [["alpha bravo."]] * documents, tmp_path / "c", tokenizer, held_out=0.1)
+        building.write_corpus([["alpha bravo."]] * documents, tmp_path / "c", tokenizer, held_out=0.1)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -154,13 +154,13 @@ def test_a_failure_leaves_nothing_behind(tmp_path, tokenizer):
         raise OSError(28, "No space left on device")
 
     with pytest.raises(OSError, match="No space"):
-        corpora.write_corpus(read, tmp_path / "c", tokenizer, held_out=0.1)
+        building.write_corpus(read(), tmp_path / "c", tokenizer, held_out=0.1)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_corpus_is_not_overwritten(corpus, tokenizer):
     with pytest.raises(UserError, match="exists already"):
-        corpora.write_corpus(lambda: [], corpus.path, tokenizer, held_out=0.1)
+        building.write_corpus([], corpus.path, tokenizer, held_out=0.1)
     with pytest.raises(UserError, match="not a corpus"):
         corpora.open_corpus(corpus.path.parent)
 

@@ -25,7 +25,7 @@ def parse(name, value):
 
 
 def records(files):
-    return [[tfrecord.decode_example(data) for data in tfrecord.iterate(file)] for file in sorted(files)]
+    return [[tfrecord.decode_example(data) for data in tfrecord.stream(file)] for file in sorted(files)]
 
 
 @pytest.mark.parametrize("name", RUNS)

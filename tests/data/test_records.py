@@ -61,7 +61,7 @@ def same(a, b):
 
 
 def test_an_epoch_contains_every_record_once_and_the_next_one_in_another_order(config):
-    examples = [tfrecord.decode_example(data) for file in find_files(config.corpus) for data in tfrecord.iterate(file)]
+    examples = [tfrecord.decode_example(data) for file in find_files(config.corpus) for data in tfrecord.stream(file)]
     expected = sorted(tuple(row["input_ids"]) + tuple(row["masked_lm_ids"]) for row in examples)
     config = dataclasses.replace(config, batch_size=1)
     batches, _ = take(config, 2 * len(examples))
@@ -131,7 +131,7 @@ def test_frequencies_are_those_of_the_text_before_masking(config, corpus):
 
 def test_files_of_the_original_and_of_other_programs(tmp_path):
     """Gzip files, names of the TensorFlow Models, another program's framing, and a pattern with a vocabulary elsewhere."""
-    original = [*tfrecord.iterate(GOLDEN / "uncased-0.tfrecord.gz")]
+    original = [*tfrecord.stream(GOLDEN / "uncased-0.tfrecord.gz")]
     names = {"input_ids": "input_word_ids", "segment_ids": "input_type_ids"}
     for number, rows in enumerate((original[::2], original[1::2])):
         writer = tensorboardX.record_writer.RecordWriter(str(tmp_path / f"part-{number}"))

@@ -239,7 +239,7 @@ def test_another_config_is_refused_except_for_free_fields(run_config):
 def test_another_corpus_is_refused(run_config, tmp_path, tokenizer):
     pretrain(run_config)
     other = tmp_path / "other-corpus"
-    bert_jax.data.corpus.write_corpus(lambda: [["alpha bravo charlie.", "delta echo."]] * 40, other, tokenizer, held_out=0.1)
+    bert_jax.data.building.write_corpus([["alpha bravo charlie.", "delta echo."]] * 40, other, tokenizer, held_out=0.1)
     changed = dataclasses.replace(run_config, data=dataclasses.replace(run_config.data, corpus=str(other)))
     with pytest.raises(UserError, match="started with other data"):
         pretrain(changed)
@@ -298,7 +298,7 @@ def test_invalid_policies_are_refused_before_a_run(run_config, tmp_path, mask, s
 )
 def test_policies_that_need_word_boundaries_are_refused_without_them(run_config, tmp_path, select, sentences, why):
     letters = bert_jax.tokenizers.train(lambda: ["abcdefg" * 2], kind="wordpiece", size=19)
-    bert_jax.data.corpus.write_corpus(lambda: [sentences] * 40, tmp_path / "letters", letters, held_out=0.1)
+    bert_jax.data.building.write_corpus([sentences] * 40, tmp_path / "letters", letters, held_out=0.1)
     data = dataclasses.replace(run_config.data, corpus=str(tmp_path / "letters"))
     with pytest.raises(UserError, match=why):
         pretrain(dataclasses.replace(run_config, data=data, mask=MaskPolicy(select=select)))
@@ -525,7 +525,7 @@ def test_metrics_of_a_killed_process_may_end_in_an_incomplete_line(tmp_path):
 def test_other_optimizers_word_masking_and_other_attention(run_config, tmp_path, text, capsys):
     # Words of several tokens.
     few = bert_jax.tokenizers.train(lambda: text.read_text().splitlines(), kind="wordpiece", size=60)
-    bert_jax.data.corpus.write_corpus(lambda: bert_jax.data.readers.read_documents([text]), tmp_path / "few", few, held_out=0.1)
+    bert_jax.data.building.write_corpus(bert_jax.data.readers.read_documents([text]), tmp_path / "few", few, held_out=0.1)
     run_config = dataclasses.replace(run_config, data=dataclasses.replace(run_config.data, corpus=str(tmp_path / "few")))
     for name in ("adamw", "lamb"):
         config = dataclasses.replace(

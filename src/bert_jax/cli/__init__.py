@@ -33,8 +33,10 @@ COMMANDS = {
     "convert": "convert a model to another format",
 }
 _COMPUTING = ("pretrain", "finetune", "evaluate", "predict", "bench", "embed", "features")
-# Commands that save their run when they are stopped; all others remove their incomplete output.
+# Commands that save their run when they are stopped.
 _RESUMABLE = ("pretrain", "finetune")
+# What Ctrl-C means for the output of other commands, unless they remove what is incomplete.
+_STOPPED = {"prepare": "the same command continues with the next shard"}
 
 _USAGE = """usage: bert-jax COMMAND [options]
 
@@ -57,7 +59,8 @@ environment:
 
 exit status:
   0 success, 1 failure, 2 mistake in the input, 128 + n stopped by signal n. When pretrain and finetune are stopped by Ctrl-C or
-  SIGTERM, they save the run and the same command resumes it; other commands remove their incomplete output."""
+  SIGTERM, they save the run and the same command resumes it; prepare keeps finished shards, and the same command continues; other
+  commands remove their incomplete output."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -122,7 +125,8 @@ def _run(command: str, arguments: list[str]) -> int:
     except RunError as error:
         return _fail(error, 1)
     except KeyboardInterrupt:
-        done = "the same command resumes from the last checkpoint" if resumable else "incomplete output was removed"
+        other = _STOPPED.get(command, "incomplete output was removed")
+        done = "the same command resumes from the last checkpoint" if resumable else other
         return _fail(f"stopped by Ctrl-C; {done}.", 130)
     except SystemExit as error:
         if error.code != 128 + signal.SIGTERM:

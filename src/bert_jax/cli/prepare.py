@@ -7,18 +7,28 @@ from typing import Annotated, Literal
 
 import tyro
 from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    SpinnerColumn,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from bert_jax import tokenizers
-from bert_jax.data.corpus import write_corpus
+from bert_jax.data.building import Done, build_corpus
 from bert_jax.data.google import GoogleFlags, write_records
-from bert_jax.data.readers import Sentences, read_documents
+from bert_jax.data.readers import Input, Sentences, find_inputs
+from bert_jax.data.reading import BuildOptions
 from bert_jax.errors import UserError
 from bert_jax.tokenizers import Rules, Tokenizer, WordPiece
 
 _GOOGLE = GoogleFlags()
 # Options that only the builder of documents has.
-_DOCUMENT_OPTIONS = ("held_out", "sentences", "language", "field")
+_DOCUMENT_OPTIONS = ("held_out", "sentences", "language", "field", "workers")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +44,10 @@ class Prepare:
     """
 
     text: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="TEXT [TEXT ...]")]
-    """Text files (one sentence per line, a blank line between documents), .jsonl or .parquet; also .gz."""
+    """Files, patterns such as 'wiki/*.jsonl.gz', directories, - for standard input, or tfds:NAME for a data set of TFDS.
+    Text files have one sentence per line and a blank line between documents; .jsonl, .json and .parquet a record for each document.
+    .xml is a dump of MediaWiki.
+    Each may be compressed: .gz, .bz2, .xz, .zst."""
     vocab: str
     """Directory written by `bert-jax vocab`, or any directory with vocab.txt, tokenizer.json or spiece.model."""
     out: str
@@ -47,6 +60,8 @@ class Prepare:
     """Language of the sentence splitter, an ISO 639 code."""
     field: str = "text"
     """Field of .jsonl and .parquet records that contains the text."""
+    workers: int | None = None
+    """Processes that tokenize; by default one for each core."""
     tokenizer: Rules | None = None
     """Unicode rules of a WordPiece vocabulary: google, those of the original's tokenization.py, or transformers.
     By default as the vocabulary's directory says, and google with --builder google."""
@@ -73,31 +88,45 @@ def main(arguments: list[str]) -> int:
     """Run the command and return its exit status."""
     options = tyro.cli(Prepare, prog="bert-jax prepare", args=arguments)
     tokenizer = _tokenizer(options)
-    columns = (SpinnerColumn(), TextColumn("{task.completed:,.0f} {task.fields[unit]}"), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("", total=None, unit="documents" if options.builder == "documents" else "pairs")
-        if isinstance(tokenizer, WordPiece) and options.builder == "google":
-            sizes = {
-                "pairs": write_records(
-                    options.text,
-                    options.out,
-                    tokenizer,
-                    options.google,
-                    shards=options.shards,
-                    progress=lambda done: bar.advance(task, done),
-                )
-            }
-        else:
-            sizes = write_corpus(
-                lambda: read_documents(options.text, sentences=options.sentences, language=options.language, field=options.field),
-                options.out,
-                tokenizer,
-                held_out=options.held_out,
-                progress=lambda documents: bar.advance(task, documents),
-            )
+    inputs = find_inputs(options.text)
+    if isinstance(tokenizer, WordPiece) and options.builder == "google":
+        sizes = {"pairs": _write_records(options, [found.path for found in inputs], tokenizer)}
+    else:
+        sizes = _build_corpus(options, inputs, tokenizer)
     for split, size in sizes.items():
         print(f"{options.out} {split}: " + ", ".join(f"{count:,} {name}" for name, count in size.items()))
     return 0
+
+
+def _write_records(options: Prepare, texts: list[str], tokenizer: WordPiece) -> dict[str, int]:
+    columns = (SpinnerColumn(), TextColumn("{task.completed:,.0f} pairs"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("", total=None)
+        return write_records(
+            texts, options.out, tokenizer, options.google, shards=options.shards, progress=lambda done: bar.advance(task, done)
+        )
+
+
+def _build_corpus(options: Prepare, inputs: list[Input], tokenizer: Tokenizer) -> dict[str, dict[str, int]]:
+    known = [found.size for found in inputs if found.size is not None]
+    columns = (
+        BarColumn(),
+        TaskProgressColumn(),
+        DownloadColumn(),
+        TextColumn("{task.fields[speed]}"),
+        TextColumn("{task.fields[documents]:,} documents"),
+        TimeRemainingColumn(elapsed_when_finished=True),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("", total=sum(known) if len(known) == len(inputs) else None, documents=0, speed="")
+
+        def advance(done: Done) -> None:
+            bar.update(task, advance=done.bytes, documents=bar.tasks[task].fields["documents"] + done.texts)
+            # Chunks are finished in bursts, so the speed is that of the whole build.
+            bar.update(task, speed=f"{bar.tasks[task].completed / (bar.tasks[task].elapsed or 1) / 1e6:.1f} MB/s")
+
+        build = BuildOptions(options.held_out, options.sentences, options.language, options.field)
+        return build_corpus(inputs, options.out, tokenizer, build, workers=options.workers, progress=advance)
 
 
 def _tokenizer(options: Prepare) -> Tokenizer:

@@ -19,6 +19,7 @@ from etils import epath
 from tensorflow_datasets.proto import tf_example_pb2
 
 from bert_jax.errors import UserError
+from bert_jax.io.lines import open_bytes
 
 _LENGTH = struct.Struct("<QI")
 _CHECKSUM = struct.Struct("<I")
@@ -47,7 +48,7 @@ class RecordFile:
         start, length = int(self._starts[index]), int(self._lengths[index])
         data = bytes(self._content[start : start + length])
         if _CHECKSUM.unpack_from(self._content, start + length)[0] != _masked_checksum(data):
-            raise UserError(f"{self.path}: the record at byte {start - _LENGTH.size:,} is damaged; its checksum differs.")
+            raise _damaged(self.path, start - _LENGTH.size)
         return data
 
     def _scan(self) -> tuple[np.ndarray, np.ndarray]:
@@ -56,15 +57,14 @@ class RecordFile:
         starts, lengths, place = [], [], 0
         while place < size:
             if place + _LENGTH.size > size:
-                raise UserError(f"{self.path} is truncated: the record at byte {place:,} is incomplete.")
+                raise _truncated(self.path, place)
             length, checksum = _LENGTH.unpack_from(content, place)
             if checksum != _masked_checksum(content[place : place + 8]):
-                kind = "is not a TFRecord file" if not place else f"is damaged at byte {place:,}"
-                raise UserError(f"{self.path} {kind}: the checksum of a record's length differs.")
+                raise _wrong_length(self.path, place)
             start = place + _LENGTH.size
             place = start + length + _CHECKSUM.size
             if place > size:
-                raise UserError(f"{self.path} is truncated: the record at byte {start - _LENGTH.size:,} is incomplete.")
+                raise _truncated(self.path, start - _LENGTH.size)
             starts.append(start)
             lengths.append(length)
         return np.array(starts, np.int64), np.array(lengths, np.int64)
@@ -117,10 +117,38 @@ def decode_example(data: bytes) -> dict[str, np.ndarray]:
     return decoded
 
 
-def iterate(path: epath.PathLike) -> Iterator[bytes]:
-    """Yield the records of a file in order."""
-    file = RecordFile(path)
-    return (file[index] for index in range(len(file)))
+def stream(path: epath.PathLike) -> Iterator[bytes]:
+    """Yield the records of a file in order, in the memory of one record; gzip is decompressed where the name ends with ``.gz``.
+
+    Raises:
+      UserError: the file is missing, truncated or damaged; the message gives the offset.
+    """
+    place = 0
+    with open_bytes(path) as file:
+        while header := file.read(_LENGTH.size):
+            length, checksum = _LENGTH.unpack(header) if len(header) == _LENGTH.size else (0, 0)
+            if len(header) == _LENGTH.size and checksum != _masked_checksum(header[:8]):
+                raise _wrong_length(path, place)
+            data, footer = file.read(length), file.read(_CHECKSUM.size)
+            if len(footer) < _CHECKSUM.size:
+                raise _truncated(path, place)
+            if _CHECKSUM.unpack(footer)[0] != _masked_checksum(data):
+                raise _damaged(path, place)
+            yield data
+            place += _LENGTH.size + length + _CHECKSUM.size
+
+
+def _truncated(path: epath.PathLike, place: int) -> UserError:
+    return UserError(f"{path} is truncated: the record at byte {place:,} is incomplete.")
+
+
+def _wrong_length(path: epath.PathLike, place: int) -> UserError:
+    kind = "is not a TFRecord file" if not place else f"is damaged at byte {place:,}"
+    return UserError(f"{path} {kind}: the checksum of a record's length differs.")
+
+
+def _damaged(path: epath.PathLike, place: int) -> UserError:
+    return UserError(f"{path}: the record at byte {place:,} is damaged; its checksum differs.")
 
 
 def _content(path: epath.Path) -> bytes | mmap.mmap:

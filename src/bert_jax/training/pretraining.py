@@ -60,11 +60,11 @@ def pretrain(config: Config) -> Result:
 
     Examples:
       >>> import pathlib, tempfile
-      >>> from bert_jax.data.corpus import write_corpus
+      >>> from bert_jax.data.building import write_corpus
       >>> directory = pathlib.Path(tempfile.mkdtemp())
       >>> document = ["the cat sat on the mat", "the dog lay on the rug"]
       >>> tokenizer = bert_jax.tokenizers.train(lambda: document, kind="wordpiece", size=64)
-      >>> sizes = write_corpus(lambda: [document] * 40, directory / "corpus", tokenizer, held_out=0.1)
+      >>> sizes = write_corpus([document] * 40, directory / "corpus", tokenizer, held_out=0.1)
       >>> config = bert_jax.Config(
       ...     run=str(directory / "run"),
       ...     data=bert_jax.DataConfig(str(directory / "corpus"), sequence_length=16, batch_size=8),

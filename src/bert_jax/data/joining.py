@@ -1,0 +1,92 @@
+"""The files of all chunks as one TFDS data set: shards under their final names, and the arrays that examples are planned from."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from etils import epath
+from tensorflow_datasets.core import naming, splits
+
+from bert_jax.data.chunks import Files
+
+_NAME = "corpus"
+
+
+class Joined(NamedTuple):
+    """What is known of a split with D documents, N sentences and V tokens in the vocabulary."""
+
+    first: np.ndarray
+    """int64 [D + 1], index of the first sentence of each document."""
+    lengths: np.ndarray
+    """int32 [N], tokens of each sentence."""
+    counts: np.ndarray
+    """int64 [V], occurrences of each token."""
+    words: int
+    bytes: int
+    """Of the documents as they are stored."""
+    documents: list[int]
+    """Documents of each chunk."""
+
+    def sizes(self) -> dict[str, int]:
+        """Number of documents, sentences, words and tokens."""
+        return {
+            "documents": len(self.first) - 1,
+            "sentences": len(self.lengths),
+            "words": self.words,
+            "tokens": int(self.counts.sum()),
+        }
+
+
+def join(files: Sequence[Files], split: str, out: epath.Path) -> Joined:
+    """Write ``SPLIT.first.npy``, ``SPLIT.lengths.npy`` and ``SPLIT.counts.npy``, in the memory of one chunk.
+
+    Args:
+      files: the files of the chunks, in order.
+      split: the split.
+      out: the directory.
+    """
+
+    def each(name: str) -> Iterator[np.ndarray]:
+        for chunk in files:
+            with np.load(chunk.statistics) as arrays:
+                yield arrays[f"{split}.{name}"]
+
+    documents = [len(sentences) for sentences in each("sentences")]
+    total = sum(len(lengths) for lengths in each("lengths"))
+    words, size = np.sum([*each("sizes")], axis=0).tolist()
+    first = np.lib.format.open_memmap(out / f"{split}.first.npy", "w+", np.int64, (sum(documents) + 1,))
+    lengths = np.lib.format.open_memmap(out / f"{split}.lengths.npy", "w+", np.int32, (total,))
+    place = 0
+    for sentences in each("sentences"):
+        np.cumsum(sentences, out=first[place + 1 : place + 1 + len(sentences)])
+        first[place + 1 : place + 1 + len(sentences)] += first[place]
+        place += len(sentences)
+    place = 0
+    for values in each("lengths"):
+        lengths[place : place + len(values)] = values
+        place += len(values)
+    counts = functools.reduce(np.add, each("counts"))
+    first.flush()
+    lengths.flush()
+    np.save(out / f"{split}.counts.npy", counts)
+    return Joined(first, lengths, counts, words, size, documents)
+
+
+def name_shards(files: Sequence[Files], split: str, joined: Joined, out: epath.Path) -> splits.SplitInfo:
+    """Rename the documents of the chunks to the names that TFDS looks for; where that was stopped, continue.
+
+    Returns:
+      The description of the split.
+    """
+    template = naming.ShardedFileTemplate(data_dir=out, dataset_name=_NAME, split=split, filetype_suffix="array_record")
+    full = [(chunk, count) for chunk, count in zip(files, joined.documents, strict=True) if count]
+    for shard, (chunk, _) in enumerate(full):
+        source = chunk.documents(split)
+        if source.exists():
+            source.rename(template.sharded_filepath(shard_index=shard, num_shards=len(full)))
+    return splits.SplitInfo(
+        name=split, shard_lengths=[count for _, count in full], num_bytes=joined.bytes, filename_template=template
+    )
