@@ -11,6 +11,7 @@ import json
 import lzma
 import os
 import pathlib
+import random
 import shutil
 import signal
 import subprocess
@@ -79,7 +80,7 @@ def test_counts_and_provenance(inputs, tokenizer, text, tmp_path):
     assert stored["sources"] == [
         {"path": str(text), "bytes": text.stat().st_size, "sha256": hashlib.sha256(text.read_bytes()).hexdigest()}
     ]
-    assert stored["options"] == {"held_out": 0.1, "sentences": "auto", "language": "en", "field": "text"}
+    assert stored["options"] == {"held_out": 0.1, "sentences": "auto", "language": "en", "field": "text", "duplicates": "keep"}
     documents = [*read_documents([text])]
     # Full stops are words of their own.
     words = sum(len(sentence.replace(".", " . ").split()) for document in documents for sentence in document)
@@ -369,6 +370,26 @@ def test_the_command_shows_progress(text, tokenizer, tmp_path, capsys):
     assert "MB/s" in captured.err
     assert "80 documents" in captured.err
     assert captured.out.startswith(f"{tmp_path / 'c'} train: 76 documents")
+
+
+def test_repeated_documents_are_dropped(tmp_path, tokenizer):
+    rng = random.Random(0)
+    words = [f"w{number}" for number in range(1000)]
+    texts = [" ".join(rng.choices(words, k=200)) for _ in range(60)]
+    changed = {number: texts[number].split() for number in (3, 7)}
+    for row in changed.values():
+        row[100] = "another"
+    near = [" ".join(row) for row in changed.values()]
+    exact = [texts[5].upper(), "  ".join(texts[9].split())]
+    (tmp_path / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in [*texts, *exact, *near, texts[11]]))
+    expected = {"keep": (65, 0), "exact": (62, 3), "near": (60, 5)}
+    for duplicates, (documents, dropped) in expected.items():
+        for workers in (1, 2) if duplicates == "near" else (1,):
+            out = tmp_path / f"{duplicates}-{workers}"
+            options = BuildOptions(held_out=0.1, duplicates=duplicates)
+            sizes = building.build_corpus(find_inputs([tmp_path / "text.jsonl"]), out, tokenizer, options, workers=workers)
+            assert sum(split["documents"] for split in sizes.values()) == documents
+            assert json.loads((out / "provenance.json").read_text())["dropped_duplicates"] == dropped
 
 
 def test_lengths_are_memory_mapped(small_chunks, inputs, tokenizer, tmp_path):

@@ -20,6 +20,7 @@ from rich.progress import (
 
 from bert_jax import tokenizers
 from bert_jax.data.building import Done, build_corpus
+from bert_jax.data.duplicates import Duplicates
 from bert_jax.data.google import GoogleFlags, write_records
 from bert_jax.data.readers import Input, Sentences, find_inputs
 from bert_jax.data.reading import BuildOptions
@@ -28,7 +29,7 @@ from bert_jax.tokenizers import Rules, Tokenizer, WordPiece
 
 _GOOGLE = GoogleFlags()
 # Options that only the builder of documents has.
-_DOCUMENT_OPTIONS = ("held_out", "sentences", "language", "field", "workers")
+_DOCUMENT_OPTIONS = ("held_out", "sentences", "language", "field", "duplicates", "workers")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +61,8 @@ class Prepare:
     """Language of the sentence splitter, an ISO 639 code."""
     field: str = "text"
     """Field of .jsonl and .parquet records that contains the text."""
+    duplicates: Duplicates = "keep"
+    """Documents that are dropped: exact, those that repeat an earlier one; near, also those that share most runs of five words."""
     workers: int | None = None
     """Processes that tokenize; by default one for each core."""
     tokenizer: Rules | None = None
@@ -125,7 +128,7 @@ def _build_corpus(options: Prepare, inputs: list[Input], tokenizer: Tokenizer) -
             # Chunks are finished in bursts, so the speed is that of the whole build.
             bar.update(task, speed=f"{bar.tasks[task].completed / (bar.tasks[task].elapsed or 1) / 1e6:.1f} MB/s")
 
-        build = BuildOptions(options.held_out, options.sentences, options.language, options.field)
+        build = BuildOptions(options.held_out, options.sentences, options.language, options.field, options.duplicates)
         return build_corpus(inputs, options.out, tokenizer, build, workers=options.workers, progress=advance)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 import contextlib
+import functools
 import itertools
 import json
 import multiprocessing
@@ -26,6 +27,7 @@ from bert_jax import tokenizers
 from bert_jax.data import chunks, joining, reading
 from bert_jax.data.chunks import SPLITS, Chunk, Files, Writer
 from bert_jax.data.corpus import VERSION
+from bert_jax.data.duplicates import Map
 from bert_jax.data.readers import Document, Input, StoredText
 from bert_jax.data.reading import BuildOptions, Reader
 from bert_jax.errors import RunError, UserError
@@ -75,6 +77,7 @@ def build_corpus(
       UserError: ``out`` exists or is being built, an input cannot be read, or there are too few documents.
       RunError: a process was killed.
     """
+    workers = workers or len(os.sched_getaffinity(0))
     plan = {
         "version": str(VERSION),
         "inputs": [_identity(found) for found in inputs],
@@ -84,8 +87,13 @@ def build_corpus(
     }
     # What was read from standard input cannot be read again.
     continued = all(found.size is not None for found in inputs)
-    with _Build(out, tokenizer, options, plan if continued else None) as build:
-        return build.run(Reader(inputs, options), workers, progress)
+    with contextlib.ExitStack() as stack:
+        build = stack.enter_context(_Build(out, tokenizer, options, plan if continued else None))
+        apply: Map = map
+        if options.duplicates == "near" and workers > 1:
+            pool = stack.enter_context(concurrent.futures.ProcessPoolExecutor(workers, _CONTEXT))
+            apply = functools.partial(pool.map, chunksize=64)
+        return build.run(Reader(inputs, options, apply), workers, progress)
 
 
 def write_corpus(
@@ -141,12 +149,12 @@ class _Build:
                     with contextlib.suppress(OSError):
                         parent.rmdir()
 
-    def run(self, reader: Reader, workers: int | None, progress: Callable[[Done], None]) -> dict[str, dict[str, int]]:
+    def run(self, reader: Reader, workers: int, progress: Callable[[Done], None]) -> dict[str, dict[str, int]]:
         count = 0
-        for chunk, size in self._write(reader, workers or len(os.sched_getaffinity(0))):
+        for chunk, size in self._write(reader, workers):
             progress(Done(len(chunk.texts), size))
             count += 1
-        return self._finish(count, reader.files)
+        return self._finish(count, reader)
 
     def _write(self, reader: Reader, workers: int) -> Iterator[tuple[Chunk, int]]:
         """Write the chunks that are missing, and yield each one when it is finished."""
@@ -181,7 +189,7 @@ class _Build:
             stop.set()
             pool.shutdown(cancel_futures=True)
 
-    def _finish(self, count: int, sources: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
+    def _finish(self, count: int, reader: Reader) -> dict[str, dict[str, int]]:
         """Join the chunks into a corpus and rename it to its final name."""
         files = [Files(self._files, number) for number in range(count)]
         corpus = self._work / "corpus"
@@ -198,7 +206,13 @@ class _Build:
         )
         tokenizers.save(self._tokenizer, corpus)
         sizes = {split: found.sizes() for split, found in joined.items()}
-        provenance = {"format_version": 1, "sources": sources, "options": asdict(self._options), "counts": sizes}
+        provenance = {
+            "format_version": 1,
+            "sources": reader.files,
+            "options": asdict(self._options),
+            "dropped_duplicates": reader.dropped,
+            "counts": sizes,
+        }
         (corpus / PROVENANCE).write_text(json.dumps(provenance, indent=2))
         corpus.rename(self._out)
         return sizes

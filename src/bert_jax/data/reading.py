@@ -11,6 +11,7 @@ from typing import Any
 from etils import epath
 
 from bert_jax.data.chunks import Chunk
+from bert_jax.data.duplicates import Duplicates, Filter, Map
 from bert_jax.data.readers import Input, Sentences, StoredText, read_texts
 from bert_jax.errors import UserError
 
@@ -32,6 +33,7 @@ class BuildOptions:
     sentences: Sentences = "auto"
     language: str = "en"
     field: str = "text"
+    duplicates: Duplicates = "keep"
 
     def __post_init__(self) -> None:
         if not 0 < self.held_out <= 0.5:
@@ -49,13 +51,20 @@ class Reader:
     Args:
       inputs: from [`find_inputs`][bert_jax.data.readers.find_inputs].
       options: how texts become documents.
+      apply: computes what near duplicates are found by, perhaps in several processes.
     """
 
-    def __init__(self, inputs: Sequence[Input], options: BuildOptions) -> None:
+    def __init__(self, inputs: Sequence[Input], options: BuildOptions, apply: Map = map) -> None:
         self._inputs, self._language = inputs, options.language
         self.bytes = 0
         self.files: list[dict[str, Any]] = []
-        self._texts = self._read(options)
+        self._filter = Filter(options.duplicates, apply)
+        self._texts = self._filter(self._read(options))
+
+    @property
+    def dropped(self) -> int:
+        """Documents that repeat an earlier one and were left out."""
+        return self._filter.dropped
 
     @classmethod
     def of_texts(cls, texts: Iterator[StoredText]) -> Reader:
