@@ -8,6 +8,7 @@ import json
 import shutil
 import subprocess
 import sys
+import tracemalloc
 
 import numpy as np
 import pyarrow
@@ -183,6 +184,59 @@ def test_a_corpus_of_another_format_is_refused(corpus, tmp_path, version, senten
         corpora.open_corpus(tmp_path / "corpus")
     path.write_text(json.dumps(info | {"version": "2.1.0"}))
     assert corpora.open_corpus(tmp_path / "corpus").digest() == corpus.digest()
+
+
+class Multiples:
+    """An array of multiples of a number, computed when it is read."""
+
+    def __init__(self, size, factor):
+        self._size, self._factor = size, factor
+
+    def __len__(self):
+        return self._size
+
+    def __getitem__(self, index):
+        return index * self._factor
+
+
+def test_ten_billion_sentences_are_planned_in_bounded_memory():
+    sentences, per_document = 10**10, 25
+    split = Split(None, Multiples(sentences // per_document + 1, per_document), np.broadcast_to(np.int32(20), sentences), None)
+    config = DataConfig("", sequence_length=128, batch_size=8)
+    assert sentence_pairs.blocks(split) == 6104
+    tracemalloc.start()
+    plans = [sentence_pairs.plan(split, config, seed=0, epoch=1, block=block) for block in (0, 6103)]
+    rows = pipeline.packed_rows(plans[0], config, seed=0)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(rows) > 200_000
+    assert peak < 500 * 2**20
+    first, last = ({*plan.document_a.tolist()} for plan in plans)
+    assert {len(first), len(last)} <= {65_530, 65_531}
+    assert not first & last
+
+
+def test_the_order_of_many_documents_is_a_permutation(monkeypatch):
+    monkeypatch.setattr(sentence_pairs, "MAX_PERMUTATION", 100)
+    for epoch in range(2):
+        order = np.concatenate([sentence_pairs._order(1003, 7, 5, epoch, block) for block in range(7)])
+        assert sorted(order.tolist()) == [*range(1003)]
+        assert abs(np.corrcoef(order, np.arange(1003))[0, 1]) < 0.1
+    assert sentence_pairs._order(1003, 7, 5, 0, 3).tolist() != sentence_pairs._order(1003, 7, 5, 1, 3).tolist()
+
+
+def test_evaluation_is_planned_block_by_block(monkeypatch):
+    """Every example of every block once, in batches of equal shape."""
+    split, config = synthetic(300), DataConfig("", sequence_length=64, batch_size=16)
+    monkeypatch.setattr(sentence_pairs, "DOCUMENTS_PER_BLOCK", 80)
+    plans = [sentence_pairs.plan(split, config, seed=0, epoch=0, block=block) for block in range(sentence_pairs.blocks(split))]
+    assert len(plans) == 4
+    batches = [*pipeline.eval_batches(split, SPECIAL_TOKENS, config, rows=np.arange(16), limit=None)]
+    found = np.concatenate([batch["example_ids"][batch["nsp_weights"] > 0] for batch in batches])
+    assert sorted(found.tolist()) == sorted(np.concatenate([plan.example for plan in plans]).tolist())
+    assert {batch["input_ids"].shape for batch in batches} == {(16, 64)}
+    for limit in (1, 5):
+        assert len([*pipeline.eval_batches(split, SPECIAL_TOKENS, config, rows=np.arange(16), limit=limit)]) == limit
 
 
 def synthetic(documents=3000, seed=0, longest=40):

@@ -26,17 +26,13 @@ from etils import epath
 from bert_jax import tokenizers
 from bert_jax.data import chunks, joining, reading
 from bert_jax.data.chunks import SPLITS, Chunk, Files, Writer
-from bert_jax.data.corpus import VERSION
+from bert_jax.data.corpus import PROVENANCE, VERSION, open_corpus
 from bert_jax.data.duplicates import Map
 from bert_jax.data.readers import Document, Input, StoredText
 from bert_jax.data.reading import BuildOptions, Reader
 from bert_jax.errors import RunError, UserError
 from bert_jax.io import atomic
 from bert_jax.tokenizers import Tokenizer
-
-PROVENANCE = "provenance.json"
-"""File that describes where a corpus comes from: sources with their hashes, options and counts."""
-
 
 # A fork of this process could inherit locks of JAX's threads; the server of processes has imported what they need.
 _CONTEXT = multiprocessing.get_context("forkserver")
@@ -212,6 +208,7 @@ class _Build:
             "options": asdict(self._options),
             "dropped_duplicates": reader.dropped,
             "counts": sizes,
+            "digest": open_corpus(corpus).compute_digest(),
         }
         (corpus / PROVENANCE).write_text(json.dumps(provenance, indent=2))
         corpus.rename(self._out)

@@ -28,6 +28,10 @@ _DATASET_INFO = "dataset_info.json"
 # Bytes of decoded documents that are cached, and the bytes that a cached document takes beside its arrays.
 _CACHE_BYTES = 2**29
 _DOCUMENT_OVERHEAD = 1024
+# Bytes of arrays that are hashed whenever a run starts, which takes a second; of larger ones the stored digest is taken.
+_MAX_HASHED = 2**30
+PROVENANCE = "provenance.json"
+"""File that describes where a corpus comes from: sources with their hashes, options and counts."""
 
 
 class Documents:
@@ -91,9 +95,18 @@ class Corpus(NamedTuple):
     tokenizer: Tokenizer
     train: Split
     held_out: Split
+    stored_digest: str | None = None
+    """The digest as it was when the corpus was written."""
 
     def digest(self) -> str:
         """Return a hex digest of the content that runs depend on, equal for equal corpora at any path."""
+        size = sum(values.nbytes for split in (self.train, self.held_out) for values in (split.first, split.lengths, split.counts))
+        if size > _MAX_HASHED and self.stored_digest:
+            return self.stored_digest
+        return self.compute_digest()
+
+    def compute_digest(self) -> str:
+        """Return the digest, read from all arrays."""
         summary = hashlib.blake2b(tokenizers.digest(self.tokenizer).encode(), digest_size=16)
         for split in (self.train, self.held_out):
             for values in (split.first, split.lengths, split.counts):
@@ -118,7 +131,9 @@ def open_corpus(path: epath.PathLike) -> Corpus:
         arrays = (np.load(path / f"{name}.{part}.npy", mmap_mode="r") for part in ("first", "lengths", "counts"))
         return Split(Documents(builder.as_data_source(split=name)), *arrays)
 
-    return Corpus(path, tokenizer, open_split(TRAIN), open_split(HELD_OUT))
+    provenance = path / PROVENANCE
+    digest = read_json(provenance).get("digest") if provenance.exists() else None
+    return Corpus(path, tokenizer, open_split(TRAIN), open_split(HELD_OUT), digest)
 
 
 def _check_version(path: epath.Path) -> None:

@@ -6,6 +6,7 @@ on the number of hosts, workers or devices, nor on the step from which a run was
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -58,7 +59,7 @@ def prefetch(batches: grain.IterDataset[HostBatch]) -> grain.DatasetIterator[Hos
 def eval_batches(
     split: Split, special_tokens: SpecialTokens, config: DataConfig, *, rows: np.ndarray, limit: int | None
 ) -> Iterator[HostBatch]:
-    """Yield every example of a fixed epoch once, in batches of equal shape; the last one is filled up with empty rows.
+    """Iterate over every example of a fixed epoch once, in batches of equal shape; the last one is filled up with empty rows.
 
     The examples do not depend on the run's seed, so that runs can be compared.
 
@@ -69,13 +70,24 @@ def eval_batches(
       rows: indices [R] of the rows of the global batch that this process makes.
       limit: maximum number of batches; None for all.
     """
-    plans = [sentence_pairs.plan(split, config, seed=0, epoch=0, block=block) for block in range(sentence_pairs.blocks(split))]
-    plan = Examples(*map(np.concatenate, zip(*plans, strict=True)))
-    packed = packed_rows(plan, config, seed=0)
-    count = -(-len(packed) // config.batch_size)
-    packed = np.pad(packed, ((0, count * config.batch_size - len(packed)), (0, 0)), constant_values=-1)
-    for batch in range(count if limit is None else min(count, limit)):
-        yield assemble(split, special_tokens, config, plan.take(packed[batch * config.batch_size + rows]))
+    batches = itertools.islice(_global_batches(split, config), limit)
+    return (assemble(split, special_tokens, config, examples.rows(rows)) for examples in batches)
+
+
+def _global_batches(split: Split, config: DataConfig) -> Iterator[Examples]:
+    """Yield the examples of each batch of a fixed epoch, planned block by block; the last one is filled up with absent ones."""
+    size, left = config.batch_size, None
+    for block in range(sentence_pairs.blocks(split)):
+        plan = sentence_pairs.plan(split, config, seed=0, epoch=0, block=block)
+        planned = plan.take(packed_rows(plan, config, seed=0))
+        if left is not None:
+            planned = Examples(*map(np.concatenate, zip(left, planned, strict=True)))
+        whole = len(planned.example) // size * size
+        for start in range(0, whole, size):
+            yield planned.rows(slice(start, start + size))
+        left = planned.rows(slice(whole, None))
+    if left is not None and (missing := -len(left.example) % size):
+        yield Examples(*(np.pad(column, ((0, missing), (0, 0))) for column in left))
 
 
 def packed_rows(plan: Examples, config: DataConfig, *, seed: int | list[int]) -> np.ndarray:

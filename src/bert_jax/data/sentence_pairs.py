@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 from typing import NamedTuple
 
+import grain
 import numpy as np
 
 from bert_jax.config.data import DataConfig
@@ -20,6 +21,9 @@ from bert_jax.errors import UserError
 # Random next sentences come from the same block, which is a random sample of the corpus. The blocks of an epoch have equal sizes.
 DOCUMENTS_PER_BLOCK = 65_536
 SENTENCES_PER_BLOCK = 4_194_304
+# Documents whose order is held in memory, 128 MiB; that of more is computed block by block. The arrays of a block take 250 MiB with
+# rows of 128 tokens and up to 1.5 GiB where each sentence makes an example, whatever the size of the corpus.
+MAX_PERMUTATION = 2**24
 
 
 class Examples(NamedTuple):
@@ -42,6 +46,10 @@ class Examples(NamedTuple):
     def take(self, indices: np.ndarray) -> Examples:
         """Return the examples at these indices; -1 gives an absent example, which is all zeros."""
         return Examples(*(np.where(indices < 0, 0, column[indices]) for column in self))
+
+    def rows(self, chosen: np.ndarray | slice) -> Examples:
+        """Return some of the rows."""
+        return Examples(*(column[chosen] for column in self))
 
     def tokens(self, config: DataConfig) -> np.ndarray:
         """Return the tokens of each example as [CLS] A [SEP] B [SEP] or [CLS] A [SEP]; 0 for an absent one."""
@@ -70,9 +78,7 @@ def plan(split: Split, config: DataConfig, *, seed: int, epoch: int, block: int)
     """
     if config.dupe_factor is not None:
         epoch %= config.dupe_factor
-    documents = len(split.first) - 1
-    count = blocks(split)
-    order = _order(documents, seed, epoch)[block * documents // count : (block + 1) * documents // count]
+    order = _order(len(split.first) - 1, blocks(split), seed, epoch, block)
     if config.pairs and len(order) < 2:
         raise UserError(
             "Sentence pairs need at least two documents for random next sentences; add documents or set pairs to False."
@@ -80,8 +86,19 @@ def plan(split: Split, config: DataConfig, *, seed: int, epoch: int, block: int)
     return _Planner(split, config, order, np.random.default_rng([seed, epoch, 1 + block])).run(epoch)
 
 
+def _order(documents: int, blocks: int, seed: int, epoch: int, block: int) -> np.ndarray:
+    """The documents of a block, in an order in which every epoch goes through all documents."""
+    start, stop = block * documents // blocks, (block + 1) * documents // blocks
+    if documents <= MAX_PERMUTATION:
+        return _permutation(documents, seed, epoch)[start:stop]
+    # Grain computes each element of the permutation by itself.
+    state = int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
+    shuffle = functools.partial(grain.experimental.index_shuffle, max_index=documents - 1, seed=state, rounds=4)
+    return np.fromiter(map(shuffle, range(start, stop)), np.int64, stop - start)
+
+
 @functools.lru_cache(maxsize=1)
-def _order(documents: int, seed: int, epoch: int) -> np.ndarray:
+def _permutation(documents: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(documents)
 
 
@@ -91,7 +108,7 @@ class _Planner:
     def __init__(self, split: Split, config: DataConfig, documents: np.ndarray, rng: np.random.Generator) -> None:
         self.config, self.documents, self.rng = config, documents, rng
         self.corpus_sentences = split.lengths.size
-        sizes = (split.first[1:] - split.first[:-1])[documents]
+        sizes = split.first[documents + 1] - split.first[documents]
         self.last = np.cumsum(sizes)
         self.first = self.last - sizes
         # The sentences of the block, one document after the other; `source` is their index in the corpus.
