@@ -12,7 +12,8 @@ NOTEBOOKS = Path(__file__).parents[1] / "experiments" / "notebooks"
 PICTURES = {"mask_microscope": 7, "write_your_own": 2, "schedules_compared": 1}
 
 
-@pytest.mark.parametrize("name", ["mask_microscope", *(pytest.param(name, marks=pytest.mark.slow) for name in (*PICTURES,)[1:])])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PICTURES)
 def test_a_notebook_runs(name, monkeypatch, tmp_path):
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
     # As on a user's machine, not as in these tests.

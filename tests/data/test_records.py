@@ -247,7 +247,7 @@ def test_a_corpus_is_told_from_records(config, corpus):
 
 
 @pytest.fixture
-def record_run(run_config, config):
+def record_run(run_config, config, quick):
     data = dataclasses.replace(config, batch_size=16, held_out=config.corpus)
     return dataclasses.replace(run_config, data=data, model=dataclasses.replace(run_config.model, vocab_size=97))
 

@@ -155,7 +155,9 @@ def drawn_alone():
     return jax.device_get(jax.jit(draw_rows)((), jax.tree.map(jnp.asarray, ROWS)))
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    "layout", [layout if layout in ("1x8x1", "2x2x2") else pytest.param(layout, marks=pytest.mark.slow) for layout in LAYOUTS]
+)
 def test_masks_and_dropout_are_those_of_one_device(drawn_alone, layout):
     launcher = launcher_of(layout)
     with launcher.context():

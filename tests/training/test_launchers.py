@@ -47,6 +47,7 @@ def test_pretraining_joins_before_schedules_are_evaluated(run_config, tmp_path):
     assert "step 8: held out" in run_under_slurm("pretrain", experiment, "--train.distributed")
 
 
+@pytest.mark.slow
 def test_a_grid_joins_once(tokenizer, tmp_path):
     save_model(tmp_path / "model", tokenizer)
     data = write_data(tmp_path / "data", "classify")

@@ -107,7 +107,10 @@ RARITY = np.linspace(1, 2, 128)
         ),
     ],
 )
-def test_interrupted_and_resumed_equals_unbroken_bit_for_bit(run_config, tmp_path, monkeypatch, stop_at, optimizer, mask):
+def test_interrupted_and_resumed_equals_unbroken_bit_for_bit(run_config, tmp_path, monkeypatch, stop_at, optimizer, mask, request):
+    if optimizer != "bert_adam":
+        # Once on eight devices is enough.
+        request.getfixturevalue("quick")
     run_config = dataclasses.replace(run_config, optim=dataclasses.replace(run_config.optim, name=optimizer), mask=mask)
     unbroken = elsewhere(run_config, tmp_path)
     pretrain(unbroken)
@@ -173,7 +176,7 @@ def stop_in_evaluations(patch):
     patch.setattr(pipeline, "eval_batches", interrupted)
 
 
-def test_an_evaluation_stopped_by_a_signal_is_repeated_on_resume(run_config, tmp_path, monkeypatch):
+def test_an_evaluation_stopped_by_a_signal_is_repeated_on_resume(run_config, tmp_path, monkeypatch, quick):
     unbroken = elsewhere(run_config, tmp_path)
     pretrain(unbroken)
     with monkeypatch.context() as patch:
@@ -187,7 +190,7 @@ def test_an_evaluation_stopped_by_a_signal_is_repeated_on_resume(run_config, tmp
     assert scored == [[4, 8], [4, 8]]
 
 
-def test_a_signal_while_a_resumed_run_catches_up_stops_it(run_config, monkeypatch):
+def test_a_signal_while_a_resumed_run_catches_up_stops_it(run_config, monkeypatch, quick):
     """The evaluation that was missing is abandoned again; no further step is taken."""
     run_config = dataclasses.replace(run_config, train=dataclasses.replace(run_config.train, eval_every=4, save_every=4))
     with monkeypatch.context() as patch:
@@ -198,7 +201,7 @@ def test_a_signal_while_a_resumed_run_catches_up_stops_it(run_config, monkeypatc
     assert pretrain(run_config).step == 8
 
 
-def test_a_run_without_pairs_reports_no_nsp(run_config, capsys):
+def test_a_run_without_pairs_reports_no_nsp(run_config, capsys, quick):
     config = dataclasses.replace(run_config, data=dataclasses.replace(run_config.data, pairs=False))
     result = pretrain(config)
     lines = read_metrics(config.run)
@@ -208,7 +211,7 @@ def test_a_run_without_pairs_reports_no_nsp(run_config, capsys):
     assert len(PretrainingJob.figure(types.SimpleNamespace(run_dir=config.run)).axes) == 2
 
 
-def test_a_missing_evaluation_is_computed_on_resume(run_config):
+def test_a_missing_evaluation_is_computed_on_resume(run_config, quick):
     pretrain(run_config)
     path = epath.Path(run_config.run) / "metrics.jsonl"
     whole = read_metrics(run_config.run)
@@ -222,21 +225,21 @@ def test_a_missing_evaluation_is_computed_on_resume(run_config):
     assert (path.parent / "curves.png").exists()
 
 
-def test_a_partly_written_config_does_not_lock_the_run(run_config):
+def test_a_partly_written_config_does_not_lock_the_run(run_config, quick):
     path = epath.Path(run_config.run)
     path.mkdir()
     (path / ".config.json").write_text("{")
     assert pretrain(run_config).step == 8
 
 
-def test_another_config_is_refused_except_for_free_fields(run_config):
+def test_another_config_is_refused_except_for_free_fields(run_config, quick):
     pretrain(run_config)
     with pytest.raises(UserError, match=r"another config \(optim.peak_lr: 0.001 -> 0.01\)"):
         pretrain(dataclasses.replace(run_config, optim=dataclasses.replace(run_config.optim, peak_lr=0.01)))
     pretrain(dataclasses.replace(run_config, train=dataclasses.replace(run_config.train, keep=9, log_every=3)))
 
 
-def test_another_corpus_is_refused(run_config, tmp_path, tokenizer):
+def test_another_corpus_is_refused(run_config, tmp_path, tokenizer, quick):
     pretrain(run_config)
     other = tmp_path / "other-corpus"
     bert_jax.data.building.write_corpus([["alpha bravo charlie.", "delta echo."]] * 40, other, tokenizer, held_out=0.1)
@@ -304,7 +307,7 @@ def test_policies_that_need_word_boundaries_are_refused_without_them(run_config,
         pretrain(dataclasses.replace(run_config, data=data, mask=MaskPolicy(select=select)))
 
 
-def test_functions_of_a_policy_may_not_change_on_resume(run_config, monkeypatch):
+def test_functions_of_a_policy_may_not_change_on_resume(run_config, monkeypatch, quick):
     def config(**functions):
         return dataclasses.replace(run_config, mask=MaskPolicy(**functions))
 
@@ -317,7 +320,7 @@ def test_functions_of_a_policy_may_not_change_on_resume(run_config, monkeypatch)
             pretrain(config(**first | {name: other}))
 
 
-def test_ids_past_the_vocabulary_are_refused(run_config, monkeypatch):
+def test_ids_past_the_vocabulary_are_refused(run_config, monkeypatch, quick):
     original = pipeline.assemble
 
     def damaged(*args):
@@ -335,7 +338,7 @@ def test_a_batch_that_no_mesh_divides(run_config):
         pretrain(dataclasses.replace(run_config, data=dataclasses.replace(run_config.data, batch_size=12)))
 
 
-def test_a_non_finite_loss_stops_the_run_and_leaves_the_last_good_checkpoint(run_config, monkeypatch):
+def test_a_non_finite_loss_stops_the_run_and_leaves_the_last_good_checkpoint(run_config, monkeypatch, quick):
     original = step.make_train_step
 
     def poisoned(objective, optimizer, *, axis_name=None):
@@ -522,6 +525,7 @@ def test_metrics_of_a_killed_process_may_end_in_an_incomplete_line(tmp_path):
     assert read_metrics(tmp_path) == [{"step": 1}]
 
 
+@pytest.mark.slow
 def test_other_optimizers_word_masking_and_other_attention(run_config, tmp_path, text, capsys):
     # Words of several tokens.
     few = bert_jax.tokenizers.train(lambda: text.read_text().splitlines(), kind="wordpiece", size=60)

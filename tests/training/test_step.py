@@ -93,7 +93,8 @@ def test_every_launcher_gives_the_same_losses_and_parameters(alone, way):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-6), state.params, alone[1].params)
 
 
-@pytest.mark.parametrize("name", ["muon", pytest.param("schedule_free", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["muon", "schedule_free"])
 def test_other_optimizers_are_the_same_on_a_mesh(name):
     """Muon needs whole matrices: of four layers, two stay on each pair of devices."""
     config = dataclasses.replace(
