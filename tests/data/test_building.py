@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import contextlib
+import dataclasses
 import gzip
 import hashlib
 import io
@@ -26,7 +27,8 @@ import pytest
 import tensorflow_datasets as tfds
 
 from bert_jax import cli, tokenizers
-from bert_jax.data import building, chunks, reading
+from bert_jax.config.data import DataConfig
+from bert_jax.data import building, chunks, reading, sentence_pairs
 from bert_jax.data.corpus import open_corpus
 from bert_jax.data.readers import find_inputs, read_documents
 from bert_jax.data.reading import BuildOptions
@@ -77,10 +79,12 @@ def test_counts_and_provenance(inputs, tokenizer, text, tmp_path):
     sizes = build(inputs, tmp_path / "c", tokenizer)
     stored = json.loads((tmp_path / "c" / "provenance.json").read_text())
     assert stored["counts"] == sizes
-    assert stored["sources"] == [
-        {"path": str(text), "bytes": text.stat().st_size, "sha256": hashlib.sha256(text.read_bytes()).hexdigest()}
-    ]
-    assert stored["options"] == {"held_out": 0.1, "sentences": "auto", "language": "en", "field": "text", "duplicates": "keep"}
+    digest = hashlib.sha256(text.read_bytes()).hexdigest()
+    files = [{"path": str(text), "bytes": text.stat().st_size, "sha256": digest}]
+    assert stored["sources"] == [{"name": "", "files": files, "counts": sizes}]
+    assert stored["options"] == dataclasses.asdict(OPTIONS)
+    assert stored["mix"] is None
+    assert stored["digest"] == open_corpus(tmp_path / "c").compute_digest()
     documents = [*read_documents([text])]
     # Full stops are words of their own.
     words = sum(len(sentence.replace(".", " . ").split()) for document in documents for sentence in document)
@@ -370,6 +374,86 @@ def test_the_command_shows_progress(text, tokenizer, tmp_path, capsys):
     assert "MB/s" in captured.err
     assert "80 documents" in captured.err
     assert captured.out.startswith(f"{tmp_path / 'c'} train: 76 documents")
+
+
+def make_sources(tmp_path):
+    """Three sources with 40, 20 and 60 documents, some of them in two files."""
+    sizes = {"wiki": (25, 15), "books": (20,), "news": (60,)}
+    texts = []
+    for source, counts in sizes.items():
+        for number, count in enumerate(counts):
+            write_text(tmp_path / f"{source}-{number}.txt", documents=count, seed=len(texts))
+            texts.append(f"{source}={tmp_path}/{source}-{number}.txt")
+    # The files of a source need not be neighbours.
+    return [texts[0], *texts[2:], texts[1]]
+
+
+@pytest.mark.parametrize("options", [{"mix": "wiki=2,books=1.5,news=1"}, {"smoothing": 0.3}, {"smoothing": 1.0}])
+def test_sources_are_mixed_by_weights(tmp_path, tokenizer, options):
+    options = BuildOptions(held_out=0.1, **options)
+    building.build_corpus(find_inputs(make_sources(tmp_path)), tmp_path / "c", tokenizer, options, workers=1)
+    stored = json.loads((tmp_path / "c" / "provenance.json").read_text())
+    tokens = {source["name"]: source["counts"]["train"]["tokens"] for source in stored["sources"]}
+    assert [*tokens] == ["wiki", "books", "news"]
+    weights = {"wiki": 2, "books": 1.5, "news": 1}
+    if options.smoothing is not None:
+        weights = {source: count**options.smoothing for source, count in tokens.items()}
+    split = open_corpus(tmp_path / "c").train
+    lengths = np.add.reduceat(split.lengths, split.first[:-1])
+    uses = np.zeros(len(lengths), int)
+    epochs = 40
+    for epoch in range(epochs):
+        order = sentence_pairs._order(sentence_pairs._uses(split), 1, 0, epoch, 0)
+        documents, copies = sentence_pairs._documents(split, epoch, order)
+        assert len({*zip(documents.tolist(), copies.tolist(), strict=True)}) == len(documents)
+        now = np.bincount(documents, minlength=len(uses))
+        assert now.min() >= 1
+        uses += now
+    found = [(uses * lengths)[part.start : part.stop].sum() for part in split.mixture]
+    expected = np.array([weights[source] for source in tokens])
+    np.testing.assert_allclose(found / np.sum(found), expected / expected.sum(), rtol=0.02)
+    for part in split.mixture:
+        # All documents of a source are used equally often, over epochs.
+        assert np.ptp(uses[part.start : part.stop]) <= 1
+
+
+def test_examples_of_repeated_documents_have_ids_of_their_own(tmp_path, tokenizer):
+    options = BuildOptions(held_out=0.1, mix="wiki=9,books=1,news=1")
+    building.build_corpus(find_inputs(make_sources(tmp_path)), tmp_path / "c", tokenizer, options, workers=1)
+    split = open_corpus(tmp_path / "c").train
+    config = DataConfig("", sequence_length=32, batch_size=8)
+    plans = [sentence_pairs.plan(split, config, seed=0, epoch=epoch, block=0) for epoch in range(3)]
+    ids = np.concatenate([plan.example for plan in plans])
+    assert len(np.unique(ids)) == len(ids)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mix": "wiki=2"}, "--mix gives weights to wiki, but the sources of the text are books, news, wiki"),
+        ({"mix": "wiki=2,books=0,news=1"}, "--mix contains 'books=0'; give each source a positive number"),
+        ({"mix": "wiki=2,books,news=1"}, "--mix contains 'books'"),
+        ({"mix": "a=1", "smoothing": 0.5}, "leave one out"),
+        ({"smoothing": 2.0}, "must lie in"),
+        ({"language": "poetry=de"}, "--language names poetry, but no text is given as poetry=PATH"),
+        ({"language": "wiki=de,fr"}, "give a code such as en"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused(tmp_path, tokenizer, options, message):
+    with pytest.raises(UserError, match=message):
+        building.build_corpus(
+            find_inputs(make_sources(tmp_path)), tmp_path / "c", tokenizer, BuildOptions(held_out=0.1, **options), workers=1
+        )
+    assert not (tmp_path / "c").exists()
+
+
+def test_the_language_of_a_source_splits_its_sentences(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"text": "Am 3. Oktober ist Feiertag. Es regnet."}))
+    options = BuildOptions(language="german=de")
+    reader = reading.Reader(find_inputs([f"german={tmp_path}/a.jsonl", f"english={tmp_path}/b.jsonl"]), options)
+    found = [(chunk.source, chunk.language) for chunk, _ in reader]
+    assert found == [("german", "de"), ("english", "en")]
 
 
 def test_repeated_documents_are_dropped(tmp_path, tokenizer):

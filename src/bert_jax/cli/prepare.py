@@ -29,7 +29,7 @@ from bert_jax.tokenizers import Rules, Tokenizer, WordPiece
 
 _GOOGLE = GoogleFlags()
 # Options that only the builder of documents has.
-_DOCUMENT_OPTIONS = ("held_out", "sentences", "language", "field", "duplicates", "workers")
+_DOCUMENT_OPTIONS = ("held_out", "sentences", "language", "field", "duplicates", "mix", "smoothing", "workers")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,9 +58,14 @@ class Prepare:
     sentences: Sentences = "auto"
     """Sentence boundaries: lines (one sentence per line), split (of running text), auto (lines in text files, else split)."""
     language: str = "en"
-    """Language of the sentence splitter, an ISO 639 code."""
+    """Language of the sentence splitter, an ISO 639 code; or those of named sources: german=de,french=fr."""
     field: str = "text"
     """Field of .jsonl and .parquet records that contains the text."""
+    mix: str | None = None
+    """Shares of named sources in the tokens of an epoch, as in wiki=2,books=1; the text is then given as wiki=PATH books=PATH.
+    No document is left out; those of the sources that need more are repeated, with other pairs and masks."""
+    smoothing: float | None = None
+    """Shares by the sizes of the sources to this power instead, 0.7 for the balance of multilingual BERT."""
     duplicates: Duplicates = "keep"
     """Documents that are dropped: exact, those that repeat an earlier one; near, also those that share most runs of five words."""
     workers: int | None = None
@@ -128,7 +133,7 @@ def _build_corpus(options: Prepare, inputs: list[Input], tokenizer: Tokenizer) -
             # Chunks are finished in bursts, so the speed is that of the whole build.
             bar.update(task, speed=f"{bar.tasks[task].completed / (bar.tasks[task].elapsed or 1) / 1e6:.1f} MB/s")
 
-        build = BuildOptions(options.held_out, options.sentences, options.language, options.field, options.duplicates)
+        build = BuildOptions(**{field.name: getattr(options, field.name) for field in dataclasses.fields(BuildOptions)})
         return build_corpus(inputs, options.out, tokenizer, build, workers=options.workers, progress=advance)
 
 

@@ -28,6 +28,7 @@ from bert_jax.data import chunks, joining, reading
 from bert_jax.data.chunks import SPLITS, Chunk, Files, Writer
 from bert_jax.data.corpus import PROVENANCE, VERSION, open_corpus
 from bert_jax.data.duplicates import Map
+from bert_jax.data.joining import Joined
 from bert_jax.data.readers import Document, Input, StoredText
 from bert_jax.data.reading import BuildOptions, Reader
 from bert_jax.errors import RunError, UserError
@@ -146,11 +147,11 @@ class _Build:
                         parent.rmdir()
 
     def run(self, reader: Reader, workers: int, progress: Callable[[Done], None]) -> dict[str, dict[str, int]]:
-        count = 0
+        sources = []
         for chunk, size in self._write(reader, workers):
             progress(Done(len(chunk.texts), size))
-            count += 1
-        return self._finish(count, reader)
+            sources.append(chunk.source)
+        return self._finish(sources, reader)
 
     def _write(self, reader: Reader, workers: int) -> Iterator[tuple[Chunk, int]]:
         """Write the chunks that are missing, and yield each one when it is finished."""
@@ -185,13 +186,13 @@ class _Build:
             stop.set()
             pool.shutdown(cancel_futures=True)
 
-    def _finish(self, count: int, reader: Reader) -> dict[str, dict[str, int]]:
-        """Join the chunks into a corpus and rename it to its final name."""
-        files = [Files(self._files, number) for number in range(count)]
+    def _finish(self, sources: list[str], reader: Reader) -> dict[str, dict[str, int]]:
+        """Join the chunks, which come from these sources, into a corpus and rename it to its final name."""
+        files = [Files(self._files, number) for number in range(len(sources))]
         corpus = self._work / "corpus"
         corpus.mkdir(exist_ok=True)
         joined = {split: joining.join(files, split, corpus) for split in SPLITS}
-        self._require_enough(sum(len(found.first) - 1 for found in joined.values()))
+        self._require_enough(sum(sizes.documents for found in joined.values() for sizes in found.chunks))
         tfds.folder_dataset.write_metadata(
             data_dir=str(corpus),
             features=chunks.features(),
@@ -201,15 +202,25 @@ class _Build:
             check_data=False,
         )
         tokenizers.save(self._tokenizer, corpus)
-        sizes = {split: found.sizes() for split, found in joined.items()}
-        provenance = {
+        provenance: dict[str, Any] = {
             "format_version": 1,
-            "sources": reader.files,
+            "sources": [
+                {
+                    "name": name,
+                    "files": reader.files.get(name, []),
+                    "counts": _counts(joined, [name == source for source in sources]),
+                }
+                for name in dict.fromkeys(sources)
+            ],
             "options": asdict(self._options),
             "dropped_duplicates": reader.dropped,
-            "counts": sizes,
-            "digest": open_corpus(corpus).compute_digest(),
+            "counts": (sizes := _counts(joined, [True] * len(sources))),
         }
+        tokens = {source["name"]: source["counts"]["train"]["tokens"] for source in provenance["sources"]}
+        provenance["mix"] = self._options.weights(tokens)
+        (corpus / PROVENANCE).write_text(json.dumps(provenance))
+        # The digest depends on the mixture, which is opened with the rest.
+        provenance["digest"] = open_corpus(corpus).compute_digest()
         (corpus / PROVENANCE).write_text(json.dumps(provenance, indent=2))
         corpus.rename(self._out)
         return sizes
@@ -221,6 +232,11 @@ class _Build:
                 f"The text has {documents} document{'s' * (documents != 1)}, but a held-out fraction of {self._options.held_out} "
                 f"needs at least {required}; separate documents by a blank line or raise the fraction."
             )
+
+
+def _counts(joined: Mapping[str, Joined], chosen: Sequence[bool]) -> dict[str, dict[str, int]]:
+    """Documents, sentences, words and tokens of some chunks, for each split."""
+    return {split: joining.total(itertools.compress(found.chunks, chosen))._asdict() for split, found in joined.items()}
 
 
 def _result(chunk: Chunk, size: int, future: concurrent.futures.Future[int] | None) -> tuple[Chunk, int]:

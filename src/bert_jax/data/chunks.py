@@ -32,6 +32,8 @@ class Chunk(NamedTuple):
     texts: list[StoredText]
     language: str
     """ISO 639 code for the sentence splitter."""
+    source: str = ""
+    """Name of the source that all texts come from."""
 
 
 class Files(NamedTuple):

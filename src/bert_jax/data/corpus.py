@@ -74,6 +74,15 @@ def _size(document: dict[str, np.ndarray]) -> int:
     return sum(values.nbytes for values in document.values()) + _DOCUMENT_OVERHEAD
 
 
+class Part(NamedTuple):
+    """The documents of a source, and how often an epoch uses them."""
+
+    start: int
+    stop: int
+    uses: int
+    """Documents that an epoch takes, at least all of them once; where it is no multiple, each epoch takes others twice."""
+
+
 class Split(NamedTuple):
     """One split of an opened corpus, with D documents, N sentences and V tokens in the vocabulary."""
 
@@ -86,6 +95,8 @@ class Split(NamedTuple):
     """int32 [N], tokens of each sentence."""
     counts: np.ndarray
     """int64 [V], occurrences of each token."""
+    mixture: tuple[Part, ...] = ()
+    """How often each source is used; empty: an epoch takes each document once."""
 
 
 class Corpus(NamedTuple):
@@ -111,6 +122,8 @@ class Corpus(NamedTuple):
         for split in (self.train, self.held_out):
             for values in (split.first, split.lengths, split.counts):
                 summary.update(np.ascontiguousarray(values).data)
+        if self.train.mixture:
+            summary.update(repr([tuple(part) for part in self.train.mixture]).encode())
         return summary.hexdigest()
 
 
@@ -127,13 +140,31 @@ def open_corpus(path: epath.PathLike) -> Corpus:
     tokenizer = tokenizers.load(path)
     builder = tfds.builder_from_directory(path)
 
-    def open_split(name: str) -> Split:
-        arrays = (np.load(path / f"{name}.{part}.npy", mmap_mode="r") for part in ("first", "lengths", "counts"))
-        return Split(Documents(builder.as_data_source(split=name)), *arrays)
+    path_of_provenance = path / PROVENANCE
+    provenance = read_json(path_of_provenance) if path_of_provenance.exists() else {}
 
-    provenance = path / PROVENANCE
-    digest = read_json(provenance).get("digest") if provenance.exists() else None
-    return Corpus(path, tokenizer, open_split(TRAIN), open_split(HELD_OUT), digest)
+    def open_split(name: str) -> Split:
+        first, lengths, counts = (np.load(path / f"{name}.{part}.npy", mmap_mode="r") for part in ("first", "lengths", "counts"))
+        mixture = _mixture(provenance) if name == TRAIN else ()
+        return Split(Documents(builder.as_data_source(split=name)), first, lengths, counts, mixture)
+
+    return Corpus(path, tokenizer, open_split(TRAIN), open_split(HELD_OUT), provenance.get("digest"))
+
+
+def _mixture(provenance: dict[str, Any]) -> tuple[Part, ...]:
+    """The parts of the training split: one source is used once, and all others as often as their weights ask for."""
+    if not provenance.get("mix"):
+        return ()
+    counts = [(source["name"], source["counts"][TRAIN]) for source in provenance["sources"]]
+    # Uses of a token, up to a common factor.
+    uses = {name: provenance["mix"][name] / max(1, sizes["tokens"]) for name, sizes in counts}
+    least = min(uses.values())
+    parts, start = [], 0
+    for name, sizes in counts:
+        stop = start + sizes["documents"]
+        parts.append(Part(start, stop, round(sizes["documents"] * uses[name] / least)))
+        start = stop
+    return tuple(parts)
 
 
 def _check_version(path: epath.Path) -> None:

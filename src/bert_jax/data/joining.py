@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +15,20 @@ from bert_jax.data.chunks import Files
 _NAME = "corpus"
 
 
+class Sizes(NamedTuple):
+    """How much text there is."""
+
+    documents: int
+    sentences: int
+    words: int
+    tokens: int
+
+
+def total(sizes: Iterable[Sizes]) -> Sizes:
+    """Add sizes."""
+    return Sizes(*map(sum, zip(*sizes, Sizes(0, 0, 0, 0), strict=True)))
+
+
 class Joined(NamedTuple):
     """What is known of a split with D documents, N sentences and V tokens in the vocabulary."""
 
@@ -24,20 +38,10 @@ class Joined(NamedTuple):
     """int32 [N], tokens of each sentence."""
     counts: np.ndarray
     """int64 [V], occurrences of each token."""
-    words: int
     bytes: int
     """Of the documents as they are stored."""
-    documents: list[int]
-    """Documents of each chunk."""
-
-    def sizes(self) -> dict[str, int]:
-        """Number of documents, sentences, words and tokens."""
-        return {
-            "documents": len(self.first) - 1,
-            "sentences": len(self.lengths),
-            "words": self.words,
-            "tokens": int(self.counts.sum()),
-        }
+    chunks: list[Sizes]
+    """Of each chunk."""
 
 
 def join(files: Sequence[Files], split: str, out: epath.Path) -> Joined:
@@ -54,11 +58,13 @@ def join(files: Sequence[Files], split: str, out: epath.Path) -> Joined:
             with np.load(chunk.statistics) as arrays:
                 yield arrays[f"{split}.{name}"]
 
-    documents = [len(sentences) for sentences in each("sentences")]
-    total = sum(len(lengths) for lengths in each("lengths"))
-    words, size = np.sum([*each("sizes")], axis=0).tolist()
-    first = np.lib.format.open_memmap(out / f"{split}.first.npy", "w+", np.int64, (sum(documents) + 1,))
-    lengths = np.lib.format.open_memmap(out / f"{split}.lengths.npy", "w+", np.int32, (total,))
+    sizes, size = [], 0
+    for sentences, lengths, counts, (words, stored) in zip(*map(each, ("sentences", "lengths", "counts", "sizes")), strict=True):
+        sizes.append(Sizes(len(sentences), len(lengths), int(words), int(counts.sum())))
+        size += int(stored)
+    whole = total(sizes)
+    first = np.lib.format.open_memmap(out / f"{split}.first.npy", "w+", np.int64, (whole.documents + 1,))
+    lengths = np.lib.format.open_memmap(out / f"{split}.lengths.npy", "w+", np.int32, (whole.sentences,))
     place = 0
     for sentences in each("sentences"):
         np.cumsum(sentences, out=first[place + 1 : place + 1 + len(sentences)])
@@ -72,7 +78,7 @@ def join(files: Sequence[Files], split: str, out: epath.Path) -> Joined:
     first.flush()
     lengths.flush()
     np.save(out / f"{split}.counts.npy", counts)
-    return Joined(first, lengths, counts, words, size, documents)
+    return Joined(first, lengths, counts, size, sizes)
 
 
 def name_shards(files: Sequence[Files], split: str, joined: Joined, out: epath.Path) -> splits.SplitInfo:
@@ -82,7 +88,7 @@ def name_shards(files: Sequence[Files], split: str, joined: Joined, out: epath.P
       The description of the split.
     """
     template = naming.ShardedFileTemplate(data_dir=out, dataset_name=_NAME, split=split, filetype_suffix="array_record")
-    full = [(chunk, count) for chunk, count in zip(files, joined.documents, strict=True) if count]
+    full = [(chunk, count) for chunk, count in zip(files, (sizes.documents for sizes in joined.chunks), strict=True) if count]
     for shard, (chunk, _) in enumerate(full):
         source = chunk.documents(split)
         if source.exists():

@@ -6,6 +6,7 @@ Reading is split in two: [`read_texts`][bert_jax.data.readers.read_texts] yields
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -25,6 +26,7 @@ Sentences = Literal["auto", "lines", "split"]
 files and "split" for other formats."""
 Kind = Literal["lines", "running", "wikitext"]
 """What a stored text is: a sentence on each line, running text, or the markup of a MediaWiki page."""
+_NAMED = re.compile(r"([A-Za-z][\w-]*)=(.+)")
 _JSON_LINES = ("jsonl", "ndjson", "json")
 _SUFFIXES = ("txt", "text", "parquet", "xml", *_JSON_LINES)
 
@@ -34,6 +36,8 @@ class StoredText(NamedTuple):
 
     text: str
     kind: Kind
+    source: str = ""
+    """Name of the source that it comes from."""
 
 
 class Input(NamedTuple):
@@ -42,6 +46,8 @@ class Input(NamedTuple):
     path: str
     size: int | None
     """Bytes, None where they are not known."""
+    source: str = ""
+    """Name of the source that it belongs to."""
 
 
 def find_inputs(texts: Sequence[epath.PathLike]) -> list[Input]:
@@ -49,15 +55,23 @@ def find_inputs(texts: Sequence[epath.PathLike]) -> list[Input]:
 
     Args:
       texts: files; patterns such as ``wiki/*.txt.gz``; directories, of which all text files are taken, also those of
-        directories in them; ``-`` for standard input; ``tfds:NAME`` for a data set of TFDS.
+        directories in them; ``-`` for standard input; ``tfds:NAME`` for a data set of TFDS. Each may be preceded by the name
+        of a source, as in ``books=gutenberg/*.txt``.
+
+    Returns:
+      The inputs of each source together, the sources in the order of their first inputs.
 
     Raises:
       UserError: a path or pattern matches nothing, or a directory has no text files.
     """
-    return [found for text in texts for found in _find(str(text))]
+    found = [item for text in texts for item in _find(str(text))]
+    sources = [*dict.fromkeys(item.source for item in found)]
+    return sorted(found, key=lambda item: sources.index(item.source))
 
 
 def _find(text: str) -> list[Input]:
+    if (named := _NAMED.fullmatch(text)) and not epath.Path(text).exists():
+        return [item._replace(source=named[1]) for item in _find(named[2])]
     if text == STANDARD_INPUT or text.startswith(tfds_texts.PREFIX):
         return [Input(text, None)]
     path = epath.Path(text)

@@ -40,8 +40,8 @@ class Examples(NamedTuple):
     random_next: np.ndarray
     """1 where B comes from another document, the label of the original's next sentence prediction."""
     example: np.ndarray
-    """Id from which the randomness of an example is derived: (epoch * sentences in the corpus + index of A's first sentence) modulo
-    2**32."""
+    """Id from which the randomness of an example is derived: (n * sentences in the corpus + index of A's first sentence) modulo
+    2**32, where n is the epoch, or counts the uses of a document where a mixture repeats it."""
 
     def take(self, indices: np.ndarray) -> Examples:
         """Return the examples at these indices; -1 gives an absent example, which is all zeros."""
@@ -58,7 +58,14 @@ class Examples(NamedTuple):
 
 def blocks(split: Split) -> int:
     """Return the number of blocks in an epoch."""
-    return max(1, -(-(len(split.first) - 1) // DOCUMENTS_PER_BLOCK), -(-split.lengths.size // SENTENCES_PER_BLOCK))
+    documents = _uses(split)
+    sentences = split.lengths.size * documents // max(1, len(split.first) - 1)
+    return max(1, -(-documents // DOCUMENTS_PER_BLOCK), -(-sentences // SENTENCES_PER_BLOCK))
+
+
+def _uses(split: Split) -> int:
+    """Documents that an epoch takes, repetitions counted."""
+    return sum(part.uses for part in split.mixture) or len(split.first) - 1
 
 
 def _special_tokens(config: DataConfig) -> int:
@@ -78,12 +85,28 @@ def plan(split: Split, config: DataConfig, *, seed: int, epoch: int, block: int)
     """
     if config.dupe_factor is not None:
         epoch %= config.dupe_factor
-    order = _order(len(split.first) - 1, blocks(split), seed, epoch, block)
-    if config.pairs and len(order) < 2:
+    documents, copies = _documents(split, epoch, _order(_uses(split), blocks(split), seed, epoch, block))
+    if config.pairs and len(documents) < 2:
         raise UserError(
             "Sentence pairs need at least two documents for random next sentences; add documents or set pairs to False."
         )
-    return _Planner(split, config, order, np.random.default_rng([seed, epoch, 1 + block])).run(epoch)
+    most = max((-(-part.uses // max(1, part.stop - part.start)) for part in split.mixture), default=1)
+    return _Planner(split, config, documents, np.random.default_rng([seed, epoch, 1 + block])).run(epoch * most + copies)
+
+
+def _documents(split: Split, epoch: int, uses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The documents of an epoch's uses, and for each one how often the epoch has used it before."""
+    if not split.mixture:
+        return uses, np.zeros(len(uses), np.int64)
+    parts = np.array(split.mixture)
+    ends = np.cumsum(parts[:, 2])
+    source = np.searchsorted(ends, uses, side="right")
+    start, stop, count = parts[source].T
+    place, size = uses - (ends - parts[:, 2])[source], stop - start
+    copy = place // size
+    # The uses beyond whole rounds go on, epoch after epoch, where the one before ended.
+    rest = np.where(copy == count // size, epoch * (count % size), 0)
+    return start + (place + rest) % size, copy
 
 
 def _order(documents: int, blocks: int, seed: int, epoch: int, block: int) -> np.ndarray:
@@ -118,7 +141,8 @@ class _Planner:
         self.starts = self.ends - lengths
         self.room = config.sequence_length - _special_tokens(config)
 
-    def run(self, epoch: int) -> Examples:
+    def run(self, rounds_before: np.ndarray) -> Examples:
+        """Plan the block, given how often each document may have been used before, which makes the ids of examples unique."""
         count = len(self.documents)
         short = self.rng.random(count) < self.config.short_sequences
         target = np.where(short, self.rng.integers(2, self.room + 1, count), self.room)
@@ -140,7 +164,7 @@ class _Planner:
             start_b=b - document_starts[document_b],
             length_b=length_b,
             random_next=random_next.astype(np.int64),
-            example=(epoch * self.corpus_sentences + self.source[first_sentence]) % 2**32,
+            example=(rounds_before[document_a] * self.corpus_sentences + self.source[first_sentence]) % 2**32,
         )
         return examples.take(self.rng.permutation(len(first_sentence)))
 
