@@ -15,7 +15,6 @@ from bert_jax.data.readers import Sentences, read_documents
 from bert_jax.errors import UserError
 from bert_jax.tokenizers import Extension
 
-
 # Tokens that are shown of an extension.
 _SHOWN = 10
 # What the old vocabulary decides.
@@ -34,6 +33,7 @@ class Vocab:
     --vocab` and `finetune --vocab` give them to a model of OLD.
 
     Example: bert-jax vocab wiki.txt --out vocab --kind wordpiece --size 30522
+
     Example: bert-jax vocab domain.txt --extend bert-base-uncased --add 1000 --out larger
     """
 

@@ -179,8 +179,8 @@ def _lines(tokenizer: WordPiece) -> list[str]:
         is_restricted = token.single_word or not token.normalized
         if token.content not in tokenizer.vocab and is_restricted and [*words(token.content)] == [token.content]:
             raise UserError(
-                f"The vocabulary cannot be extended, since its added token {token.content!r} is not in {VOCAB}, and would be found in "
-                "more words if it were."
+                f"The vocabulary cannot be extended, since its added token {token.content!r} is not in {VOCAB}, and would be found "
+                "in more words if it were."
             )
     lines = split_lines(tokenizer.files[VOCAB])
     return lines + tokenizer.tokens[len(lines) :]
