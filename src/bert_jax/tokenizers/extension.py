@@ -71,7 +71,7 @@ def extend(tokenizer: Tokenizer, texts: Iterable[str], count: int) -> Extension:
       >>> old = tokenizers.train(lambda: ["a cat sat", "a dog ran"] * 9, kind="wordpiece", size=40)
       >>> extension = extend(old, ["the catalogue of a catalogue"], count=2)
       >>> extension.tokens, extension.tokenizer.tokens[len(old.tokens):]
-      (['catalogue', 'of'], ['catalogue', 'of'])
+      (['catalogue', 'the'], ['catalogue', 'the'])
     """
     old = require_wordpiece(tokenizer)
     lines, split = _lines(old), _splitter(old.settings)
