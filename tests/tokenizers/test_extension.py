@@ -224,7 +224,7 @@ def test_the_result_is_the_same_in_every_process():
 
 def test_what_cannot_be_extended_is_refused():
     sentencepiece = tokenizers.train(lambda: ["a cat sat on a mat", "a dog ran"] * 9, kind="bpe", size=20)
-    with pytest.raises(UserError, match="A SentencePiece vocabulary cannot be extended by tokens of words, only a WordPiece"):
+    with pytest.raises(UserError, match=r"A SentencePiece vocabulary cannot be extended, only .*; give it added tokens"):
         tokenizers.extend(sentencepiece, TEXTS, 5)
     with pytest.raises(UserError, match="The text has no words"):
         tokenizers.extend(make(), ["", " "], 5)

@@ -97,7 +97,8 @@ def require_wordpiece(tokenizer: Tokenizer) -> WordPiece:
     """
     if not isinstance(tokenizer, WordPiece):
         raise UserError(
-            f"A {type(tokenizer).__name__} vocabulary cannot be extended by tokens of words, only a WordPiece vocabulary ({VOCAB})."
+            f"A {type(tokenizer).__name__} vocabulary cannot be extended, only a WordPiece vocabulary ({VOCAB}); give it added tokens "
+            "(--added-tokens)."
         )
     return tokenizer
 
@@ -138,8 +139,8 @@ def join(tokenizer: Tokenizer, vocabulary: Tokenizer, name: str) -> tuple[WordPi
             raise UserError(f"{start}: the token with the id {row} is {theirs!r}, in the model {ours!r}; {end}")
     # Of a token on two lines, text gets the second.
     for token, row in before.vocab.items():
-        if row not in slots and after.vocab[token] != row:
-            raise UserError(f"{start}: {token!r} has the id {after.vocab[token]}, in the model {row}; {end}")
+        if row not in slots and (other := after.vocab.get(token, row)) != row:
+            raise UserError(f"{start}: {token!r} has the id {other}, in the model {row}; {end}")
     known = {token.content for token in before.settings.added}
     if added := [token.content for token in after.settings.added if token.content not in known]:
         raise UserError(f"{start}: {added[0]!r} is an added token there; give it to the model with added_tokens (--added-tokens).")
@@ -180,7 +181,7 @@ def _lines(tokenizer: WordPiece) -> list[str]:
         if token.content not in tokenizer.vocab and is_restricted and [*words(token.content)] == [token.content]:
             raise UserError(
                 f"The vocabulary cannot be extended, since its added token {token.content!r} is not in {VOCAB}, and would be found "
-                "in more words if it were."
+                "in more words if it were; remove it."
             )
     lines = split_lines(tokenizer.files[VOCAB])
     return lines + tokenizer.tokens[len(lines) :]
