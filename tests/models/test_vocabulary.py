@@ -201,6 +201,7 @@ def check_with_transformers(path, old, new, ids):
         (LINES[:-1], {}, f"it has only {len(LINES) - 1} of its {len(LINES)} tokens"),
         ([*LINES, "cat"], {}, f"'cat' has the id {len(LINES)}, in the model {len(LINES) - 1}"),
         ([*LINES, "Cat"], {"do_lower_case": False}, "its do_lower_case is False, that of the model True"),
+        (LINES[:-1], {"added_tokens_decoder": {len(LINES) - 1: "cat"}}, "'cat' is an added token there"),
         (
             LINES,
             {"additional_special_tokens": ["[E1]"]},

@@ -83,9 +83,7 @@ def main(arguments: list[str]) -> int:
     if options.extend is not None and options.add is not None:
         given = {word.partition("=")[0].removeprefix("--").replace("_", "-") for word in arguments if word.startswith("--")}
         if refused := [name for name in _NOT_WITH_EXTEND if name in given]:
-            raise UserError(
-                f"--{refused[0]} is for a new vocabulary; leave it out, since the extension has that of {options.extend}."
-            )
+            raise UserError(f"--{refused[0]} is for a new vocabulary; leave it out, --extend needs only --add.")
         extension = tokenizers.extend(convert.read_tokenizer(options.extend), texts(), options.add)
         tokenizers.create(extension.tokenizer, out, exported=True)
         print("\n".join(_report(out, extension)))

@@ -97,8 +97,8 @@ def require_wordpiece(tokenizer: Tokenizer) -> WordPiece:
     """
     if not isinstance(tokenizer, WordPiece):
         raise UserError(
-            f"A {type(tokenizer).__name__} vocabulary cannot be extended, only a WordPiece vocabulary ({VOCAB}); give it added tokens "
-            "(--added-tokens)."
+            f"A {type(tokenizer).__name__} vocabulary cannot be extended, only a WordPiece vocabulary ({VOCAB}); "
+            "give it added tokens instead (--added-tokens)."
         )
     return tokenizer
 
