@@ -15,7 +15,7 @@ import pyarrow.parquet
 import pytest
 
 import bert_jax
-from bert_jax import cli
+from bert_jax import cli, tokenizers
 from bert_jax.inference.bert import Bert
 from bert_jax.models.heads import init_params
 from bert_jax.models.sentence_embedding import Normalize, SentenceEmbedding
@@ -175,6 +175,55 @@ def test_convert_around(model, tmp_path, run):
     status, output, _ = run("fill-mask", tmp_path / "google" / "bert_model.ckpt", "alpha [MASK] charlie.", "--json")
     assert status == 0
     assert json.loads(output)[0][0]["token"] == bert_jax.load(model).fill_mask("alpha [MASK] charlie.")[0][0].token
+
+
+def test_a_model_for_a_new_domain(model, tmp_path, run):
+    """An extended vocabulary, and a model that starts with it, from a directory of transformers and from a checkpoint."""
+    text = tmp_path / "text.txt"
+    text.write_text("golfhotel kilofox\n\nthe golfhotel\n" * 3)
+    before = bert_jax.load(model).tokenizer
+    status, output, _ = run("vocab", text, "--extend", model, "--add", 2, "--out", tmp_path / "vocab")
+    assert status == 0
+    tokens = tokenizers.load(tmp_path / "vocab").tokens
+    size, words, lengths = len(before.tokens), 12, []
+    for tokenizer in (before, tokenizers.load(tmp_path / "vocab")):
+        rows = [row.ids for row in tokenizer.encode(text.read_text().split())]
+        lengths.append(sum(len(ids) for ids in rows))
+        assert not any(tokenizer.special_tokens.unk in ids for ids in rows)
+    assert output.splitlines() == [
+        f"{tmp_path / 'vocab'}: wordpiece, {size + 2} tokens, 2 of them new: 0 in unused slots, 2 at the end",
+        f"tokens per word: {lengths[0] / words:.3f} before, {lengths[1] / words:.3f} now",
+        f"first new tokens: {' '.join(tokens[size:])}",
+    ]
+    assert lengths[1] < lengths[0]
+    assert tokens[:size] == before.tokens
+    assert run("convert", model, tmp_path / "hf", "--to", "hf", "--vocab", tmp_path / "vocab")[0] == 0
+    assert bert_jax.load(tmp_path / "hf").tokenizer.tokens == tokens
+    # A checkpoint has no files of a tokenizer.
+    run("convert", model, tmp_path / "orbax", "--to", "orbax")
+    assert run("vocab", text, "--extend", tmp_path / "orbax", "--add", 2, "--out", tmp_path / "again")[0] == 0
+    assert tokenizers.load(tmp_path / "again").tokens == tokens
+
+
+def test_bad_extensions(model, tmp_path):
+    text, out = tmp_path / "text.txt", tmp_path / "out"
+    text.write_text("golfhotel\n")
+    tokenizers.create(tokenizers.train(lambda: ["a cat sat", "a dog ran"] * 9, kind="bpe", size=20), tmp_path / "bpe")
+    for arguments, sentence in (
+        (("--extend", model), "--extend needs the number of new tokens; give it with --add."),
+        (("--add", 5), "--add is the number of tokens that --extend adds; set the size of a new vocabulary with --size."),
+        (("--extend", model, "--add", 0), "--add is 0; it must be greater than 0."),
+        (("--extend", model, "--add", 5, "--size=90"), "--size is for a new vocabulary; leave it out"),
+        (("--extend", model, "--add", 5, "--no_lowercase"), "--no-lowercase is for a new vocabulary; leave it out"),
+        (("--extend", model, "--add", 5, "--kind", "bpe"), "--kind is for a new vocabulary; leave it out"),
+        (("--extend", tmp_path / "bpe", "--add", 5), "A SentencePiece vocabulary cannot be extended"),
+        (("--extend", tmp_path / "none", "--add", 5), "There is no directory"),
+        (("--extend", tmp_path, "--add", 5), "contains no vocab.txt, tokenizer.json or spiece.model"),
+    ):
+        refused(here("vocab", text, "--out", out, *arguments), sentence)
+    refused(here("convert", model, out, "--to", "hf", "--vocab", tmp_path / "bpe"), "A SentencePiece vocabulary cannot be extended")
+    refused(here("convert", model, out, "--to", "hf", "--vocab", tmp_path / "none"), "There is no directory")
+    assert not out.exists()
 
 
 def test_partial_conversion_names_what_it_left_out(model, tmp_path, run):

@@ -17,6 +17,7 @@ import pytest
 from etils import epath
 
 import bert_jax
+from bert_jax import tokenizers
 from bert_jax.config.finetuning import FinetuneConfig
 from bert_jax.config.mesh import MeshConfig
 from bert_jax.errors import UserError
@@ -342,6 +343,16 @@ def test_a_head_is_kept_together_with_its_bilstm(tokenizer, small_data, tmp_path
     pretrained, model = bert_jax.load(init), model_at_start("ner", init, small_data("ner"), tmp_path / "run")
     assert_unchanged(model.params[TAGS], pretrained.params[TAGS])
     assert_unchanged(model.params["readout"], pretrained.params["readout"])
+
+
+def test_a_run_starts_with_an_extended_vocabulary(tokenizer, init, small_data, tmp_path, quick):
+    extension = tokenizers.extend(tokenizer, ["alphabravo golfhotel"] * 9, 2).tokenizer
+    tokenizers.create(extension, tmp_path / "vocab")
+    pretrained, vocab = bert_jax.load(init, vocab=tmp_path / "vocab"), str(tmp_path / "vocab")
+    model = model_at_start("classify", init, small_data("classify"), tmp_path / "run", vocab=vocab)
+    assert model.tokenizer.tokens == extension.tokens
+    assert model.config.vocab_size == len(tokenizer.tokens) + 2
+    assert_unchanged(model.params["bert"], pretrained.params["bert"])
 
 
 def test_a_missing_pooler_is_initialized(tokenizer, small_data, tmp_path, quick):

@@ -19,7 +19,7 @@ from bert_jax.cli import process
 from bert_jax.errors import BertWarning, RunError, UserError
 
 COMMANDS = {
-    "vocab": "learn a vocabulary from text",
+    "vocab": "learn a vocabulary from text, or extend one",
     "prepare": "tokenize text into a corpus",
     "pretrain": "pretrain a model on a corpus, or resume a run",
     "finetune": "fine-tune a model on a task, or resume a run",

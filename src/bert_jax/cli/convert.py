@@ -36,6 +36,9 @@ class Convert:
     verify: bool = False
     """Read the target again and compare the ids of tokens and every output on probe texts.
     The format hf is also read by transformers if it is installed (pip install transformers torch), in a process of its own."""
+    vocab: str | None = None
+    """Directory of an extension of the model's vocabulary, made by `bert-jax vocab --extend`.
+    The rows of its new tokens start as the mean of their parts."""
     added_tokens: tuple[str, ...] = ()
     """Tokens to add to the vocabulary, which are found before a text is split; each starts as the mean of its parts."""
 
@@ -43,7 +46,9 @@ class Convert:
 def main(arguments: list[str]) -> int:
     """Run the command and return its exit status."""
     options = tyro.cli(Convert, prog="bert-jax convert", args=arguments)
-    bert = bert_jax.load(options.source, partial=options.partial, head=options.head, added_tokens=options.added_tokens)
+    bert = bert_jax.load(
+        options.source, partial=options.partial, head=options.head, vocab=options.vocab, added_tokens=options.added_tokens
+    )
     report = bert_jax.save(bert, options.target, to=options.to, verify=options.verify, partial=options.partial)
     count, heads = len(report["tensors"]), ", ".join(report["heads"]) or "no head"
     print(f"{options.target}: {count} tensors, {heads}; listed in {REPORT}")

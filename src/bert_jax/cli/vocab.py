@@ -9,19 +9,32 @@ from typing import Annotated
 import tyro
 from etils import epath
 
-from bert_jax import tokenizers
+from bert_jax import convert, tokenizers
+from bert_jax.config.validation import require_positive
 from bert_jax.data.readers import Sentences, read_documents
 from bert_jax.errors import UserError
+from bert_jax.tokenizers import Extension
+
+# Tokens that are shown of an extension.
+_SHOWN = 10
+# What the old vocabulary decides.
+_NOT_WITH_EXTEND = ("size", "kind", "lowercase", "no-lowercase")
 
 
 @dataclasses.dataclass(frozen=True)
 class Vocab:
-    """Learn a vocabulary from text and write it as a directory.
+    """Learn a vocabulary from text, or extend one, and write it as a directory.
 
     WordPiece writes vocab.txt and tokenizer_config.json, which BERT tokenizers of other libraries read; SentencePiece (unigram or
     bpe) writes spiece.model. [PAD], [UNK], [CLS], [SEP] and [MASK] get the first ids.
 
+    With --extend OLD --add N, a WordPiece vocabulary keeps its tokens, ids and rules, and gets up to N tokens that it lacks, those
+    that make the text shortest: first in the unused slots of OLD ([unused0], [unused1], ...), then at its end. `bert-jax convert
+    --vocab` and `finetune --vocab` give them to a model of OLD.
+
     Example: bert-jax vocab wiki.txt --out vocab --kind wordpiece --size 30522
+
+    Example: bert-jax vocab domain.txt --extend bert-base-uncased --add 1000 --out larger
     """
 
     text: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="TEXT [TEXT ...]")]
@@ -34,6 +47,10 @@ class Vocab:
     """Number of tokens, special tokens included."""
     lowercase: bool = True
     """Fold case; WordPiece then also strips accents."""
+    extend: str | None = None
+    """Directory with vocab.txt or tokenizer.json, or a model, whose vocabulary is extended instead of learning a new one."""
+    add: int | None = None
+    """Number of new tokens, with --extend."""
     sentences: Sentences = "auto"
     """Sentence boundaries: lines (one sentence per line), split (of running text), auto (lines in text files, else split)."""
     language: str = "en"
@@ -44,6 +61,12 @@ class Vocab:
     def __post_init__(self) -> None:
         if not self.text:
             raise UserError("No text is given; name one or more files.")
+        if self.extend is None and self.add is not None:
+            raise UserError("--add is the number of tokens that --extend adds; set the size of a new vocabulary with --size.")
+        if self.extend is not None and self.add is None:
+            raise UserError("--extend needs the number of new tokens; give it with --add.")
+        if self.add is not None:
+            require_positive("--add", self.add)
 
 
 def main(arguments: list[str]) -> int:
@@ -57,7 +80,28 @@ def main(arguments: list[str]) -> int:
         documents = read_documents(options.text, sentences=options.sentences, language=options.language, field=options.field)
         return (sentence for document in documents for sentence in document)
 
+    if options.extend is not None and options.add is not None:
+        given = {word.partition("=")[0].removeprefix("--").replace("_", "-") for word in arguments if word.startswith("--")}
+        if refused := [name for name in _NOT_WITH_EXTEND if name in given]:
+            raise UserError(f"--{refused[0]} is for a new vocabulary; leave it out, --extend needs only --add.")
+        extension = tokenizers.extend(convert.read_tokenizer(options.extend), texts(), options.add)
+        tokenizers.create(extension.tokenizer, out, exported=True)
+        print("\n".join(_report(out, extension)))
+        return 0
     tokenizer = tokenizers.train(texts, kind=options.kind, size=options.size, lowercase=options.lowercase)
     tokenizers.create(tokenizer, out)
     print(f"{out}: {options.kind}, {len(tokenizer.tokens):,} tokens")
     return 0
+
+
+def _report(out: epath.Path, extension: Extension) -> list[str]:
+    new, before, after = len(extension.tokens), extension.before, extension.after
+    words = extension.words - before.unknown
+    lines = [
+        f"{out}: wordpiece, {len(extension.tokenizer.tokens):,} tokens, {new:,} of them new: {extension.reused:,} in unused slots, "
+        f"{new - extension.reused:,} at the end",
+        f"tokens per word: {before.tokens / words:.3f} before, {after.tokens / words:.3f} now" if words else "",
+        f"unknown words: {before.unknown:,} of {extension.words:,} before, {after.unknown:,} now" if before.unknown else "",
+        f"first new tokens: {' '.join(extension.tokens[:_SHOWN])}" if new else "",
+    ]
+    return [line for line in lines if line]

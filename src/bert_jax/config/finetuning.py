@@ -134,6 +134,9 @@ class FinetuneConfig:
     model: ModelOverrides = _MODEL
     optim: OptimConfig = _OPTIM
     """Optimizer. Set its peak learning rate with learning_rates and its warm-up with warmup_ratio."""
+    vocab: str | None = None
+    """Directory of an extension of the model's vocabulary, made by `bert-jax vocab --extend`.
+    The rows of its new tokens start as the mean of their parts."""
     added_tokens: tuple[str, ...] = ()
     """Tokens to add to the vocabulary, which are found before a text is split; each starts as the mean of its parts."""
     from_scratch: bool = False

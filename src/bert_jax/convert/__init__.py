@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
+from bert_jax import tokenizers
 from bert_jax.checkpoints import DIRECTORY, Checkpoints
 from bert_jax.convert import google, hf, locate, prefixes, sentence_files, tree, unread
 from bert_jax.convert import tokenizer as tokenizer_files
@@ -28,8 +29,8 @@ from bert_jax.io import atomic
 from bert_jax.io.parsing import read_json
 from bert_jax.models import vocabulary
 from bert_jax.models.heads import heads_of
-from bert_jax.models.loaded import LoadedModel
-from bert_jax.tokenizers import AddedToken
+from bert_jax.models.loaded import LoadedModel, tokenizer_of
+from bert_jax.tokenizers import AddedToken, Tokenizer
 
 Format = Literal["hf", "google", "flax", "orbax"]
 """Hugging Face safetensors, TensorFlow checkpoint, Flax msgpack, or a checkpoint of this package."""
@@ -46,6 +47,7 @@ def read(
     *,
     partial: bool = False,
     head: Head | None = None,
+    vocab: epath.PathLike | None = None,
     added_tokens: Sequence[str | AddedToken] = (),
 ) -> LoadedModel:
     """Read a model; anything suspicious about its files is a [`BertWarning`][bert_jax.errors.BertWarning].
@@ -55,17 +57,36 @@ def read(
         ``.msgpack``, ``.index.json``, ``.ckpt`` or ``.ckpt.index``) with its config and vocabulary beside it.
       partial: leave out tensors that do not match and keep the initial values of parameters without a tensor; a warning names both.
       head: the head that a "classifier" is, if ``config.json`` does not say it.
+      vocab: directory of an extension of the model's vocabulary, which [`extend`][bert_jax.models.vocabulary.extend] gives to it.
       added_tokens: tokens to add, as [`add_tokens`][bert_jax.models.vocabulary.add_tokens] does it.
 
     Returns:
       The model; ``problems`` says which heads or labels could not be read, and why.
 
     Raises:
-      UserError: there is no model, more than one, or one that is not BERT, or its files do not fit the encoder.
+      UserError: there is no model, more than one, or one that is not BERT, or its files do not fit the encoder; or ``vocab`` is not
+        an extension of its vocabulary.
       RunError: all checkpoints of a run are damaged.
     """
     model = _read(path, partial=partial, head=head)
+    if vocab is not None:
+        model = vocabulary.extend(model, tokenizers.load(vocab), name=f"The vocabulary {vocab}")
     return vocabulary.add_tokens(model, added_tokens) if added_tokens else model
+
+
+def read_tokenizer(path: epath.PathLike) -> Tokenizer:
+    """Read the tokenizer of a model, or one from a directory without a model.
+
+    Raises:
+      UserError: there is neither, or a file is damaged.
+      RunError: all checkpoints of a run are damaged.
+    """
+    try:
+        files = sentence_files.find(path)
+        locate.find(files.transformer if files else path)
+    except UserError:
+        return tokenizers.load(path)
+    return tokenizer_of(_read(path, partial=False, head=None))
 
 
 def _read(path: epath.PathLike, *, partial: bool, head: Head | None) -> LoadedModel:

@@ -16,7 +16,12 @@ from bert_jax.tokenizers import AddedToken
 
 
 def load(
-    path: epath.PathLike, *, partial: bool = False, head: Head | None = None, added_tokens: Sequence[str | AddedToken] = ()
+    path: epath.PathLike,
+    *,
+    partial: bool = False,
+    head: Head | None = None,
+    vocab: epath.PathLike | None = None,
+    added_tokens: Sequence[str | AddedToken] = (),
 ) -> Bert:
     """Load a model: a run of this package, a Hugging Face directory, a TensorFlow checkpoint of the original, or a Flax file.
 
@@ -28,11 +33,13 @@ def load(
       partial: ignore tensors that do not match, and leave what is missing at its initial values, if half of the encoder matches.
       head: the kind of a classifier ("sequence_classification", "multilabel_classification", "regression",
         "token_classification", "multiple_choice") that ``config.json`` does not specify.
+      vocab: directory of an extension of the model's vocabulary, made by ``bert-jax vocab --extend``; the model gets its tokens, as
+        [`extend`][bert_jax.models.vocabulary.extend] does it.
       added_tokens: tokens to add to the vocabulary, as [`add_tokens`][bert_jax.models.vocabulary.add_tokens] does it.
 
     Raises:
-      UserError: there is no model, or several, or one that is not BERT, or its files do not fit the encoder. A head or labels that
-        do not fit are a warning, and an error of the methods that need them.
+      UserError: there is no model, or several, or one that is not BERT, or its files do not fit the encoder; or ``vocab`` is not an
+        extension of its vocabulary. A head or labels that do not fit are a warning, and an error of the methods that need them.
       RunError: every checkpoint of a run is damaged.
 
     Examples:
@@ -40,7 +47,7 @@ def load(
       >>> bert.fill_mask("Paris is the [MASK] of France.", top_k=1)  # doctest: +SKIP
       [[Prediction(token='capital', probability=0.9969...)]]
     """
-    return Bert(**vars(convert.read(path, partial=partial, head=head, added_tokens=added_tokens)))
+    return Bert(**vars(convert.read(path, partial=partial, head=head, vocab=vocab, added_tokens=added_tokens)))
 
 
 def save(bert: Bert, path: epath.PathLike, *, to: Format, verify: bool = False, partial: bool = False) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Tokens added to the vocabulary of a model, with rows for them in its tables."""
+"""Further tokens in the vocabulary of a model, with rows for them in its tables."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bert_jax import tokenizers
 from bert_jax.batch import Params
 from bert_jax.errors import UserError
 from bert_jax.models.loaded import LoadedModel, tokenizer_of
-from bert_jax.tokenizers import AddedToken
+from bert_jax.tokenizers import AddedToken, Tokenizer, extension
 
 
 def add_tokens(model: LoadedModel, added: Sequence[str | AddedToken]) -> LoadedModel:
@@ -56,12 +56,56 @@ def add_tokens(model: LoadedModel, added: Sequence[str | AddedToken]) -> LoadedM
             known.add(token.content)
             numbered.append(token._replace(id=token_id))
     tokenizer = before.with_added(numbered)
-    trained = min(model.config.vocab_size, len(before.tokens))
-    fresh = range(trained, len(tokenizer.tokens))
-    parts = [
-        ids[ids < trained] if (ids < trained).any() else np.arange(trained)
-        for ids in before.split([tokenizer.tokens[token_id] for token_id in fresh])
-    ]
+    fresh = range(_trained_rows(model), len(tokenizer.tokens))
+    return _with_rows(model, tokenizer, fresh, before.split([tokenizer.tokens[token_id] for token_id in fresh]))
+
+
+def extend(model: LoadedModel, vocabulary: Tokenizer, *, name: str = "The vocabulary") -> LoadedModel:
+    """Give a model an extension of its vocabulary, and enlarge its tables.
+
+    The row of a new token, also of one in a slot that was unused, is the mean of the rows of the tokens into which its text was
+    split, inside of a word for ``##ing``. Everything else remains, the settings of the model's tokenizer and its added tokens, too.
+
+    Args:
+      model: the model; it is not changed.
+      vocabulary: made by [`extend`][bert_jax.tokenizers.extension.extend] from the model's vocabulary.
+      name: of the vocabulary, in error messages.
+
+    Raises:
+      UserError: the model has no WordPiece tokenizer, or the vocabulary is not an extension of it; the message names the first
+        difference.
+
+    Examples:
+      >>> from bert_jax import tokenizers
+      >>> from bert_jax.models import init_params
+      >>> tokenizer = tokenizers.train(lambda: ["a cat sat", "a dog ran"] * 9, kind="wordpiece", size=40)
+      >>> config = bert_jax.ModelConfig.size("tiny", vocab_size=len(tokenizer.tokens))
+      >>> model = bert_jax.Bert(config, init_params(config, jax.random.key(0)), tokenizer)
+      >>> vocabulary = tokenizers.extend(tokenizer, ["the catalogue"], count=1).tokenizer
+      >>> larger = extend(model, vocabulary)
+      >>> larger.config.vocab_size - config.vocab_size, larger.tokenizer.tokens[-1]
+      (1, 'catalogue')
+    """
+    before = extension.require_wordpiece(tokenizer_of(model))
+    tokenizer, slots = extension.join(before, vocabulary, name)
+    trained = _trained_rows(model)
+    fresh = sorted({*slots, *range(trained, len(tokenizer.tokens))})
+    parts = extension.parts(before, [tokenizer.tokens[token_id] for token_id in fresh], rows=trained)
+    return _with_rows(model, tokenizer, fresh, [np.array(ids, np.int32) for ids in parts])
+
+
+def _trained_rows(model: LoadedModel) -> int:
+    """Number of the model's tokens that have a row."""
+    return min(model.config.vocab_size, len(tokenizer_of(model).tokens))
+
+
+def _with_rows(model: LoadedModel, tokenizer: Tokenizer, fresh: Sequence[int], parts: Sequence[np.ndarray]) -> LoadedModel:
+    """A model with a larger tokenizer, in which the rows of the tokens ``fresh`` are means of the rows of their parts.
+
+    Parts without a row do not count; a token without any other part gets the mean of all rows.
+    """
+    trained = _trained_rows(model)
+    parts = [ids[ids < trained] if (ids < trained).any() else np.arange(trained) for ids in parts]
     config = dataclasses.replace(model.config, vocab_size=max(model.config.vocab_size, len(tokenizer.tokens)))
     params = _enlarge(model.params, fresh, parts, config.vocab_size)
     return dataclasses.replace(model, config=config, params=params, tokenizer=tokenizer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Callable, Iterable
 from typing import Literal
@@ -11,6 +12,7 @@ from etils import epath
 from bert_jax.errors import UserError
 from bert_jax.io import atomic
 from bert_jax.tokenizers import transformers_files
+from bert_jax.tokenizers.extension import Extension, extend
 from bert_jax.tokenizers.protocol import AlignedText, SpecialTokens, TokenizedText, Tokenizer
 from bert_jax.tokenizers.sentencepiece import MODEL, SentencePiece
 from bert_jax.tokenizers.settings import CONFIG, AddedToken, Rules
@@ -24,6 +26,7 @@ __all__ = [
     "VOCABULARIES",
     "AddedToken",
     "AlignedText",
+    "Extension",
     "Kind",
     "Rules",
     "SentencePiece",
@@ -35,6 +38,7 @@ __all__ = [
     "create",
     "digest",
     "export",
+    "extend",
     "from_files",
     "load",
     "save",
@@ -117,14 +121,24 @@ def save(tokenizer: Tokenizer, directory: epath.PathLike) -> None:
         (directory / name).write_bytes(content)
 
 
-def create(tokenizer: Tokenizer, directory: epath.PathLike) -> None:
+def create(tokenizer: Tokenizer, directory: epath.PathLike, *, exported: bool = False) -> None:
     """Write a tokenizer as a new directory, which appears under its name only when it is complete.
+
+    Args:
+      tokenizer: the tokenizer.
+      directory: directory to create.
+      exported: whether to write the files of transformers, with ``tokenizer.json``, where it has a tokenizer with the same ids.
 
     Raises:
       UserError: the directory exists already or cannot be created.
     """
     with atomic.new_path(directory) as path:
         save(tokenizer, path)
+        # transformers has no rules of the original.
+        if exported and not (isinstance(tokenizer, WordPiece) and tokenizer.settings.rules == "google"):
+            with contextlib.suppress(UnsupportedTokenizer):
+                for name, content in export(tokenizer).items():
+                    (path / name).write_bytes(content)
 
 
 def digest(tokenizer: Tokenizer) -> str:

@@ -15,9 +15,9 @@ import numpy as np
 from tokenizers import Tokenizer as Engine
 from tokenizers import models, normalizers
 
+from bert_jax.tokenizers.pieces import match
 from bert_jax.tokenizers.settings import AddedToken, Settings
 
-_CONTINUATION = "##"
 # Of the ideographs, those that the original separates by spaces.
 _IDEOGRAPHS = (
     (0x4E00, 0x9FFF),
@@ -114,6 +114,13 @@ class GoogleRules:
             ids += found
         return ids
 
+    def words(self, text: str) -> Iterator[str]:
+        """Yield the words of a text that are split into pieces, without the added tokens."""
+        for part in self._added.split(text):
+            if part.token_id is None:
+                for word in part.text.translate(self._characters).split():
+                    yield from self._split(word)
+
     def align(self, text: str) -> tuple[list[int], np.ndarray]:
         """Return the token ids of a text, and int32 [N, 2], the first character of each token and the one after its last."""
         ids: list[int] = []
@@ -168,18 +175,8 @@ class GoogleRules:
         """Greedy longest-match-first tokens of a word: ids, and the number of characters of each."""
         if len(word) > self._settings.max_word_length:
             return [(self._unk, len(word))]
-        pieces, start = [], 0
-        while start < len(word):
-            prefix = _CONTINUATION if start else ""
-            for end in range(min(len(word), start + self._longest), start, -1):
-                token = self._vocab.get(prefix + word[start:end])
-                if token is not None:
-                    pieces.append((token, end - start))
-                    start = end
-                    break
-            else:
-                return [(self._unk, len(word))]
-        return pieces
+        pieces = [(token, length) for token, length in match(word, self._vocab, self._longest) if token is not None]
+        return pieces if sum(length for _, length in pieces) == len(word) else [(self._unk, len(word))]
 
 
 class _Characters(dict[int, str | None]):

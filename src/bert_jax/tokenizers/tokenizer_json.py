@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from bert_jax.errors import BertWarning, UserError
+from bert_jax.tokenizers.pieces import CONTINUATION
 from bert_jax.tokenizers.settings import CONFIG, MAX_WORD_LENGTH_KEY, Settings, parse_added, with_tokens
-from bert_jax.tokenizers.wordpiece import CONTINUATION, VOCAB, split_lines
+from bert_jax.tokenizers.wordpiece import VOCAB, split_lines
 
 JSON = "tokenizer.json"
 BERT_CLASSES = (

@@ -145,12 +145,12 @@ def _is_generic(config: Mapping[str, Any], *, has_json: bool) -> bool:
     return has_json
 
 
-def export(tokenizer: Tokenizer, max_length: int) -> dict[str, bytes]:
+def export(tokenizer: Tokenizer, max_length: int | None = None) -> dict[str, bytes]:
     """Files from which transformers makes a tokenizer with the same ids.
 
     Args:
       tokenizer: the tokenizer.
-      max_length: number of positions of its model.
+      max_length: number of positions of its model; None: what the tokenizer's own files say, if they do.
 
     Raises:
       UnsupportedTokenizer: transformers has no tokenizer with these ids.
@@ -159,7 +159,11 @@ def export(tokenizer: Tokenizer, max_length: int) -> dict[str, bytes]:
         raise UnsupportedTokenizer(f"{type(tokenizer).__name__} is neither a WordPiece nor a SentencePiece tokenizer.")
     packed = tokenizer.to_json()
     settings = tokenizer.settings
-    config: dict[str, Any] = dict(zip(NAME_KEYS, settings.names, strict=True)) | {"model_max_length": max_length}
+    config: dict[str, Any] = dict(zip(NAME_KEYS, settings.names, strict=True))
+    if max_length is None and CONFIG in tokenizer.files:
+        max_length = parse_object(tokenizer.files[CONFIG], CONFIG).get("model_max_length")
+    if max_length is not None:
+        config["model_max_length"] = max_length
     added = [token for token in settings.added if token.content not in settings.names or token.flags() != _SPECIAL]
     if added:
         config[ADDED_KEY] = describe(settings.added)

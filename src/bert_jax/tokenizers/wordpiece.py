@@ -12,17 +12,17 @@ from typing import NamedTuple
 
 import numpy as np
 from tokenizers import Tokenizer as Engine
-from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from bert_jax.errors import UserError
 from bert_jax.io.parsing import parse_object
 from bert_jax.tokenizers.google import GoogleRules
+from bert_jax.tokenizers.pieces import CONTINUATION, learn
 from bert_jax.tokenizers.protocol import SPECIAL_TOKENS, AlignedText, TokenizedText, find_special_tokens
 from bert_jax.tokenizers.settings import CONFIG, MAX_WORD_LENGTH_KEY, RULES_KEY, AddedToken, Rules, Settings, add_tokens, place
 from bert_jax.tokenizers.spans import add_accents
 
 VOCAB = "vocab.txt"
-CONTINUATION = "##"
 # A vocabulary counts as cased when more than this share of its tokens has capital letters: in the published uncased
 # vocabularies hardly any token has, in the cased ones a fifth of them.
 _CASED_SHARE = 0.01
@@ -100,7 +100,7 @@ class WordPiece:
     def _google_rules(self, settings: Settings) -> GoogleRules:
         # The original also strips the left of a line.
         vocab = {token.strip(): token_id for token, token_id in self._vocab.items()}
-        return GoogleRules(vocab, self.special_tokens.unk, settings, _make_normalizer(settings))
+        return GoogleRules(vocab, self.special_tokens.unk, settings, make_normalizer(settings))
 
     def with_rules(self, rules: Rules, *, lowercase: bool | None = None) -> WordPiece:
         """The same vocabulary with other Unicode rules, and with another case unless it is None.
@@ -180,16 +180,17 @@ class WordPiece:
         Raises:
           UserError: the text has more than ``size`` different characters.
         """
-        # The library numbers single characters in the order of a randomly seeded hash table and breaks ties between merges by
-        # these numbers. A first pass collects the characters; passed in sorted order as special tokens, they get fixed numbers.
-        characters = set(_learn(texts(), len(SPECIAL_TOKENS), lowercase, [])) - set(SPECIAL_TOKENS)
+        # Accents are stripped together with case, as in the original: words of a cased vocabulary keep their accents.
+        settings = Settings(do_lower_case=lowercase, strip_accents=lowercase)
+        # A first pass collects the characters, which get fixed numbers in the second one.
+        characters = set(learn(texts(), len(SPECIAL_TOKENS), _make_engine(settings), [])) - set(SPECIAL_TOKENS)
         continuations = sorted(character for character in characters if character.startswith(CONTINUATION))
         if size < len(SPECIAL_TOKENS) + len(characters):
             raise UserError(
                 f"The text has {len(characters)} different letters, counted at the start and inside of words, which a vocabulary "
                 f"of {size} tokens cannot hold; choose a larger size."
             )
-        tokens = _learn(texts(), size, lowercase, continuations)
+        tokens = learn(texts(), size, _make_engine(settings), continuations)
         lines = "".join(f"{token}\n" for token in tokens)
         return cls({VOCAB: lines.encode(), CONFIG: _config_file(lowercase=lowercase)})
 
@@ -249,10 +250,7 @@ def split_lines(vocab: bytes) -> list[str]:
 
 def _number(vocab: dict[str, int], settings: Settings) -> _Numbered:
     ordered = sorted(vocab, key=vocab.__getitem__)
-    unk = settings.names[1]
-    compact = {token: index for index, token in enumerate(ordered)}
-    model = models.WordPiece(compact, unk_token=unk, max_input_chars_per_word=settings.max_word_length)
-    engine = _make_engine(model, settings)
+    engine = _make_engine(settings, {token: index for index, token in enumerate(ordered)})
     engine.add_tokens([token.to_library() for token in settings.added])
     ids = np.zeros(engine.get_vocab_size(), np.int32)
     ids[: len(ordered)] = [vocab[token] for token in ordered]
@@ -264,7 +262,7 @@ def _number(vocab: dict[str, int], settings: Settings) -> _Numbered:
 def _check_distinct(settings: Settings) -> None:
     """Refuse added tokens that are equal in the normalized text, of which the library finds one at random."""
     found: dict[str, str] = {}
-    normalizer = _make_normalizer(settings)
+    normalizer = make_normalizer(settings)
     for token in settings.added:
         if token.normalized:
             other = found.setdefault(normalizer.normalize_str(token.content), token.content)
@@ -272,30 +270,17 @@ def _check_distinct(settings: Settings) -> None:
                 raise UserError(f"The added tokens {other!r} and {token.content!r} are equal in the normalized text; remove one.")
 
 
-def _learn(texts: Iterable[str], size: int, lowercase: bool, characters: list[str]) -> list[str]:
-    # Accents are stripped together with case, as in the original: words of a cased vocabulary keep their accents.
-    settings = Settings(do_lower_case=lowercase, strip_accents=lowercase)
-    engine = _make_engine(models.WordPiece(unk_token=settings.names[1]), settings)
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=size,
-        special_tokens=[*SPECIAL_TOKENS, *characters],
-        continuing_subword_prefix=CONTINUATION,
-        show_progress=False,
-    )
-    engine.train_from_iterator(texts, trainer)
-    vocab = engine.get_vocab()
-    return sorted(vocab, key=vocab.__getitem__)
-
-
-def _make_engine(model: models.WordPiece, settings: Settings) -> Engine:
-    engine = Engine(model)
-    engine.normalizer = _make_normalizer(settings)
+def _make_engine(settings: Settings, vocab: dict[str, int] | None = None) -> Engine:
+    unk = settings.names[1]
+    engine = Engine(models.WordPiece(vocab, unk_token=unk, max_input_chars_per_word=settings.max_word_length))
+    engine.normalizer = make_normalizer(settings)
     engine.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     engine.decoder = decoders.WordPiece(prefix=CONTINUATION)
     return engine
 
 
-def _make_normalizer(settings: Settings) -> normalizers.Normalizer:
+def make_normalizer(settings: Settings) -> normalizers.Normalizer:
+    """The library's cleaning and folding of texts."""
     return normalizers.BertNormalizer(
         clean_text=settings.clean_text,
         handle_chinese_chars=settings.tokenize_chinese_chars,

@@ -70,7 +70,7 @@ def finetune(config: FinetuneConfig) -> Result:
       bert_jax.errors.UserError: There is no model no-such-model; ...
     """
     launchers.join_processes(config.distributed)
-    pretrained = convert.read(config.init, added_tokens=config.added_tokens)
+    pretrained = convert.read(config.init, vocab=config.vocab, added_tokens=config.added_tokens)
     model = config.model_config(pretrained.config)
     _check(config, model)
     data = open_task(config, pretrained)
