@@ -186,6 +186,23 @@ def test_a_corpus_of_another_format_is_refused(corpus, tmp_path, version, senten
     assert corpora.open_corpus(tmp_path / "corpus").digest() == corpus.digest()
 
 
+def test_a_missing_shard_is_named(corpus, tmp_path):
+    shutil.copytree(corpus.path, tmp_path / "corpus")
+    (shard,) = (tmp_path / "corpus").glob("corpus-held_out.array_record-*")
+    shard.unlink()
+    with pytest.raises(UserError, match=f"lacks 1 of the 1 shards of held_out, such as {shard.name}; copy them"):
+        corpora.open_corpus(tmp_path / "corpus")
+
+
+def test_another_vocabulary_than_that_of_the_documents_is_refused(corpus, tmp_path):
+    shutil.copytree(corpus.path, tmp_path / "corpus")
+    vocab = tmp_path / "corpus" / "vocab.txt"
+    lines = vocab.read_text().splitlines()
+    vocab.write_text("\n".join([*lines[:-2], lines[-1], lines[-2]]) + "\n")
+    with pytest.raises(UserError, match="is not the one that its documents were tokenized with"):
+        corpora.open_corpus(tmp_path / "corpus")
+
+
 class Multiples:
     """An array of multiples of a number, computed when it is read."""
 

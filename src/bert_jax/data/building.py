@@ -220,7 +220,8 @@ class _Build:
         provenance["mix"] = self._options.weights(tokens)
         (corpus / PROVENANCE).write_text(json.dumps(provenance))
         # The digest depends on the mixture, which is opened with the rest.
-        provenance["digest"] = open_corpus(corpus).compute_digest()
+        opened = open_corpus(corpus)
+        provenance |= {"tokenizer": tokenizers.digest(opened.tokenizer), "digest": opened.compute_digest()}
         (corpus / PROVENANCE).write_text(json.dumps(provenance, indent=2))
         corpus.rename(self._out)
         return sizes

@@ -131,7 +131,8 @@ def open_corpus(path: epath.PathLike) -> Corpus:
     """Open a corpus that ``bert-jax prepare`` wrote.
 
     Raises:
-      UserError: there is no corpus at this path, or its format has another major version.
+      UserError: there is no corpus at this path, its format has another major version, a shard is missing, or its vocabulary is
+        not the one that it was prepared with.
     """
     path = epath.Path(path)
     if not (path / _DATASET_INFO).exists():
@@ -139,9 +140,17 @@ def open_corpus(path: epath.PathLike) -> Corpus:
     _check_version(path)
     tokenizer = tokenizers.load(path)
     builder = tfds.builder_from_directory(path)
-
-    path_of_provenance = path / PROVENANCE
-    provenance = read_json(path_of_provenance) if path_of_provenance.exists() else {}
+    provenance = read_json(path / PROVENANCE) if (path / PROVENANCE).exists() else {}
+    if provenance.get("tokenizer", digest := tokenizers.digest(tokenizer)) != digest:
+        raise UserError(
+            f"The vocabulary in {path} is not the one that its documents were tokenized with; restore its files, or prepare the "
+            "corpus again."
+        )
+    present = {file.name for file in path.iterdir()}
+    for name, info in builder.info.splits.items():
+        shards = sorted(info.filenames)
+        if missing := [shard for shard in shards if shard not in present]:
+            raise UserError(f"{path} lacks {len(missing)} of the {len(shards)} shards of {name}, such as {missing[0]}; copy them.")
 
     def open_split(name: str) -> Split:
         first, lengths, counts = (np.load(path / f"{name}.{part}.npy", mmap_mode="r") for part in ("first", "lengths", "counts"))
