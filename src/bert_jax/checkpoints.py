@@ -14,7 +14,7 @@ import itertools
 import json
 import logging
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar, cast
 
 import jax
@@ -77,15 +77,17 @@ class Checkpoints:
     Args:
       run: the run directory.
       keep: number of newest steps that are kept when a step is saved; None: read only.
+      forever: steps that are kept beside the newest ones.
     """
 
-    def __init__(self, run: epath.PathLike, *, keep: int | None = None) -> None:
+    def __init__(self, run: epath.PathLike, *, keep: int | None = None, forever: Sequence[int] = ()) -> None:
         self.path = epath.Path(run).resolve() / DIRECTORY
         # Orbax logs every save, and every failure with a traceback; this package reports failures itself.
         absl_logging.set_verbosity(absl_logging.FATAL)
         # asyncio also logs a traceback for each task of a failed save or read.
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-        policy = ocp.checkpoint_managers.LatestN(keep) if keep else None
+        kept = [ocp.checkpoint_managers.LatestN(keep), ocp.checkpoint_managers.CustomSteps(forever)]
+        policy = ocp.checkpoint_managers.AnyPreservationPolicy(kept) if keep else None
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policy,
             cleanup_tmp_directories=keep is not None,

@@ -24,7 +24,7 @@ from bert_jax.config.mesh import MeshConfig
 from bert_jax.config.optimizer import OptimConfig
 from bert_jax.config.run import Config
 from bert_jax.config.training import TrainConfig
-from bert_jax.data import pipeline
+from bert_jax.data import pipeline, sources
 from bert_jax.errors import RunError, UserError
 from bert_jax.training import launchers, step, trainer
 from bert_jax.training.logging import read_metrics
@@ -554,3 +554,42 @@ def test_other_optimizers_word_masking_and_other_attention(run_config, tmp_path,
 def test_only_pmap_has_a_named_axis(run_config):
     assert launchers.launch(dataclasses.replace(run_config, parallel="pmap")).axis_name == "data"
     assert launchers.launch(run_config).axis_name is None
+
+
+def test_a_run_of_words_keeps_the_checkpoints_of_its_points(run_config, corpus, quick, capsys):
+    """The length and the points against the words of the batches themselves."""
+    data = sources.Documents(corpus, run_config.data)
+    batches = data.train_batches(seed=run_config.train.seed, rows=np.arange(16))
+    words = np.cumsum([count_words(next(batches)) for _ in range(12)])
+    batches.close()
+    train = TrainConfig(
+        words=int(words[9]), save_at_words=f"{words[1]},{words[4]}", eval_every=100, save_every=4, keep=1, log_every=1
+    )
+    config = dataclasses.replace(run_config, train=train)
+    assert abs(pretrain(config).step - 10) <= 1
+    kept = {int(path.name) for path in (epath.Path(config.run) / "checkpoints").iterdir() if path.name.isdigit()}
+    stored = Config.from_json((epath.Path(config.run) / "config.json").read_text()).train
+    assert kept == {*stored.save_at, stored.steps}
+    assert all(abs(step - expected) <= 1 for step, expected in zip(stored.save_at, (2, 5), strict=True))
+    assert f"length: {stored.steps} steps; kept checkpoints: " in capsys.readouterr().err
+    assert pretrain(config).step == stored.steps
+
+
+def count_words(batch):
+    """Words of a batch, from the index of each token's word in its example."""
+    segments, words = batch["segment_ids"], batch["word_ids"]
+    return len({(row, segments[row, place], words[row, place]) for row, place in zip(*np.nonzero(words >= 0), strict=True)})
+
+
+@pytest.mark.parametrize("packing", [1, 6])
+def test_rates_are_those_of_the_batches(run_config, corpus, packing):
+    config = dataclasses.replace(run_config.data, packing=packing)
+    data = sources.Documents(corpus, config)
+    rates = data.rates(seed=3)
+    # Whole batches of the first epoch, on which they are measured.
+    steps = int(1 / rates.epochs)
+    batches = data.train_batches(seed=3, rows=np.arange(config.batch_size))
+    taken = [next(batches) for _ in range(steps)]
+    batches.close()
+    assert abs(np.mean([(batch["segment_ids"] > 0).sum() for batch in taken]) / rates.tokens - 1) < 0.03
+    assert abs(np.mean([count_words(batch) for batch in taken]) / rates.words - 1) < 0.03

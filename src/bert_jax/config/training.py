@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from bert_jax.config import lengths
 from bert_jax.config.validation import require_positive
 from bert_jax.errors import UserError
 
@@ -22,6 +23,12 @@ class TrainConfig:
 
     steps: int = 1_000_000
     """Optimizer updates."""
+    words: str | int | float | None = None
+    """Length of a pretraining run in words of text instead of steps, such as 100M."""
+    tokens: str | int | float | None = None
+    """Length of a pretraining run in tokens instead of steps, special tokens included, such as 3B."""
+    epochs: int | float | None = None
+    """Length of a pretraining run in epochs instead of steps."""
     seed: int = 0
     """Seed of the initial parameters, the order of the examples, the masks and dropout."""
     eval_every: int = 10_000
@@ -32,6 +39,14 @@ class TrainConfig:
     """Steps between checkpoints; evaluated steps and the last one are always saved."""
     keep: int = 3
     """Number of newest checkpoints that are kept."""
+    save_at: tuple[int, ...] = ()
+    """Steps of checkpoints that are kept for good."""
+    save_at_words: str | None = None
+    """Further checkpoints that are kept for good, at numbers of words such as 1M,2M,3M."""
+    save_at_tokens: str | None = None
+    """The same at numbers of tokens."""
+    save_at_epochs: str | None = None
+    """The same at numbers of epochs, such as 0.5,1,2."""
     log_every: int = 10
     """Steps between lines in metrics.jsonl and TensorBoard."""
     distributed: bool = False
@@ -42,5 +57,14 @@ class TrainConfig:
             require_positive(f"train.{name}", getattr(self, name))
         if self.eval_batches is not None:
             require_positive("train.eval_batches", self.eval_batches)
+        if len(given := [unit for unit in lengths.UNITS if getattr(self, unit) is not None]) > 1:
+            raise UserError(f"train.{given[0]} and train.{given[1]} both set the length of the run; leave one out.")
+        for unit in lengths.UNITS:
+            if (length := getattr(self, unit)) is not None:
+                lengths.parse_amount(length, f"train.{unit}")
+            if (points := getattr(self, name := f"save_at_{unit}")) is not None:
+                lengths.parse_amounts(points, f"train.{name}")
+        if any(step <= 0 for step in self.save_at):
+            raise UserError(f"train.save_at is {self.save_at}; its steps must be greater than 0.")
         if self.seed < 0:
             raise UserError(f"train.seed is {self.seed}; it must not be negative.")

@@ -108,6 +108,8 @@ class Corpus(NamedTuple):
     held_out: Split
     stored_digest: str | None = None
     """The digest as it was when the corpus was written."""
+    words_per_token: float | None = None
+    """Words in an epoch for each token of text; None for corpora of earlier versions."""
 
     def digest(self) -> str:
         """Return a hex digest of the content that runs depend on, equal for equal corpora at any path."""
@@ -157,7 +159,16 @@ def open_corpus(path: epath.PathLike) -> Corpus:
         mixture = _mixture(provenance) if name == TRAIN else ()
         return Split(Documents(builder.as_data_source(split=name)), first, lengths, counts, mixture)
 
-    return Corpus(path, tokenizer, open_split(TRAIN), open_split(HELD_OUT), provenance.get("digest"))
+    return Corpus(path, tokenizer, open_split(TRAIN), open_split(HELD_OUT), provenance.get("digest"), _words_per_token(provenance))
+
+
+def _words_per_token(provenance: dict[str, Any]) -> float | None:
+    if not provenance:
+        return None
+    counts = [(source["name"], source["counts"][TRAIN]) for source in provenance["sources"]]
+    shares = provenance.get("mix") or {name: sizes["tokens"] for name, sizes in counts}
+    words = sum(shares[name] * sizes["words"] / max(1, sizes["tokens"]) for name, sizes in counts)
+    return float(words / max(1, sum(shares.values())))
 
 
 def _mixture(provenance: dict[str, Any]) -> tuple[Part, ...]:

@@ -19,6 +19,7 @@ from etils import epath
 from bert_jax import tokenizers
 from bert_jax.batch import KEPT, MASKED, RANDOM, HostBatch
 from bert_jax.config.data import DataConfig
+from bert_jax.config.lengths import Rates
 from bert_jax.data import pipeline
 from bert_jax.errors import UserError
 from bert_jax.io import tfrecord
@@ -83,14 +84,30 @@ class Records:
     def unigram_log_probabilities(self) -> np.ndarray:
         """float32 [V], log-probabilities of tokens by their frequency in the first records."""
         counts = np.ones(len(self.tokenizer.tokens))
-        file = self._open(self.train[0])
-        for index in range(min(len(file), _SAMPLED_RECORDS)):
-            row = self._read(self.train[0], index)
+        for ids in self._sample():
+            np.add.at(counts, ids, 1)
+        return np.log(counts / counts.sum()).astype(np.float32)
+
+    def rates(self, *, seed: int) -> Rates:
+        """What a step takes from the files, measured on the first records."""
+        del seed
+        special, starts = [*self.tokenizer.special_tokens], self.tokenizer.is_word_start
+        rows = tokens = words = 0
+        for ids in self._sample():
+            rows, tokens = rows + 1, tokens + len(ids)
+            words += int(starts[ids[~np.isin(ids, special)]].sum())
+        size = self._config.batch_size
+        return Rates(words / rows * size, tokens / rows * size, size / sum(len(self._open(path)) for path in self.train))
+
+    def _sample(self) -> Iterator[np.ndarray]:
+        """Yield the ids of the first records as they were before masking, without padding."""
+        path = self.train[0]
+        for index in range(min(len(self._open(path)), _SAMPLED_RECORDS)):
+            row = self._read(path, index)
             ids = row["input_ids"].copy()
             predicted = row["masked_lm_weights"] > 0
             ids[row["masked_lm_positions"][predicted]] = row["masked_lm_ids"][predicted]
-            np.add.at(counts, ids[row["input_mask"] > 0], 1)
-        return np.log(counts / counts.sum()).astype(np.float32)
+            yield ids[row["input_mask"] > 0]
 
     def train_batches(self, *, seed: int, rows: np.ndarray) -> grain.DatasetIterator[HostBatch]:
         """An endless iterator of batches; each epoch goes through files, and through the records of each, in random order."""

@@ -10,12 +10,16 @@ import numpy as np
 
 from bert_jax.batch import HostBatch
 from bert_jax.config.data import DataConfig
+from bert_jax.config.lengths import Rates
 from bert_jax.data import corpus as corpora
-from bert_jax.data import pipeline
+from bert_jax.data import pipeline, sentence_pairs
 from bert_jax.data.corpus import Corpus
 from bert_jax.data.records import Records, is_records
 from bert_jax.errors import UserError
 from bert_jax.tokenizers import Tokenizer
+
+# Blocks of a plan on which rates are measured.
+_MEASURED_BLOCKS = 4
 
 
 @runtime_checkable
@@ -32,6 +36,10 @@ class PretrainingData(Protocol):
 
     def unigram_log_probabilities(self) -> np.ndarray:
         """float32 [V], log-probability of each token by its frequency alone."""
+        ...
+
+    def rates(self, *, seed: int) -> Rates:
+        """What a step takes from the data, on average."""
         ...
 
     def train_batches(self, *, seed: int, rows: np.ndarray) -> grain.DatasetIterator[HostBatch]:
@@ -60,6 +68,26 @@ class Documents:
     def unigram_log_probabilities(self) -> np.ndarray:
         """float32 [V], log-probability of each token by its frequency in the documents."""
         return corpora.unigram_log_probabilities(self.corpus.train)
+
+    def rates(self, *, seed: int) -> Rates:
+        """What a step takes from the documents, measured on the plan of the first blocks of the first epoch.
+
+        Raises:
+          UserError: the corpus does not know its number of words.
+        """
+        split, config = self.corpus.train, self._config
+        if self.corpus.words_per_token is None:
+            raise UserError(f"{config.corpus} was prepared before words were counted; prepare it again, or give steps.")
+        blocks = sentence_pairs.blocks(split)
+        measured = range(min(blocks, _MEASURED_BLOCKS))
+        rows = tokens = text = 0
+        for block in measured:
+            plan = sentence_pairs.plan(split, config, seed=seed, epoch=0, block=block)
+            rows += len(pipeline.packed_rows(plan, config, seed=seed))
+            tokens += int(plan.tokens(config).sum())
+            text += int((plan.length_a + plan.length_b).sum())
+        share = config.batch_size / rows
+        return Rates(text * share * self.corpus.words_per_token, tokens * share, share * len(measured) / blocks)
 
     def train_batches(self, *, seed: int, rows: np.ndarray) -> grain.DatasetIterator[HostBatch]:
         """An endless iterator of batches; see [`train_batches`][bert_jax.data.pipeline.train_batches]."""

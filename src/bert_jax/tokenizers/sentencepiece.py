@@ -64,7 +64,7 @@ class SentencePiece:
         known = {token.content for token in added}
         specials = [AddedToken(name, self._ids[name]) for name in settings.names if name not in known]
         self.settings = dataclasses.replace(settings, added=(*added, *specials))
-        self._is_word_start = np.array([token.startswith(_SPACE) or token in known for token in self.tokens])
+        self.is_word_start = np.array([token.startswith(_SPACE) or token in known for token in self.tokens])
 
     def with_added(self, tokens: Sequence[AddedToken]) -> SentencePiece:
         """The same tokenizer with further tokens, which have ids."""
@@ -128,7 +128,7 @@ class SentencePiece:
             ids = np.array(
                 [token for part in row for token in ([part.token_id] if part.token_id is not None else next(rows))], np.int32
             )
-            tokenized.append(TokenizedText(ids, self._is_word_start[ids]))
+            tokenized.append(TokenizedText(ids, self.is_word_start[ids]))
         return tokenized
 
     def align(self, texts: Sequence[str]) -> list[AlignedText]:
@@ -148,7 +148,7 @@ class SentencePiece:
             row = np.array(ids, np.int32)
             # Neither column may decrease.
             monotonic = np.maximum.accumulate(np.array(spans, np.int32).reshape(-1, 2), axis=0)
-            aligned.append(AlignedText(row, self._is_word_start[row], monotonic))
+            aligned.append(AlignedText(row, self.is_word_start[row], monotonic))
         return aligned
 
     def _split(self, text: str, settings: Settings) -> list[_Part]:

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from bert_jax import masking
 from bert_jax.batch import HostBatch, Params
 from bert_jax.checkpoints import Meta
+from bert_jax.config import lengths
 from bert_jax.config.data import DataConfig
 from bert_jax.config.masking import MaskPolicy
 from bert_jax.config.model import ModelConfig
@@ -84,6 +85,8 @@ def pretrain(config: Config) -> Result:
     # Functions are compared by their identity, as they are stored.
     open_run_dir(config.run, text, lambda stored: differences(Config.from_json(stored), Config.from_json(text), FREE_ON_RESUME))
     log(f"attention: {attention}" + (f" (evaluation: {scoring})" if scoring != attention else ""))
+    if lengths.has_lengths(config.train):
+        log(f"length: {config.train.steps:,} steps" + _points(config))
     if data.static_masks and config.data.held_out is None:
         log("There are no evaluations, because data.held_out names no files.")
     return fit(PretrainingJob(config, data, policy, launcher))
@@ -208,6 +211,8 @@ def _open(config: Config) -> tuple[Config, PretrainingData, ResolvedMaskPolicy |
     # Before the policy's schedules are evaluated on a device.
     launchers.join_processes(config.train.distributed)
     data = sources.open_data(config.data)
+    if lengths.has_lengths(config.train):
+        config = dataclasses.replace(config, train=lengths.resolve(config.train, data.rates(seed=config.train.seed)))
     tokens, rows = len(data.tokenizer.tokens), config.model.vocab_size
     if tokens > rows:
         raise UserError(
@@ -223,6 +228,11 @@ def _open(config: Config) -> tuple[Config, PretrainingData, ResolvedMaskPolicy |
     if config.mask.select in ("word", "ngram", "span"):
         _check_words(config, data.corpus)
     return dataclasses.replace(config, mask=with_identity(config.mask, policy)), data, policy
+
+
+def _points(config: Config) -> str:
+    points = ", ".join(f"{step:,}" for step in config.train.save_at)
+    return f"; kept checkpoints: {points}" if points else ""
 
 
 def _require_defaults(config: Config) -> None:

@@ -118,7 +118,7 @@ def fit(job: TrainingJob) -> Result:
     """
     with contextlib.ExitStack() as stack:
         stack.callback(job.batches.close)
-        checkpoints = Checkpoints(job.run_dir, keep=job.train.keep)
+        checkpoints = Checkpoints(job.run_dir, keep=job.train.keep, forever=job.train.save_at)
         stack.callback(checkpoints.close)
         stop = StopSignal()
         stack.callback(stop.restore)
@@ -186,7 +186,7 @@ class Trainer:
             evaluates, saves = (
                 self.step % every == 0 or self.step == train.steps for every in (train.eval_every, train.save_every)
             )
-            if evaluates or saves or stopped:
+            if evaluates or saves or stopped or self.step in train.save_at:
                 # This step must be known to be finite before it is saved or evaluated.
                 self.report(*pending)
                 pending = None
