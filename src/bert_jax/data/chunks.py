@@ -60,10 +60,10 @@ class Statistics:
         self.words = self.bytes = 0
         self._lengths: list[np.ndarray] = []
 
-    def add(self, document: dict[str, np.ndarray], size: int) -> None:
-        """Count a document that has ``size`` bytes when stored."""
+    def add(self, document: dict[str, np.ndarray], words: int, size: int) -> None:
+        """Count a document that has so many words and, as stored, bytes."""
         self.counts += np.bincount(document["tokens"], minlength=self.counts.size)
-        self.words += int(document["word_starts"].sum())
+        self.words += words
         self.bytes += size
         self._lengths.append(document["sentence_lengths"])
 
@@ -128,23 +128,27 @@ class Writer:
         while chosen := list(itertools.islice(texts, _DOCUMENTS_PER_CALL)):
             if self._should_stop():
                 raise InterruptedError
-            for document in tokenize([sentences_of(text, language) for text in chosen], self._tokenizer):
-                record = self._features.serialize_example(document)
-                statistics.add(document, len(record))
-                yield 0, record
+            documents = [sentences_of(text, language) for text in chosen]
+            for sentences, document in zip(documents, tokenize(documents, self._tokenizer), strict=True):
+                if document:
+                    record = self._features.serialize_example(document)
+                    statistics.add(document, sum(len(sentence.split()) for sentence in sentences), len(record))
+                    yield 0, record
 
 
 def tokenize(documents: list[Document], tokenizer: Tokenizer) -> Iterator[dict[str, np.ndarray]]:
-    """Yield the stored form of each document that has tokens."""
+    """Yield the stored form of each document, an empty one for a document without tokens."""
     encoded = iter(tokenizer.encode([sentence for document in documents for sentence in document], match_special=False))
     for document in documents:
         sentences = [sentence for sentence in itertools.islice(encoded, len(document)) if len(sentence.ids)]
-        if sentences:
-            yield {
-                "tokens": np.concatenate([sentence.ids for sentence in sentences]),
-                "word_starts": np.concatenate([sentence.word_starts for sentence in sentences]),
-                "sentence_lengths": np.array([len(sentence.ids) for sentence in sentences], np.int32),
-            }
+        if not sentences:
+            yield {}
+            continue
+        yield {
+            "tokens": np.concatenate([sentence.ids for sentence in sentences]),
+            "word_starts": np.concatenate([sentence.word_starts for sentence in sentences]),
+            "sentence_lengths": np.array([len(sentence.ids) for sentence in sentences], np.int32),
+        }
 
 
 _writer: Writer

@@ -21,6 +21,7 @@ class Sizes(NamedTuple):
     documents: int
     sentences: int
     words: int
+    """Separated by white space."""
     tokens: int
 
 
