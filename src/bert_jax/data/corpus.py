@@ -45,10 +45,14 @@ class Documents:
     Args:
       source: a TFDS data source.
       cache_bytes: approximate size of the cache.
+      where: name of the source in error messages.
+
+    Raises:
+      UserError: a document that is read is damaged.
     """
 
-    def __init__(self, source: Any, *, cache_bytes: int = _CACHE_BYTES) -> None:
-        self._source, self._cache_bytes = source, cache_bytes
+    def __init__(self, source: Any, *, cache_bytes: int = _CACHE_BYTES, where: str = "the corpus") -> None:
+        self._source, self._cache_bytes, self._where = source, cache_bytes, where
         self._cache: collections.OrderedDict[int, dict[str, np.ndarray]] = collections.OrderedDict()
         self._cached_bytes = 0
         self._lock = threading.Lock()
@@ -59,10 +63,19 @@ class Documents:
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         return self.__getitems__([index])[0]
 
+    def read(self, indices: list[int]) -> list[dict[str, np.ndarray]]:
+        """Read documents without keeping them in the cache."""
+        try:
+            return [*self._source.__getitems__(indices)] if indices else []
+        except (OSError, RuntimeError, ValueError) as error:
+            if len(indices) > 1:
+                return [document for index in indices for document in self.read([index])]
+            raise UserError(f"{self._where}: document {indices[0]:,} cannot be read: {_reason(error)}.") from None
+
     def __getitems__(self, indices: list[int]) -> list[dict[str, np.ndarray]]:
         with self._lock:
             missing = [index for index in dict.fromkeys(indices) if index not in self._cache]
-            for index, document in zip(missing, self._source.__getitems__(missing) if missing else [], strict=True):
+            for index, document in zip(missing, self.read(missing), strict=True):
                 self._cache[index] = document
                 self._cached_bytes += _size(document)
             documents = [self._cache[index] for index in indices]
@@ -242,20 +255,37 @@ def open_corpus(path: epath.PathLike) -> Corpus:
     """Open a corpus that ``bert-jax prepare`` wrote.
 
     Raises:
-      UserError: there is no corpus at this path, or its format has another major version.
+      UserError: there is no corpus at this path, its format has another major version, or a file is missing or damaged.
     """
     path = epath.Path(path)
     if not (path / _DATASET_INFO).exists():
         raise UserError(f"{path} is not a corpus; create one with `bert-jax prepare`.")
     _check_version(path)
     tokenizer = tokenizers.load(path)
-    builder = tfds.builder_from_directory(path)
 
     def open_split(name: str) -> Split:
-        arrays = (np.load(path / f"{name}.{part}.npy", mmap_mode="r") for part in ("first", "lengths", "counts"))
-        return Split(Documents(builder.as_data_source(split=name)), *arrays)
+        arrays = (_load(path / f"{name}.{part}.npy") for part in ("first", "lengths", "counts"))
+        return Split(Documents(builder.as_data_source(split=name), where=f"{path}, split {name}"), *arrays)
 
-    return Corpus(path, tokenizer, open_split(TRAIN), open_split(HELD_OUT))
+    try:
+        builder = tfds.builder_from_directory(path)
+        return Corpus(path, tokenizer, open_split(TRAIN), open_split(HELD_OUT))
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"{path} cannot be opened: {_reason(error)}; prepare it again with `bert-jax prepare`.") from None
+
+
+def _reason(error: Exception) -> str:
+    """The first line of what a library says, which is about the cause."""
+    return str(error).strip().partition("\n")[0].rstrip(".")
+
+
+def _load(path: epath.Path) -> np.ndarray:
+    try:
+        array: np.ndarray = np.load(path, mmap_mode="r")
+    except (OSError, EOFError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or _reason(error)
+        raise UserError(f"{path} cannot be read: {reason}; prepare the corpus again with `bert-jax prepare`.") from None
+    return array
 
 
 def _check_version(path: epath.Path) -> None:
