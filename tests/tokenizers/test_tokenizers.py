@@ -138,6 +138,19 @@ def check_alignment(tokenizer, text):
     return [text[start:end] for start, end in aligned.spans.tolist()], [tokenizer.tokens[token_id] for token_id in aligned.ids]
 
 
+@pytest.mark.parametrize("kind", ["google", "transformers", "unigram", "bpe"])
+def test_names_of_special_tokens_are_aligned_as_they_are_encoded(kind):
+    tokenizer = FUZZED.with_rules(kind) if kind in ("google", "transformers") else sentencepiece(kind, True)
+    texts = ["the [UNK] quick [MASK][SEP]", "brown [CLS] fox"]
+    for match_special in (True, False):
+        aligned = tokenizer.align(texts, match_special=match_special)
+        encoded = tokenizer.encode(texts, match_special=match_special)
+        for row, expected in zip(aligned, encoded, strict=True):
+            np.testing.assert_array_equal(row.ids, expected.ids)
+            np.testing.assert_array_equal(row.word_starts, expected.word_starts)
+        assert (tokenizer.special_tokens.mask in aligned[0].ids) == match_special
+
+
 @functools.cache
 def sentencepiece(kind, lowercase):
     texts = ["the quick brown fox jumps over the lazy dog", "Some CAPITAL letters, too: half of it (or 2/3)"] * 30

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
+import itertools
 import json
 
 import numpy as np
 import pytest
 from matplotlib.colors import to_rgba
 
+from bert_jax.data.distribution import Distribution
 from bert_jax.training import logging, plots
 
 
@@ -162,6 +165,37 @@ def test_runs_are_compared_by_their_means(tmp_path):
     wide, narrow = (band.get_paths()[0].vertices[:, 1] for band in loss.collections)
     assert wide.max() == pytest.approx(3.2 + 4.3027 * 0.2 / 3**0.5, abs=1e-4)
     assert (narrow.min(), narrow.max()) == (1.0, 3.0)
+
+
+@pytest.mark.parametrize("logarithmic", [True, False])
+def test_lengths_are_shown_as_shares(logarithmic):
+    rng = np.random.default_rng(0)
+    numbers = {"train": rng.geometric(0.02, 5000), "held_out": rng.geometric(0.1, 100)}
+    distributions = {name: Distribution.of(values) for name, values in numbers.items()}
+    (axes,) = plots.lengths({"tokens per document": distributions}, marks=(64, 10**6), logarithmic=logarithmic).axes
+    assert axes.get_title() == "tokens per document"
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == [
+        f"{name}, mean {values.mean():,.0f}" for name, values in numbers.items()
+    ]
+    for stairs, values in zip(axes.patches, numbers.values(), strict=True):
+        edges = stairs.get_data().edges
+        widths = np.diff(np.log2(edges)) if logarithmic else 1
+        shares = stairs.get_data().values * widths
+        assert shares.sum() == pytest.approx(1)
+        expected = [((values >= low) & (values < high)).mean() for low, high in itertools.pairwise(edges)]
+        np.testing.assert_allclose(shares, expected)
+    # A mark beyond the longest is left out.
+    assert [line.get_xdata()[0] for line in axes.get_lines()] == [64]
+    assert [text.get_text() for text in axes.texts] == ["64"]
+
+
+@pytest.mark.parametrize("value", [1, 7])
+@pytest.mark.parametrize("logarithmic", [True, False])
+def test_equal_lengths_are_one_bin(value, logarithmic):
+    (axes,) = plots.lengths({"a": {"b": Distribution.of(np.full(9, value))}}, logarithmic=logarithmic).axes
+    (stairs,) = axes.patches
+    assert np.count_nonzero(stairs.get_data().values) == 1
+    axes.figure.savefig(io.BytesIO())
 
 
 TOKENS = ["[PAD]", "[CLS]", "[SEP]", "[MASK]", "alpha", "bra", "##vo", "charlie"]

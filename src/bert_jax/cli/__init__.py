@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import importlib
-import inspect
 import io
 import os
 import signal
@@ -12,6 +11,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable
+from inspect import iscoroutine
 from typing import Any
 
 from bert_jax import __version__
@@ -21,6 +21,7 @@ from bert_jax.errors import BertWarning, RunError, UserError
 COMMANDS = {
     "vocab": "learn a vocabulary from text, or extend one",
     "prepare": "tokenize text into a corpus",
+    "inspect": "show what a corpus or TFRecord files contain",
     "pretrain": "pretrain a model on a corpus, or resume a run",
     "finetune": "fine-tune a model on a task, or resume a run",
     "evaluate": "compute the official scores of a fine-tuned model",
@@ -162,7 +163,7 @@ def _unraisable(unraisable: sys.UnraisableHookArgs) -> None:
         timer.start()
     # After an error in a checkpoint, Orbax drops the coroutines of its other reads, and TensorStore's threads still call an event
     # loop that is closed.
-    elif not inspect.iscoroutine(unraisable.object) and str(unraisable.exc_value) != "Event loop is closed":
+    elif not iscoroutine(unraisable.object) and str(unraisable.exc_value) != "Event loop is closed":
         sys.__unraisablehook__(unraisable)
 
 

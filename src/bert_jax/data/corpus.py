@@ -42,10 +42,14 @@ class Documents:
     Args:
       source: a TFDS data source.
       cache_bytes: approximate size of the cache.
+      where: name of the source in error messages.
+
+    Raises:
+      UserError: a document that is read is damaged.
     """
 
-    def __init__(self, source: Any, *, cache_bytes: int = _CACHE_BYTES) -> None:
-        self._source, self._cache_bytes = source, cache_bytes
+    def __init__(self, source: Any, *, cache_bytes: int = _CACHE_BYTES, where: str = "the corpus") -> None:
+        self._source, self._cache_bytes, self._where = source, cache_bytes, where
         self._cache: collections.OrderedDict[int, dict[str, np.ndarray]] = collections.OrderedDict()
         self._cached_bytes = 0
         self._lock = threading.Lock()
@@ -56,10 +60,19 @@ class Documents:
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         return self.__getitems__([index])[0]
 
+    def read(self, indices: list[int]) -> list[dict[str, np.ndarray]]:
+        """Read documents without keeping them in the cache."""
+        try:
+            return [*self._source.__getitems__(indices)] if indices else []
+        except (OSError, RuntimeError, ValueError) as error:
+            if len(indices) > 1:
+                return [document for index in indices for document in self.read([index])]
+            raise UserError(f"{self._where}: document {indices[0]:,} cannot be read: {_reason(error)}.") from None
+
     def __getitems__(self, indices: list[int]) -> list[dict[str, np.ndarray]]:
         with self._lock:
             missing = [index for index in dict.fromkeys(indices) if index not in self._cache]
-            for index, document in zip(missing, self._source.__getitems__(missing) if missing else [], strict=True):
+            for index, document in zip(missing, self.read(missing), strict=True):
                 self._cache[index] = document
                 self._cached_bytes += _size(document)
             documents = [self._cache[index] for index in indices]
@@ -133,33 +146,42 @@ def open_corpus(path: epath.PathLike) -> Corpus:
     """Open a corpus that ``bert-jax prepare`` wrote.
 
     Raises:
-      UserError: there is no corpus at this path, its format has another major version, a shard is missing, or its vocabulary is
-        not the one that it was prepared with.
+      UserError: there is no corpus at this path, its format has another major version, a file is missing or damaged, or its
+        vocabulary is not the one that it was prepared with.
     """
     path = epath.Path(path)
     if not (path / _DATASET_INFO).exists():
         raise UserError(f"{path} is not a corpus; create one with `bert-jax prepare`.")
     _check_version(path)
     tokenizer = tokenizers.load(path)
-    builder = tfds.builder_from_directory(path)
     provenance = read_json(path / PROVENANCE) if (path / PROVENANCE).exists() else {}
     if provenance.get("tokenizer", digest := tokenizers.digest(tokenizer)) != digest:
         raise UserError(
             f"The vocabulary in {path} is not the one that its documents were tokenized with; restore its files, or prepare the "
             "corpus again."
         )
+
+    def open_split(name: str) -> Split:
+        first, lengths, counts = (_load(path / f"{name}.{part}.npy") for part in ("first", "lengths", "counts"))
+        mixture = _mixture(provenance) if name == TRAIN else ()
+        documents = Documents(builder.as_data_source(split=name), where=f"{path}, split {name}")
+        return Split(documents, first, lengths, counts, mixture)
+
+    try:
+        builder = tfds.builder_from_directory(path)
+        _require_shards(path, builder)
+        splits = open_split(TRAIN), open_split(HELD_OUT)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"{path} cannot be opened: {_reason(error)}; prepare it again with `bert-jax prepare`.") from None
+    return Corpus(path, tokenizer, *splits, provenance.get("digest"), _words_per_token(provenance))
+
+
+def _require_shards(path: epath.Path, builder: Any) -> None:
     present = {file.name for file in path.iterdir()}
     for name, info in builder.info.splits.items():
         shards = sorted(info.filenames)
         if missing := [shard for shard in shards if shard not in present]:
             raise UserError(f"{path} lacks {len(missing)} of the {len(shards)} shards of {name}, such as {missing[0]}; copy them.")
-
-    def open_split(name: str) -> Split:
-        first, lengths, counts = (np.load(path / f"{name}.{part}.npy", mmap_mode="r") for part in ("first", "lengths", "counts"))
-        mixture = _mixture(provenance) if name == TRAIN else ()
-        return Split(Documents(builder.as_data_source(split=name)), first, lengths, counts, mixture)
-
-    return Corpus(path, tokenizer, open_split(TRAIN), open_split(HELD_OUT), provenance.get("digest"), _words_per_token(provenance))
 
 
 def _words_per_token(provenance: dict[str, Any]) -> float | None:
@@ -185,6 +207,20 @@ def _mixture(provenance: dict[str, Any]) -> tuple[Part, ...]:
         parts.append(Part(start, stop, round(sizes["documents"] * uses[name] / least)))
         start = stop
     return tuple(parts)
+
+
+def _reason(error: Exception) -> str:
+    """The first line of what a library says, which is about the cause."""
+    return str(error).strip().partition("\n")[0].rstrip(".")
+
+
+def _load(path: epath.Path) -> np.ndarray:
+    try:
+        array: np.ndarray = np.load(path, mmap_mode="r")
+    except (OSError, EOFError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or _reason(error)
+        raise UserError(f"{path} cannot be read: {reason}; prepare the corpus again with `bert-jax prepare`.") from None
+    return array
 
 
 def _check_version(path: epath.Path) -> None:

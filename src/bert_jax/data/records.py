@@ -28,8 +28,10 @@ from bert_jax.tokenizers import Tokenizer
 
 # Names in the TensorFlow Models -> names in the original.
 _NAMES = {"input_word_ids": "input_ids", "input_type_ids": "segment_ids"}
-_REQUIRED = ("input_ids", "input_mask", "segment_ids", "masked_lm_positions", "masked_lm_ids", "masked_lm_weights")
-_NSP = "next_sentence_labels"
+REQUIRED = ("input_ids", "input_mask", "segment_ids", "masked_lm_positions", "masked_lm_ids", "masked_lm_weights")
+"""Features of every record, under the original's names."""
+NSP = "next_sentence_labels"
+"""The feature of records of sentence pairs."""
 # Bytes at both ends of a file that its digest depends on.
 _DIGEST_BYTES = 65_536
 # Records from which the frequencies of tokens are estimated.
@@ -103,11 +105,7 @@ class Records:
         """Yield the ids of the first records as they were before masking, without padding."""
         path = self.train[0]
         for index in range(min(len(self._open(path)), _SAMPLED_RECORDS)):
-            row = self._read(path, index)
-            ids = row["input_ids"].copy()
-            predicted = row["masked_lm_weights"] > 0
-            ids[row["masked_lm_positions"][predicted]] = row["masked_lm_ids"][predicted]
-            yield ids[row["input_mask"] > 0]
+            yield original_tokens(self._read(path, index))
 
     def train_batches(self, *, seed: int, rows: np.ndarray) -> grain.DatasetIterator[HostBatch]:
         """An endless iterator of batches; each epoch goes through files, and through the records of each, in random order."""
@@ -149,7 +147,7 @@ class Records:
         mask, weights = stack("input_mask"), stack("masked_lm_weights", np.float32)
         ids, positions, labels = stack("input_ids"), stack("masked_lm_positions"), stack("masked_lm_ids")
         inputs = np.take_along_axis(ids, positions, axis=1)
-        kinds = np.where(inputs == self.tokenizer.special_tokens.mask, MASKED, np.where(inputs == labels, KEPT, RANDOM))
+        kinds = mask_kinds(inputs, labels, self.tokenizer.special_tokens.mask)
         has_pair = np.zeros((len(rows), 1), np.float32)
         has_pair[present] = self._config.pairs
         return {
@@ -160,7 +158,7 @@ class Records:
             "word_ids": np.full_like(ids, -1),
             "example_ids": place.example.astype(np.uint32).view(np.int32)[:, None],
             "cls_positions": np.zeros((len(rows), 1), np.int32),
-            "nsp_labels": stack(_NSP).reshape(-1, 1) if self._config.pairs else np.zeros((len(rows), 1), np.int32),
+            "nsp_labels": stack(NSP).reshape(-1, 1) if self._config.pairs else np.zeros((len(rows), 1), np.int32),
             "nsp_weights": has_pair,
             "mlm_positions": positions,
             "mlm_ids": labels,
@@ -171,16 +169,10 @@ class Records:
         }
 
     def _read(self, path: epath.Path, index: int) -> dict[str, np.ndarray]:
-        data = self._open(path)[index]
-        try:
-            features = tfrecord.decode_example(data)
-        except ValueError as error:
-            raise UserError(f"{path}, record {index}: {error}.") from None
-        features = {_NAMES.get(name, name): values for name, values in features.items()}
-        required = (*_REQUIRED, _NSP) if self._config.pairs else _REQUIRED
-        if missing := [name for name in required if name not in features]:
+        features = decode(self._open(path)[index], f"{path}, record {index}")
+        if missing := [name for name in ((*REQUIRED, NSP) if self._config.pairs else REQUIRED) if name not in features]:
             found = ", ".join(sorted(features)) or "no numbers"
-            hint = "; use --data.no-pairs" if missing == [_NSP] else ""
+            hint = "; use --data.no-pairs" if missing == [NSP] else ""
             raise UserError(f"{path}, record {index} has no {', '.join(missing)} (but {found}){hint}.")
         length = self._config.sequence_length
         if len(features["input_ids"]) != length:
@@ -200,6 +192,42 @@ class Records:
                 f"{path} contains token id {largest}, but the vocabulary has {len(self.tokenizer.tokens)} tokens; name the "
                 "directory of the one with which it was made with --data.vocab."
             )
+
+
+def decode(data: bytes, where: str) -> dict[str, np.ndarray]:
+    """The features of a record under the original's names, whichever it has.
+
+    Raises:
+      UserError: the data is not an example.
+    """
+    try:
+        features = tfrecord.decode_example(data)
+    except ValueError as error:
+        raise UserError(f"{where}: {error}.") from None
+    return {_NAMES.get(name, name): values for name, values in features.items()}
+
+
+def original_tokens(features: dict[str, np.ndarray]) -> np.ndarray:
+    """The tokens of a record before masking, without padding."""
+    ids, predicted = features["input_ids"].copy(), features["masked_lm_weights"] > 0
+    ids[features["masked_lm_positions"][predicted]] = features["masked_lm_ids"][predicted]
+    return ids[features["input_mask"] > 0]
+
+
+def mask_kinds(inputs: np.ndarray, labels: np.ndarray, mask: int) -> np.ndarray:
+    """What replaced each predicted token, as far as it can be seen: a random token that is drawn again counts as kept.
+
+    Args:
+      inputs: ids at the predicted places.
+      labels: the original ids.
+      mask: id of [MASK].
+    """
+    return np.where(inputs == mask, MASKED, np.where(inputs == labels, KEPT, RANDOM))
+
+
+def has_vocabulary(directory: epath.Path) -> bool:
+    """Whether a directory contains a vocabulary."""
+    return any((directory / name).exists() for name in tokenizers.VOCABULARIES)
 
 
 def is_records(path: str) -> bool:
@@ -238,7 +266,7 @@ def _records_in(directory: epath.Path) -> list[epath.Path]:
 
 def _tokenizer(config: DataConfig, files: Sequence[epath.Path]) -> Tokenizer:
     directory = config.vocab or files[0].parent
-    if config.vocab is None and not any((files[0].parent / name).exists() for name in tokenizers.VOCABULARIES):
+    if config.vocab is None and not has_vocabulary(files[0].parent):
         raise UserError(
             f"{directory} contains no vocabulary; name the directory of the one that the files were made with: --data.vocab."
         )

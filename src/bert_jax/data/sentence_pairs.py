@@ -39,6 +39,8 @@ class Examples(NamedTuple):
     length_b: np.ndarray
     random_next: np.ndarray
     """1 where B comes from another document, the label of the original's next sentence prediction."""
+    dropped: np.ndarray
+    """Tokens that the pair lost because it was longer than a row."""
     example: np.ndarray
     """Id from which the randomness of an example is derived: (n * sentences in the corpus + index of A's first sentence) modulo
     2**32, where n is the epoch, or counts the uses of a document where a mixture repeats it."""
@@ -155,6 +157,7 @@ class _Planner:
             active = active[next_sentence < self.last[active]]
         document_a, a, a_stop, document_b, b, b_stop, random_next, first_sentence = map(np.concatenate, zip(*rounds, strict=True))
         document_starts = self.starts[self.first]
+        gathered = a_stop - a + b_stop - b
         a, length_a, b, length_b = self._truncate(a, a_stop - a, b, b_stop - b)
         examples = Examples(
             document_a=self.documents[document_a],
@@ -164,6 +167,7 @@ class _Planner:
             start_b=b - document_starts[document_b],
             length_b=length_b,
             random_next=random_next.astype(np.int64),
+            dropped=gathered - length_a - length_b,
             example=(rounds_before[document_a] * self.corpus_sentences + self.source[first_sentence]) % 2**32,
         )
         return examples.take(self.rng.permutation(len(first_sentence)))

@@ -66,7 +66,7 @@ class Tokenizer(Protocol):
         """
         ...
 
-    def align(self, texts: Sequence[str]) -> list[AlignedText]:
+    def align(self, texts: Sequence[str], *, match_special: bool = True) -> list[AlignedText]:
         """Tokenize each text as ``encode`` does, with the characters of each token."""
         ...
 

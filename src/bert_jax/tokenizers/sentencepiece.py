@@ -131,12 +131,13 @@ class SentencePiece:
             tokenized.append(TokenizedText(ids, self.is_word_start[ids]))
         return tokenized
 
-    def align(self, texts: Sequence[str]) -> list[AlignedText]:
+    def align(self, texts: Sequence[str], *, match_special: bool = True) -> list[AlignedText]:
         """Tokenize each text, with spans; see [`Tokenizer.align`][bert_jax.tokenizers.protocol.Tokenizer.align]."""
+        settings = self.settings if match_special else self.settings.without_specials()
         aligned = []
         for text in texts:
             ids, spans = list[int](), list[list[int]]()
-            for start, part, token_id in self._split(text, self.settings):
+            for start, part, token_id in self._split(text, settings):
                 if token_id is not None:
                     ids, spans = [*ids, token_id], [*spans, [start, start + len(part)]]
                     continue

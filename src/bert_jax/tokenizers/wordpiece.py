@@ -210,12 +210,13 @@ class WordPiece:
                 tokenized.append(TokenizedText(ids, self.is_word_start[ids]))
         return tokenized
 
-    def align(self, texts: Sequence[str]) -> list[AlignedText]:
+    def align(self, texts: Sequence[str], *, match_special: bool = True) -> list[AlignedText]:
         """Tokenize each text, with spans; see [`Tokenizer.align`][bert_jax.tokenizers.protocol.Tokenizer.align]."""
         if self.settings.rules == "google":
-            return [self._aligned(text, *self._google.align(text)) for text in texts]
+            rules = self._google if match_special else self._google_literal
+            return [self._aligned(text, *rules.align(text)) for text in texts]
         aligned = []
-        engine, numbers = self._matching
+        engine, numbers = self._matching if match_special else self._literal
         for start in range(0, len(texts), _TEXTS_PER_CALL):
             chunk = list(texts[start : start + _TEXTS_PER_CALL])
             for text, encoding in zip(chunk, engine.encode_batch(chunk, add_special_tokens=False), strict=True):

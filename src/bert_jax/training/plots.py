@@ -1,4 +1,4 @@
-"""Figures of runs, of masks, and of scores over seeds."""
+"""Figures of runs, of masks, of lengths, and of scores over seeds."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ from etils import epath
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from bert_jax.data.distribution import Distribution
 from bert_jax.training.logging import RUN_PREFIX, read_metrics
 
 CURVES, STABILITY = "curves.png", "stability.png"
 """Names of the figures in a run directory."""
 COLORS = {"masked": "#f4a9a0", "random": "#f7d488", "kept": "#a9cdf0", "hidden, not predicted": "#d9d9d9", "": None}
 """Kind of a token in ``masks`` -> its color; "" is a token that was not selected."""
+
+_MOST_TICKS = 7
 
 Arrays = Mapping[str, Any]
 """A batch on the host or on the device."""
@@ -145,6 +148,53 @@ def _kinds(before: Arrays, after: Arrays, row: int) -> list[str]:
         if weight > 0:
             kinds[position] = ("masked", "random", "kept")[kind]
     return kinds
+
+
+def lengths(panels: Mapping[str, Mapping[str, Distribution]], *, marks: Sequence[int] = (), logarithmic: bool = True) -> Figure:
+    """Histograms of lengths.
+
+    Args:
+      panels: for each title what is drawn below it, by name; the first one as an area, others as lines.
+      marks: lengths that get a vertical line, such as those of rows.
+      logarithmic: whether the axis of lengths is.
+    """
+    figure = Figure(figsize=(0.5 + 4.5 * len(panels), 3.6), layout="constrained")
+    for axes, (title, distributions) in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels.items(), strict=True):
+        values = np.maximum(np.concatenate([distribution.values for distribution in distributions.values()]), 1)
+        edges = (_logarithmic_edges if logarithmic else _linear_edges)(values)
+        # Bins at the lower end of a logarithmic axis have different widths, because lengths are whole numbers.
+        widths = np.diff(np.log2(edges)) if logarithmic else 1
+        for index, (name, distribution) in enumerate(distributions.items()):
+            inside, _ = np.histogram(np.maximum(distribution.values, 1), edges, weights=distribution.counts)
+            density = inside / max(distribution.total, 1) / widths
+            label = f"{name}, mean {distribution.mean():,.0f}"
+            axes.stairs(density, edges, fill=not index, color=f"C{index}", alpha=1.0 if index else 0.45, lw=1.5, label=label)
+        for mark in (mark for mark in marks if edges[0] <= mark <= edges[-1]):
+            axes.axvline(mark, color="0.5", ls="--", lw=0.8)
+            place = {"xy": (mark, 1), "xycoords": ("data", "axes fraction"), "ha": "center", "va": "bottom"}
+            axes.annotate(f"{mark:,}", **place, color="0.4", fontsize=7)
+        if logarithmic:
+            powers = np.arange(np.log2(edges[0]), np.log2(edges[-1]))
+            axes.set_xscale("log", base=2)
+            axes.set_xticks(2 ** powers[:: -(-len(powers) // _MOST_TICKS)])
+            axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.set_title(title, pad=14)
+        axes.set(xlabel="tokens", ylabel="share per doubling" if logarithmic else "share")
+        axes.legend(edgecolor="none", framealpha=0.9, loc="upper right" if logarithmic else "upper left", fontsize=8)
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def _logarithmic_edges(values: np.ndarray) -> np.ndarray:
+    """Four bins for each doubling, as far as there are so many whole numbers, from a power of two on."""
+    edges: np.ndarray = np.ceil(2 ** np.arange(np.floor(np.log2(values.min())), np.log2(values.max() + 1) + 0.25, 0.25))
+    return np.unique(edges)
+
+
+def _linear_edges(values: np.ndarray) -> np.ndarray:
+    """At most forty bins of equal width, the last of which ends with the longest."""
+    end, width = int(values.max()) + 1, -(-int(values.max() + 1 - values.min()) // 40)
+    return np.arange(end, values.min() - width, -width)[::-1].astype(float)
 
 
 def task_curves(run: epath.PathLike, score: str) -> Figure:

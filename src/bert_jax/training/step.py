@@ -107,6 +107,11 @@ def init_state(config: Config, optimizer: optax.GradientTransformation) -> Train
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), jax.random.key_data(key), loss)
 
 
+def mask_key(root: Key[Array, ""]) -> Key[Array, ""]:
+    """The key of a run's masks, from its root key."""
+    return jax.random.fold_in(root, _MASK)
+
+
 def make_train_step(objective: Objective, optimizer: optax.GradientTransformation, *, axis_name: str | None = None) -> TrainStep:
     """Build ``train_step(state, batch) -> (state, metrics)``.
 
@@ -119,7 +124,7 @@ def make_train_step(objective: Objective, optimizer: optax.GradientTransformatio
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         root = jax.random.wrap_key_data(state.key, impl=ops.GENERATOR)
         dropout = jax.random.fold_in(jax.random.fold_in(root, _DROPOUT), state.step)
-        batch = objective.prepare(jax.random.fold_in(root, _MASK), batch, state)
+        batch = objective.prepare(mask_key(root), batch, state)
         weights = _sum_over({name: batch[weight].sum() for name, weight in objective.weights.items()}, axis_name)
 
         def loss(params: Params, part: Batch) -> tuple[Array, Sums]:
