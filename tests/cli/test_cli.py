@@ -115,12 +115,13 @@ def test_bad_text(tmp_path, text):
     (tmp_path / "empty.txt").write_text("")
     (tmp_path / "latin.txt").write_bytes("Müller\n".encode("latin-1"))
     (tmp_path / "one.txt").write_text("Only.\nOne document.\n")
+    (tmp_path / "nothing").mkdir()
     ok(here("vocab", text, "--out", tmp_path / "vocab", "--size", 97))
     for name, sentence in {
         "empty.txt": "empty.txt contains no text.",
         "latin.txt": "latin.txt, line 1: byte 0xfc at column 2 is not UTF-8",
         "none.txt": "There is no file",
-        "": "is a directory",
+        "nothing": "is a directory without text files",
     }.items():
         refused(here("vocab", tmp_path / name, "--out", tmp_path / "other"), sentence)
         refused(here("prepare", tmp_path / name, "--vocab", tmp_path / "vocab", "--out", tmp_path / "corpus"), sentence)

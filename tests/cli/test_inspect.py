@@ -73,7 +73,7 @@ def test_records_are_described(records):
 
 def test_limits_are_reported(corpus, text):
     out = ok(here("inspect", corpus.path, "--documents", 5, "--text", text, "--examples", 0, "--lengths", 32))
-    assert "Words and duplicates are those of the first 5 documents of train and the first 5 documents of held_out" in out
+    assert "Duplicates are those of the first 5 documents of train and the first 5 documents of held_out" in out
     assert "[UNK] in the first 5 documents (--documents) of the text" in out
     assert "examples: " not in out
     whole = ok(here("inspect", corpus.path, "--examples", 0))

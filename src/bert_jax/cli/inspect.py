@@ -46,7 +46,7 @@ class Inspect:
     predictions and what replaced them, the frequencies of tokens, and examples with the masks that are stored.
 
     A corpus stores no text, so the words behind [UNK] are found in the text from which it was made, with --text. Lengths, tokens
-    and [UNK] are counted in the whole corpus; words and duplicates in the documents that are read; rows in the first block of a
+    and [UNK] are counted in the whole corpus; duplicates in the documents that are read; rows in the first block of a
     run's first epoch, at most 65,536 documents. Nothing is written but the file of --plot. Masks are computed on the CPU.
 
     In a terminal the masks of the examples are coloured; elsewhere, and if NO_COLOR is set, they are written as [MASK→word]: what

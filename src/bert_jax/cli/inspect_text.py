@@ -42,7 +42,7 @@ def _corpus(report: CorpusReport, console: Console) -> Iterator[str]:
     yield from _section("", _table([["", *splits], *_sizes([*splits.values()])]))
     if any(split.read < split.documents for split in splits.values()):
         read = " and ".join(f"the first {split.read:,} documents of {name}" for name, split in splits.items())
-        yield f"Words and duplicates are those of {read} (--documents); words are scaled up to the whole split."
+        yield f"Duplicates are those of {read} (--documents)."
     for name, split in splits.items():
         for duplicate in split.commonest_duplicates:
             yield f"{duplicate.copies:,} times in {name}: {_printable(duplicate.beginning)}"

@@ -108,6 +108,8 @@ class Split(NamedTuple):
     """int32 [N], tokens of each sentence."""
     counts: np.ndarray
     """int64 [V], occurrences of each token."""
+    words: int | None = None
+    """Words of the text, separated by white space; None for corpora of earlier versions."""
     mixture: tuple[Part, ...] = ()
     """How often each source is used; empty: an epoch takes each document once."""
 
@@ -165,7 +167,8 @@ def open_corpus(path: epath.PathLike) -> Corpus:
         first, lengths, counts = (_load(path / f"{name}.{part}.npy") for part in ("first", "lengths", "counts"))
         mixture = _mixture(provenance) if name == TRAIN else ()
         documents = Documents(builder.as_data_source(split=name), where=f"{path}, split {name}")
-        return Split(documents, first, lengths, counts, mixture)
+        words = provenance["counts"][name]["words"] if provenance else None
+        return Split(documents, first, lengths, counts, words, mixture)
 
     try:
         builder = tfds.builder_from_directory(path)

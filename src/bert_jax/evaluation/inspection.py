@@ -177,7 +177,7 @@ def _inspect_splits(corpus: Corpus, limit: int | None, progress_bar: ProgressBar
             reports[name] = SplitReport(
                 documents=sizes[name],
                 sentences=len(split.lengths),
-                words=round(scan.words * tokens / max(scan.tokens, 1)),
+                words=round(scan.words * tokens / max(scan.tokens, 1)) if split.words is None else split.words,
                 tokens=tokens,
                 read=scan.documents,
                 unknown=unknown,
