@@ -1,7 +1,7 @@
 """WordPiece on any Unicode text exactly as the original's ``tokenization.py``, with the Unicode tables of the running Python.
 
-The tokenizers library, which the other rules use, has Unicode tables of its own: it deletes characters of private use and
-unassigned ones where the original keeps them, and knows fewer punctuation marks, capital letters and ideographs of later versions.
+The tokenizers library, which the other rules use, has Unicode tables of its own: it deletes characters of private use, which the
+original keeps, and knows fewer punctuation marks, accents and ideographs. The guide "Preparing data" counts the differences.
 """
 
 from __future__ import annotations
