@@ -38,7 +38,7 @@ class Vocab:
     """
 
     text: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="TEXT [TEXT ...]")]
-    """Text files (one sentence per line, a blank line between documents), .jsonl or .parquet; also .gz."""
+    """Files, patterns, directories, or data sets of TFDS, as for `bert-jax prepare`; they are read twice for WordPiece."""
     out: str
     """Directory to create."""
     kind: tokenizers.Kind = "wordpiece"

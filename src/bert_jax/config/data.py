@@ -34,7 +34,8 @@ class DataConfig:
     short_sequences: float = 0.1
     """Probability that a document is cut to a random shorter target length."""
     packing: int = 6
-    """Maximum number of examples packed into a row; no example attends to another. 1: one example and padding."""
+    """Maximum number of examples packed into a row; no example attends to another. 1: one example and padding.
+    Rows of TFRecord files have one."""
     dupe_factor: int | None = None
     """Epochs after which examples and masks repeat (the original's static masking); None: never."""
     vocab: str | None = None
