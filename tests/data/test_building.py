@@ -330,7 +330,7 @@ def test_standard_input_becomes_a_corpus(text, tokenizer, corpus, tmp_path):
 def test_a_signal_keeps_finished_shards(tokenizer, tmp_path, number):
     """The command is stopped when two shards are finished, and run again."""
     text, vocab, out = tmp_path / "text.txt", tmp_path / "v", tmp_path / "c"
-    write_text(text, documents=3000)
+    write_text(text, documents=9000)
     tokenizers.save(tokenizer, vocab)
     program = (
         "import sys\nfrom bert_jax.data import reading\nreading.CHUNK_CHARACTERS = 40_000\nfrom bert_jax import cli\n"
@@ -353,7 +353,7 @@ def test_a_signal_keeps_finished_shards(tokenizer, tmp_path, number):
     build(find_inputs([text]), tmp_path / "whole", tokenizer)
     # With another fraction held out, so only the documents are compared.
     stored = open_corpus(out)
-    assert len(stored.train.first) + len(stored.held_out.first) - 2 == 3000
+    assert len(stored.train.first) + len(stored.held_out.first) - 2 == 9000
 
 
 def test_a_broken_input_leaves_nothing(small_chunks, text, tokenizer, tmp_path):
