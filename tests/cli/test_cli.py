@@ -135,7 +135,7 @@ def test_bad_text(tmp_path, text):
     )
     (tmp_path / "vocab" / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\nalpha\n")
     refused(here("prepare", text, "--vocab", tmp_path / "vocab", "--out", tmp_path / "corpus"), "has no [MASK]")
-    assert {path.name for path in tmp_path.iterdir()} == {"empty.txt", "latin.txt", "one.txt", "vocab"}
+    assert {path.name for path in tmp_path.iterdir()} == {"empty.txt", "latin.txt", "nothing", "one.txt", "vocab"}
 
 
 def test_bad_experiments(tmp_path, experiment):
@@ -231,7 +231,7 @@ def test_ctrl_c_while_preparing_leaves_nothing(tmp_path, text):
         assert running.wait(60) == 130
     messages = running.stderr.read()
     running.stderr.close()
-    assert "stopped by Ctrl-C; incomplete output was removed" in messages
+    assert "stopped by Ctrl-C; the same command continues with the next shard" in messages
     assert "Traceback" not in messages
     assert {path.name for path in tmp_path.iterdir()} == {"vocab", "endless.txt"}
 

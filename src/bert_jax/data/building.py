@@ -58,6 +58,8 @@ def build_corpus(
 ) -> dict[str, dict[str, int]]:
     """Tokenize files into a corpus, which appears under its name only when it is complete.
 
+    A script that calls this needs ``if __name__ == "__main__":``, because the processes import it.
+
     Args:
       inputs: from [`find_inputs`][bert_jax.data.readers.find_inputs].
       out: directory to create.
@@ -137,7 +139,8 @@ class _Build:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> None:
         # A mistake in the input does not go away by itself; what was stopped from outside can continue.
-        keep = self._plan is not None and kind is not None and not issubclass(kind, UserError)
+        stopped = self._plan is not None and kind is not None and not issubclass(kind, UserError)
+        keep = stopped and any(self._files.glob("*.npz"))
         self._stack.close()
         if not keep:
             shutil.rmtree(self._work, ignore_errors=True)
