@@ -24,7 +24,7 @@ from bert_jax.data import pipeline
 from bert_jax.errors import UserError
 from bert_jax.io import tfrecord
 from bert_jax.io.tfrecord import RecordFile
-from bert_jax.tokenizers import Tokenizer
+from bert_jax.tokenizers import SentencePiece, Tokenizer, WordPiece
 
 # Names in the TensorFlow Models -> names in the original.
 _NAMES = {"input_word_ids": "input_ids", "input_type_ids": "segment_ids"}
@@ -93,7 +93,7 @@ class Records:
     def rates(self, *, seed: int) -> Rates:
         """What a step takes from the files, measured on the first records."""
         del seed
-        special, starts = [*self.tokenizer.special_tokens], self.tokenizer.is_word_start
+        special, starts = [*self.tokenizer.special_tokens], _word_starts(self.tokenizer)
         rows = tokens = words = 0
         for ids in self._sample():
             rows, tokens = rows + 1, tokens + len(ids)
@@ -223,6 +223,13 @@ def mask_kinds(inputs: np.ndarray, labels: np.ndarray, mask: int) -> np.ndarray:
       mask: id of [MASK].
     """
     return np.where(inputs == mask, MASKED, np.where(inputs == labels, KEPT, RANDOM))
+
+
+def _word_starts(tokenizer: Tokenizer) -> np.ndarray:
+    """bool [V], whether a token is the first of a word."""
+    if isinstance(tokenizer, WordPiece | SentencePiece):
+        return tokenizer.is_word_start
+    return np.ones(len(tokenizer.tokens), np.bool_)
 
 
 def has_vocabulary(directory: epath.Path) -> bool:

@@ -53,8 +53,6 @@ class Tokenizer(Protocol):
     tokens: list[str]
     """Token of each id."""
     special_tokens: SpecialTokens
-    is_word_start: np.ndarray
-    """bool [V], whether a token is the first of a word."""
 
     def encode(self, texts: Sequence[str], *, match_special: bool = True) -> list[TokenizedText]:
         """Tokenize each text, without adding [CLS] and [SEP].
