@@ -100,12 +100,6 @@ def make_batch(lengths: list[list[int]], width: int, *, seed: int = 0, first_exa
     return batch
 
 
-def pytest_unconfigure() -> None:
-    # The worker processes of pytest-xdist end without calling `atexit`.
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        shutil.rmtree(SCRATCH, ignore_errors=True)
-
-
 @pytest.fixture(scope="module", autouse=True)
 def _programs_of_one_module():
     """Let go of compiled programs: a worker that keeps them all runs into the system's limit on memory mappings, and dies."""

@@ -333,7 +333,8 @@ def test_a_signal_keeps_finished_shards(tokenizer, tmp_path, number):
     write_text(text, documents=9000)
     tokenizers.save(tokenizer, vocab)
     program = (
-        "import sys\nfrom bert_jax.data import reading\nreading.CHUNK_CHARACTERS = 40_000\nfrom bert_jax import cli\n"
+        "import signal, sys\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from bert_jax.data import reading\nreading.CHUNK_CHARACTERS = 40_000\nfrom bert_jax import cli\n"
         "sys.exit(cli.main(sys.argv[1:]))\n"
     )
     command = [sys.executable, "-c", program, "prepare", str(text), "--vocab", str(vocab), "--out", str(out), "--workers", "1"]

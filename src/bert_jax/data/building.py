@@ -14,6 +14,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
@@ -126,6 +127,16 @@ class _Build:
             self._stack.enter_context(lock)
         except filelock.Timeout:
             raise UserError(f"{self._out} is being built by another process; wait for it, or choose another name.") from None
+        try:
+            self._clear()
+        except BaseException:
+            self.__exit__(*sys.exc_info())
+            raise
+        return self
+
+    def _clear(self) -> None:
+        """Remove what another build has left."""
+        self._files = self._work / "files"
         stored = self._work / "plan.json"
         if not self._plan or not stored.exists() or stored.read_text() != self._plan:
             for path in self._work.iterdir():
@@ -133,9 +144,7 @@ class _Build:
                     path.rmtree() if path.is_dir() else path.unlink()
         if self._plan:
             stored.write_text(self._plan)
-        self._files = self._work / "files"
         self._files.mkdir(exist_ok=True)
-        return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> None:
         # A mistake in the input does not go away by itself; what was stopped from outside can continue.
