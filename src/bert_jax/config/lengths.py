@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from bert_jax.errors import UserError
 
 UNITS = ("words", "tokens", "epochs")
 """Units of length beside steps."""
 _FACTORS = {"k": 1e3, "K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
-
-T = TypeVar("T")
 
 
 class Rates(NamedTuple):
@@ -65,7 +63,7 @@ def has_lengths(train: object) -> bool:
     return any(getattr(train, name) is not None for unit in UNITS for name in (unit, f"save_at_{unit}"))
 
 
-def resolve(train: T, rates: Rates) -> T:
+def resolve(train: Any, rates: Rates) -> Any:
     """Convert the lengths of a [`TrainConfig`][bert_jax.TrainConfig] into its ``steps`` and ``save_at``.
 
     A run ends at the step that comes closest to its length, and saves at the first step that reaches a point. Points beyond
@@ -77,7 +75,7 @@ def resolve(train: T, rates: Rates) -> T:
       >>> train.steps, train.save_at
       (1000, (100, 500))
     """
-    steps, points = getattr(train, "steps"), {*getattr(train, "save_at")}  # noqa: B009 - of any dataclass with these fields
+    steps, points = train.steps, {*train.save_at}
     for unit in UNITS:
         rate, length, saves = getattr(rates, unit), getattr(train, unit), getattr(train, f"save_at_{unit}")
         if length is not None:
@@ -85,4 +83,4 @@ def resolve(train: T, rates: Rates) -> T:
         if saves is not None:
             points |= {math.ceil(amount / rate) for amount in parse_amounts(saves, f"train.save_at_{unit}")}
     save_at = tuple(sorted(point for point in points if point <= steps))
-    return dataclasses.replace(train, steps=steps, save_at=save_at)  # type: ignore[type-var]
+    return dataclasses.replace(train, steps=steps, save_at=save_at)
