@@ -283,6 +283,9 @@ def test_a_dump_of_mediawiki(tmp_path):
     path.write_bytes(bz2.compress(DUMP.format(pages="\n".join(pages)).encode()[:-200]))
     with pytest.raises(UserError, match="is not a dump of MediaWiki"):
         [*read_documents([path])]
+    (tmp_path / "other.xml").write_text("<html><body>No dump.</body></html>")
+    with pytest.raises(UserError, match="is not a dump of MediaWiki: its root element has another name"):
+        [*read_documents([tmp_path / "other.xml"])]
 
 
 @pytest.mark.parametrize("file_format", ["array_record"])

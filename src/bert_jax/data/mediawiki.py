@@ -38,7 +38,8 @@ class Pages:
             except (UserError, OSError, EOFError):
                 raise
             except Exception as error:  # the library has errors of its own and of the XML parser
-                raise UserError(f"{self._path} is not a dump of MediaWiki: {str(error).splitlines()[0]}.") from None
+                reason = (str(error).splitlines() or ["its root element has another name"])[0]
+                raise UserError(f"{self._path} is not a dump of MediaWiki: {reason}.") from None
 
 
 def plain_text(markup: str) -> str:

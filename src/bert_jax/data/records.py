@@ -183,7 +183,7 @@ class Records:
         return features
 
     def _check(self, path: epath.Path) -> None:
-        """Check the first record of a file, and that nothing is configured that the files decide."""
+        """Check the first record of a file."""
         if not len(self._open(path)):
             raise UserError(f"{path} has no records.")
         row = self._read(path, 0)

@@ -16,6 +16,7 @@ from typing import BinaryIO
 import google_crc32c
 import numpy as np
 from etils import epath
+from google.protobuf.message import DecodeError
 from tensorflow_datasets.proto import tf_example_pb2
 
 from bert_jax.errors import UserError
@@ -105,7 +106,7 @@ def decode_example(data: bytes) -> dict[str, np.ndarray]:
     """
     try:
         example = tf_example_pb2.Example.FromString(data)
-    except Exception as error:  # the class of the error depends on the implementation of protocol buffers
+    except DecodeError as error:
         raise ValueError(f"not a tf.train.Example ({error})") from None
     decoded = {}
     for name, feature in example.features.feature.items():
