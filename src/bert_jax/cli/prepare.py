@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated, Literal
+import importlib
+import shlex
+from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
@@ -29,7 +31,7 @@ from bert_jax.tokenizers import Rules, Tokenizer, WordPiece
 
 _GOOGLE = GoogleFlags()
 # Options that only the builder of documents has.
-_DOCUMENT_OPTIONS = ("held_out", "sentences", "language", "field", "duplicates", "mix", "smoothing", "workers")
+_DOCUMENT_OPTIONS = ("held_out", "sentences", "language", "field", "duplicates", "mix", "smoothing", "workers", "beam")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +72,9 @@ class Prepare:
     """Documents that are dropped: exact, those that repeat an earlier one; near, also those that share most runs of five words."""
     workers: int | None = None
     """Processes that tokenize; by default one for each core."""
+    beam: str | None = None
+    """Options of Apache Beam, whose workers tokenize instead: "--runner=FlinkRunner --flink_master=HOST:8081".
+    All of them must reach the text and the directory of --out."""
     tokenizer: Rules | None = None
     """Unicode rules of a WordPiece vocabulary: google, those of the original's tokenization.py, or transformers.
     By default as the vocabulary's directory says, and google with --builder google."""
@@ -90,6 +95,8 @@ class Prepare:
         for name in unused:
             if getattr(self, name) != defaults[name]:
                 raise UserError(f"--{name.replace('_', '-')} has no effect with --builder {self.builder}; leave it out.")
+        if self.beam is not None and self.workers is not None:
+            raise UserError("--workers has no effect with --beam, whose runner has an option of its own; leave it out.")
 
 
 def main(arguments: list[str]) -> int:
@@ -100,7 +107,11 @@ def main(arguments: list[str]) -> int:
     if isinstance(tokenizer, WordPiece) and options.builder == "google":
         sizes = {"pairs": _write_records(options, [found.path for found in inputs], tokenizer)}
     else:
-        sizes = _build_corpus(options, inputs, tokenizer)
+        build = BuildOptions(**{field.name: getattr(options, field.name) for field in dataclasses.fields(BuildOptions)})
+        if options.beam is None:
+            sizes = _build_corpus(options, build, inputs, tokenizer)
+        else:
+            sizes = _beam().build_corpus(inputs, options.out, tokenizer, build, shlex.split(options.beam))
     for split, size in sizes.items():
         print(f"{options.out} {split}: " + ", ".join(f"{count:,} {name}" for name, count in size.items()))
     return 0
@@ -115,7 +126,14 @@ def _write_records(options: Prepare, texts: list[str], tokenizer: WordPiece) -> 
         )
 
 
-def _build_corpus(options: Prepare, inputs: list[Input], tokenizer: Tokenizer) -> dict[str, dict[str, int]]:
+def _beam() -> Any:
+    try:
+        return importlib.import_module("bert_jax.data.beam")
+    except ModuleNotFoundError as error:
+        raise UserError(f"--beam needs {error.name}; install it with `pip install bert-jax[beam]`.") from None
+
+
+def _build_corpus(options: Prepare, build: BuildOptions, inputs: list[Input], tokenizer: Tokenizer) -> dict[str, dict[str, int]]:
     known = [found.size for found in inputs if found.size is not None]
     columns = (
         BarColumn(),
@@ -133,7 +151,6 @@ def _build_corpus(options: Prepare, inputs: list[Input], tokenizer: Tokenizer) -
             # Chunks are finished in bursts, so the speed is that of the whole build.
             bar.update(task, speed=f"{bar.tasks[task].completed / (bar.tasks[task].elapsed or 1) / 1e6:.1f} MB/s")
 
-        build = BuildOptions(**{field.name: getattr(options, field.name) for field in dataclasses.fields(BuildOptions)})
         return build_corpus(inputs, options.out, tokenizer, build, workers=options.workers, progress=advance)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import signal
+import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -15,10 +16,11 @@ from tensorflow_datasets.core.file_adapters import ArrayRecordFileAdapter
 
 from bert_jax import tokenizers
 from bert_jax.data.readers import Document, StoredText, sentences_of
-from bert_jax.io import atomic
 from bert_jax.tokenizers import Tokenizer
 
 TRAIN, HELD_OUT = SPLITS = ("train", "held_out")
+UNFINISHED = ".unfinished-"
+"""Start of the names of directories with the files of a chunk that is being written."""
 # Documents that are tokenized together.
 _DOCUMENTS_PER_CALL = 256
 
@@ -106,22 +108,27 @@ class Writer:
 
     def write(self, chunk: Chunk) -> int:
         """Write a chunk, whose statistics appear when its other files are complete, and return its number."""
-        files = Files(self._directory, chunk.number)
         numbers = range(chunk.first, chunk.first + len(chunk.texts))
         arrays: dict[str, np.ndarray] = {}
-        for split in SPLITS:
-            statistics = Statistics(len(self._tokenizer.tokens))
-            texts = (
-                text
-                for number, text in zip(numbers, chunk.texts, strict=True)
-                if (number % self._every == self._every - 1) == (split == HELD_OUT)
-            )
-            records = self._records(texts, chunk.language, statistics)
-            if (first := next(records, None)) is not None:
-                ArrayRecordFileAdapter.write_examples(files.documents(split), itertools.chain([first], records))
-            arrays |= {f"{split}.{name}": values for name, values in statistics.arrays().items()}
-        with atomic.replaced_path(files.statistics) as part, part.open("wb") as file:
-            np.savez(file, allow_pickle=False, **arrays)
+        # A runner of Beam may let two workers write the same chunk.
+        with tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=self._directory) as work:
+            files = Files(epath.Path(work), chunk.number)
+            for split in SPLITS:
+                statistics = Statistics(len(self._tokenizer.tokens))
+                texts = (
+                    text
+                    for number, text in zip(numbers, chunk.texts, strict=True)
+                    if (number % self._every == self._every - 1) == (split == HELD_OUT)
+                )
+                records = self._records(texts, chunk.language, statistics)
+                if (first := next(records, None)) is not None:
+                    ArrayRecordFileAdapter.write_examples(files.documents(split), itertools.chain([first], records))
+                arrays |= {f"{split}.{name}": values for name, values in statistics.arrays().items()}
+            with files.statistics.open("wb") as file:
+                np.savez(file, allow_pickle=False, **arrays)
+            for path in (*map(files.documents, SPLITS), files.statistics):
+                if path.exists():
+                    path.replace(self._directory / path.name)
         return chunk.number
 
     def _records(self, texts: Iterator[StoredText], language: str, statistics: Statistics) -> Iterator[tuple[int, bytes]]:
