@@ -111,7 +111,9 @@ def _pipeline(arguments: Sequence[str]) -> Iterator[apache_beam.Pipeline]:
         with pipeline:
             yield pipeline
     except Exception as error:  # each runner has its own
-        reason = (str(error).strip() or type(error).__name__).splitlines()[-1].removesuffix(".")
+        details = getattr(error, "details", None)  # of an RPC
+        lines = str(details() if callable(details) else error).strip().splitlines() or [type(error).__name__]
+        reason = lines[-1].removesuffix(".")
         raise RunError(f"Beam's pipeline failed: {reason}; the same command continues with the next shard.") from error
 
 
