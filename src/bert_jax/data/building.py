@@ -20,7 +20,7 @@ from etils import epath
 
 from bert_jax.data import build_directory, chunks, reading
 from bert_jax.data.build_directory import BuildDirectory
-from bert_jax.data.chunks import Chunk, Files, Writer
+from bert_jax.data.chunks import Files, Writer
 from bert_jax.data.duplicates import Map
 from bert_jax.data.readers import Document, Input, StoredText
 from bert_jax.data.reading import BuildOptions, Reader
@@ -29,6 +29,7 @@ from bert_jax.tokenizers import Tokenizer
 
 # A fork of this process could inherit locks of JAX's threads; the server of processes has imported what they need.
 _CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["bert_jax.data.chunks"])
 
 
 class Done(NamedTuple):
@@ -98,14 +99,14 @@ def _run(
     progress: Callable[[Done], None],
 ) -> dict[str, dict[str, int]]:
     sources = []
-    for chunk, size in _write(directory.files, tokenizer, options.every, reader, workers):
-        progress(Done(len(chunk.texts), size))
-        sources.append(chunk.source)
+    for source, done in _write(directory.files, tokenizer, options.every, reader, workers):
+        progress(done)
+        sources.append(source)
     return directory.finish(sources, reader.files, reader.dropped)
 
 
-def _write(directory: epath.Path, tokenizer: Tokenizer, every: int, reader: Reader, workers: int) -> Iterator[tuple[Chunk, int]]:
-    """Write the chunks that are missing, and yield each one when it is finished."""
+def _write(directory: epath.Path, tokenizer: Tokenizer, every: int, reader: Reader, workers: int) -> Iterator[tuple[str, Done]]:
+    """Write the chunks that are missing, and yield the source of each one when it is finished."""
     found = iter(reader)
     ahead = [chunk for chunk in (next(found, None), next(found, None)) if chunk]
     if len(ahead) < 2 or workers == 1:
@@ -113,16 +114,17 @@ def _write(directory: epath.Path, tokenizer: Tokenizer, every: int, reader: Read
         for chunk, size in itertools.chain(ahead, found):
             if not Files(directory, chunk.number).statistics.exists():
                 writer.write(chunk)
-            yield chunk, size
+            yield chunk.source, Done(len(chunk.texts), size)
         return
     stop = _CONTEXT.Event()
     arguments = (str(directory), tokenizer.files, every, stop)
     pool = concurrent.futures.ProcessPoolExecutor(workers, _CONTEXT, chunks.start_worker, arguments)
-    pending: collections.deque[tuple[Chunk, int, concurrent.futures.Future[int] | None]] = collections.deque()
+    pending: collections.deque[tuple[concurrent.futures.Future[int] | None, str, Done]] = collections.deque()
     try:
         for chunk, size in itertools.chain(ahead, found):
-            done = Files(directory, chunk.number).statistics.exists()
-            pending.append((chunk, size, None if done else pool.submit(chunks.write_in_worker, chunk)))
+            exists = Files(directory, chunk.number).statistics.exists()
+            future = None if exists else pool.submit(chunks.write_in_worker, chunks.compress(chunk))
+            pending.append((future, chunk.source, Done(len(chunk.texts), size)))
             while len(pending) > workers + 1:
                 yield _result(*pending.popleft())
         while pending:
@@ -137,7 +139,7 @@ def _write(directory: epath.Path, tokenizer: Tokenizer, every: int, reader: Read
         pool.shutdown(cancel_futures=True)
 
 
-def _result(chunk: Chunk, size: int, future: concurrent.futures.Future[int] | None) -> tuple[Chunk, int]:
+def _result(future: concurrent.futures.Future[int] | None, source: str, done: Done) -> tuple[str, Done]:
     if future:
         future.result()
-    return chunk, size
+    return source, done

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import os
+import pickle
 import signal
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -171,6 +173,11 @@ def start_worker(directory: str, files: dict[str, bytes], every: int, stop: Any)
     _writer = Writer(directory, tokenizers.from_files(files), every, stop.is_set)
 
 
-def write_in_worker(chunk: Chunk) -> int:
+def compress(chunk: Chunk) -> bytes:
+    """A chunk for a worker process; several of them wait in memory."""
+    return zlib.compress(pickle.dumps(chunk), level=1)
+
+
+def write_in_worker(compressed: bytes) -> int:
     """[`Writer.write`][bert_jax.data.chunks.Writer.write] in a worker process."""
-    return _writer.write(chunk)
+    return _writer.write(pickle.loads(zlib.decompress(compressed)))
