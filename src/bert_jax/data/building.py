@@ -109,22 +109,28 @@ def _write(directory: epath.Path, tokenizer: Tokenizer, every: int, reader: Read
     """Write the chunks that are missing, and yield the source of each one when it is finished."""
     found = iter(reader)
     ahead = [chunk for chunk in (next(found, None), next(found, None)) if chunk]
-    if len(ahead) < 2 or workers == 1:
+    several, found = len(ahead) > 1, itertools.chain(ahead, found)
+    # The texts of a chunk are freed as soon as it is written, or on its way to a worker.
+    del ahead
+    if not several or workers == 1:
         writer = Writer(str(directory), tokenizer, every)
-        for chunk, size in itertools.chain(ahead, found):
+        for chunk, size in found:
             if not Files(directory, chunk.number).statistics.exists():
                 writer.write(chunk)
-            yield chunk.source, Done(len(chunk.texts), size)
+            source, done = chunk.source, Done(len(chunk.texts), size)
+            del chunk
+            yield source, done
         return
     stop = _CONTEXT.Event()
     arguments = (str(directory), tokenizer.files, every, stop)
     pool = concurrent.futures.ProcessPoolExecutor(workers, _CONTEXT, chunks.start_worker, arguments)
     pending: collections.deque[tuple[concurrent.futures.Future[int] | None, str, Done]] = collections.deque()
     try:
-        for chunk, size in itertools.chain(ahead, found):
+        for chunk, size in found:
             exists = Files(directory, chunk.number).statistics.exists()
             future = None if exists else pool.submit(chunks.write_in_worker, chunks.compress(chunk))
             pending.append((future, chunk.source, Done(len(chunk.texts), size)))
+            del chunk
             while len(pending) > workers + 1:
                 yield _result(*pending.popleft())
         while pending:

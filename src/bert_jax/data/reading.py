@@ -154,12 +154,14 @@ class Reader:
 
     def __iter__(self) -> Iterator[tuple[Chunk, int]]:
         """Yield chunks, with the bytes that were read since the one before."""
-        first = reported = 0
-        for number, texts in enumerate(self._groups()):
-            source = texts[0].source
+        number = first = reported = 0
+        for texts in self._groups():
+            source, count = texts[0].source, len(texts)
             language = self._languages.get(source, self._languages[""])
             yield Chunk(number, first, texts, language, source), self.bytes - reported
-            first, reported = first + len(texts), self.bytes
+            # Not to hold these texts while the next ones are read.
+            del texts
+            number, first, reported = number + 1, first + count, self.bytes
 
     def _groups(self) -> Iterator[list[StoredText]]:
         texts: list[StoredText] = []
