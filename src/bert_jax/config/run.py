@@ -95,6 +95,6 @@ FREE_ON_RESUME = {
     ("run",), ("data", "corpus"), ("data", "vocab"), ("data", "held_out"), ("mesh",), ("parallel",), ("model", "attention"),
     ("train", "eval_every"), ("train", "eval_batches"), ("train", "save_every"), ("train", "keep"), ("train", "log_every"),
     ("train", "distributed"), ("train", "save_at"), ("train", "save_at_words"), ("train", "save_at_tokens"),
-    ("train", "save_at_epochs"),
+    ("train", "save_at_epochs"), ("train", "keep_best"), ("train", "keep_every"), ("train", "keep_hours"),
 }  # fmt: skip
 """Fields that do not change what a run computes, as paths; they may differ when it is resumed."""
