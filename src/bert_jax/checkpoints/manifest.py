@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from etils import epath
@@ -21,6 +21,7 @@ _LARGEST_DIGESTED = 2**20
 # Orbax completes these two files when it commits a step, after the manifest was written. The first one has times, the second one a
 # sentence; nothing of them is used when a state is read.
 _WRITTEN_ON_COMMIT = ("_CHECKPOINT_METADATA", "commit_success.txt")
+_SUCCESS = b"Checkpoint commit was successful to "
 
 
 def write(directory: epath.Path) -> None:
@@ -52,7 +53,23 @@ def problems(directory: epath.Path) -> list[str]:
     present = {str(path.relative_to(directory)): path for path in files(directory)}
     missing = [f"file {name} is missing" for name in (*stored, *_WRITTEN_ON_COMMIT) if name not in present]
     changed = [_difference(path, name, *stored[name]) for name, path in present.items() if name in stored]
-    return [*missing, *(problem for problem in changed if problem)]
+    return [*missing, *(problem for problem in changed if problem), *_commit_problems(directory, present)]
+
+
+def _commit_problems(directory: epath.Path, present: Collection[str]) -> list[str]:
+    """What is wrong with the form of the two files that the manifest does not describe."""
+    metadata, success = _WRITTEN_ON_COMMIT
+    wrong = []
+    try:
+        if metadata in present:
+            int(json.loads((directory / metadata).read_text())["commit_timestamp_nsecs"])
+    except (ValueError, KeyError, TypeError):
+        wrong.append(f"the content of file {metadata} is damaged")
+    sentence = (directory / success).read_bytes() if success in present else b""
+    # A run may have been moved since, so that only the ends of the sentence are known.
+    if success in present and not (sentence.startswith(_SUCCESS) and sentence.endswith(f"/{directory.name}".encode())):
+        wrong.append(f"the content of file {success} is damaged")
+    return wrong
 
 
 def files(directory: epath.Path) -> Iterator[epath.Path]:

@@ -16,8 +16,10 @@ from bert_jax.config.retention import Retention
 class HasStep(Protocol):
     """What Orbax knows about a step."""
 
-    step: int
-    time: datetime.datetime
+    @property
+    def step(self) -> int: ...
+    @property
+    def time(self) -> datetime.datetime: ...
 
 
 class Saved(NamedTuple):

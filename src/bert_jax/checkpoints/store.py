@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import itertools
 import logging
 import shutil
@@ -19,6 +20,7 @@ from bert_jax import tokenizers
 from bert_jax.checkpoints import manifest
 from bert_jax.checkpoints.description import HEADS_OF_VERSION_1, Meta, decode, describe, describe_embedding, digest
 from bert_jax.checkpoints.retention import Preservation
+from bert_jax.checkpoints.verification import compare, damaged_array, first_line, is_full
 from bert_jax.config import format
 from bert_jax.config.model import ModelConfig
 from bert_jax.config.retention import Retention
@@ -148,6 +150,36 @@ class Checkpoints:
         """Newest committed step, or None."""
         return self._manager.latest_step()
 
+    def steps(self) -> list[int]:
+        """Committed steps, in ascending order."""
+        return sorted(self._manager.all_steps())
+
+    def saved(self, step: int) -> datetime.datetime:
+        """When a step was committed, or, if Orbax's note of it is damaged, when its directory was last changed."""
+        try:
+            seconds = self._manager.metadata(step).commit_timestamp_nsecs / 1e9
+        except Exception:  # Orbax raises many types of exceptions for damaged files.
+            seconds = (self.path / str(step)).stat().mtime
+        return datetime.datetime.fromtimestamp(seconds, datetime.UTC)
+
+    def check(self, step: int, *, arrays: bool) -> tuple[int | None, list[str]]:
+        """Look for damage; nothing is changed on disk.
+
+        Args:
+          step: a committed step.
+          arrays: whether to read every array, one after the other, until one differs from its checksum.
+
+        Returns:
+          The format version, if the description can be read, and clauses that say what is wrong.
+        """
+        try:
+            content = self._read_content(step)
+        except Exception as error:  # As in _newest.
+            return None, [f"the description cannot be read: {first_line(error)}"]
+        problems = manifest.problems(self.path / str(step)) if content.get(_MANIFEST) else []
+        damage = damaged_array(self._manager, step, _STATE, content["checksums"]) if arrays else None
+        return content.get(format.KEY, 1), [damage, *problems] if damage else problems
+
     def restore(self, abstract: Any) -> tuple[Any, Meta] | None:
         """Read the newest undamaged checkpoint, or return None if there is none; damaged ones are renamed ``damaged-STEP``.
 
@@ -166,7 +198,7 @@ class Checkpoints:
             model = build(ModelConfig, content["model"], "model")
             args = ocp.args.PyTreeRestore(abstract, restore_args=ocp.checkpoint_utils.construct_restore_args(abstract))
             state = self._manager.restore(step, args=ocp.args.Composite(**{_STATE: args}))[_STATE]
-            _verify(checksums(state), content["checksums"])
+            compare(checksums(state), content["checksums"])
             labels, heads = tuple(content["labels"]), content["heads"]
             tokenizer = tokenizers.from_files(decode(content["tokenizer"]))
             meta = Meta(content["config"], model, tokenizer, content["corpus"], content["data"], labels, heads, content["pooler"])
@@ -203,7 +235,7 @@ class Checkpoints:
                 tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree), partial_restore=True
             )
             state = self._manager.restore(step, args=ocp.args.Composite(**{_STATE: args}))[_STATE]
-            _verify(checksums(state), content["checksums"])
+            compare(checksums(state), content["checksums"])
             tokenizer = tokenizers.from_files(decode(content["tokenizer"])) if content["tokenizer"] else None
             params = {old_names.get(name, name): tree for name, tree in state[_PARAMS].items()}
             self._warn_of_damage(step, content)
@@ -221,7 +253,7 @@ class Checkpoints:
             except UserError:
                 raise
             except Exception as error:  # Orbax and TensorStore raise many types of exceptions for damaged files.
-                damaged.append((step, _first_line(error)))
+                damaged.append((step, first_line(error)))
                 continue
             # That this step could be read shows that the others are damaged, and reading itself works.
             for damaged_step, reason in damaged:
@@ -267,14 +299,8 @@ class Checkpoints:
         self._manager.reload()
         last = self.latest()
         newest = f"step {last} is the newest complete one" if last is not None else "there is no earlier one"
-        hint = "free space there, and run the same command again" if _is_full(error) else "run the same command again to resume"
-        return RunError(f"Checkpoint {step} could not be written to {self.path} ({_first_line(error)}); {newest}; {hint}.")
-
-
-def _verify(computed: dict[str, int], stored: dict[str, int]) -> None:
-    differing = [name for name, value in computed.items() if stored.get(name) != value]
-    if differing:
-        raise ValueError(f"{len(differing)} of {len(computed)} arrays differ from their checksums, among them {differing[0]}")
+        hint = "free space there, and run the same command again" if is_full(error) else "run the same command again to resume"
+        return RunError(f"Checkpoint {step} could not be written to {self.path} ({first_line(error)}); {newest}; {hint}.")
 
 
 def abstract(shapes: Any, shardings: Any) -> Any:
@@ -285,13 +311,3 @@ def abstract(shapes: Any, shardings: Any) -> Any:
       shardings: a tree with the sharding of each leaf.
     """
     return jax.tree.map(lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, shardings)
-
-
-def _is_full(error: Exception) -> bool:
-    return "No space left on device" in str(error)
-
-
-def _first_line(error: Exception) -> str:
-    if _is_full(error):
-        return "the disk is full"
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].split(". ")[0][:200]
