@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import itertools
+import os
 import shutil
 import time
 from collections.abc import Mapping
@@ -101,7 +102,8 @@ def prune(entries: list[Entry]) -> int:
     """Delete what is removable, and return the number of bytes."""
     removed = [entry for entry in entries if entry.removable]
     for entry in removed:
-        shutil.rmtree(entry.path)
+        # A link is removed, and what it leads to stays.
+        entry.path.unlink() if os.path.islink(entry.path) else shutil.rmtree(entry.path)
     return sum(entry.size for entry in removed)
 
 

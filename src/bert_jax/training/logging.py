@@ -68,10 +68,10 @@ class RunLog:
         self._task = self._bar.add_task("compiling", total=steps, completed=start)
         if self._writes:
             path = epath.Path(run) / METRICS
-            if path.exists():
-                kept = [line for line in read_metrics(run) if line["step"] <= start]
-                with atomic.replaced_path(path) as part:
-                    part.write_text("".join(json.dumps(line) + "\n" for line in kept))
+            kept = [line for line in read_metrics(run) if line["step"] <= start]
+            # Also where there is no file yet: a symbolic link of this name would lead elsewhere.
+            with atomic.replaced_path(path) as part:
+                part.write_text("".join(json.dumps(line) + "\n" for line in kept))
             self._file = path.open("a")
             # Imported late: if torch is installed, this imports it, which takes seconds.
             from tensorboardX import SummaryWriter
