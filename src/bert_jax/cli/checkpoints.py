@@ -70,8 +70,8 @@ def main(arguments: list[str]) -> int:
     if damaged := [entry for entry in listed if entry.problems]:
         first = damaged[0]
         raise RunError(
-            f"{len(damaged)} of {sum(entry.kind == 'step' for entry in listed)} checkpoints are damaged, first {first.path}: "
-            f"{first.problems[0]}; resuming uses the newest one that can be read."
+            f"{len(damaged)} of {sum(entry.kind == 'step' for entry in listed)} checkpoints are damaged, first "
+            f"{first.path.relative_to(run.resolve())} ({first.problems[0]}); resuming uses the newest one that can be read."
         )
     return 0
 

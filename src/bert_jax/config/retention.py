@@ -9,7 +9,7 @@ from dataclasses import dataclass
 class Retention:
     """Which checkpoints stay when a step is saved: those that any of its rules keeps.
 
-    [`reasons`][bert_jax.checkpoints.retention.reasons] applies it.
+    ``bert_jax.checkpoints.retention.reasons`` applies it.
     """
 
     newest: int
