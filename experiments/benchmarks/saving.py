@@ -21,6 +21,7 @@ from bert_jax.evaluation import benchmark
 from bert_jax.training import launchers, optimizers, step
 
 MASK_ID, VOCAB = 103, 30_522
+TIMES = ("alone", "blocked", "during", "saved", "manifest", "read", "verified")
 
 
 def main() -> None:
@@ -60,10 +61,9 @@ def main() -> None:
             return time.perf_counter() - began
 
         one_step()
-        for index in range(options.rounds + 1):
+        for number in range(options.rounds + 1):
             found: dict[str, list[float]] = {name: [] for name in times}
             found["alone"] = [one_step() for _ in range(options.steps)]
-            number += 1
             began = time.perf_counter()
             checkpoints.save(number, state, meta)
             found["blocked"].append(time.perf_counter() - began)
@@ -82,7 +82,7 @@ def main() -> None:
             report.read(run, verify=True)
             found["verified"].append(time.perf_counter() - began)
             # The first round compiles and fills caches.
-            for name, values in found.items() if index else ():
+            for name, values in found.items() if number else ():
                 times[name] += values
         size = sum(path.stat().length for path in manifest.files(directory))
         checkpoints.close()
