@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 import bert_jax
-from bert_jax.checkpoints import HEADS_OF_VERSION_1
+from bert_jax.checkpoints import HEADS_OF_VERSION_1, report
 from bert_jax.config import format as config_format
 from bert_jax.config.format import VERSION
 from bert_jax.inference.verification import probe
 from tests.conftest import files_below
-from tests.runs import config_of, save_model, write_data
+from tests.runs import config_of, lines_of, save_model, write_data
 
 # Made by bert_jax before it stored a format version (commit ac198e3), with that version's outputs on these texts.
 OLD = Path(__file__).parent / "golden" / "format_1"
@@ -79,3 +79,39 @@ def test_a_new_config_carries_its_version(run_config):
     assert stored["format_version"] == VERSION
     with pytest.raises(bert_jax.UserError, match=f"format version {VERSION + 1}"):
         bert_jax.Config.from_json(json.dumps(stored | {"format_version": VERSION + 1}))
+
+
+# Made by make_format.py: an unfinished run, and what it computes next.
+PRESENT = Path(__file__).parent / "golden" / f"format_{VERSION}"
+
+
+@pytest.fixture
+def stored_run(tmp_path):
+    return Path(shutil.copytree(PRESENT, tmp_path / "stored"))
+
+
+def test_a_stored_run_of_the_present_version_is_resumed(stored_run, quick):
+    """The next steps are those of the version that stored it, but for the rounding of another processor."""
+    config = bert_jax.Config.from_json((stored_run / "run" / "config.json").read_text())
+    data = dataclasses.replace(config.data, corpus=str(stored_run / "corpus"))
+    result = bert_jax.pretrain(dataclasses.replace(config, run=str(stored_run / "run"), data=data))
+    assert result.step == 4
+    expected = [json.loads(line) for line in (stored_run / "next.jsonl").read_text().splitlines()]
+    lines = lines_of(stored_run / "run", "train")[-2:]
+    assert [line["step"] for line in lines] == [3, 4]
+    for line, stored in zip(lines, expected, strict=True):
+        for name in ("loss", "grad_norm", "mask_rate", "learning_rate", "examples_per_step"):
+            assert line[name] == pytest.approx(stored[name], rel=1e-5), name
+
+
+def test_the_model_of_a_stored_run_of_the_present_version_is_read_exactly(stored_run):
+    texts = [("alpha bravo charlie", "delta echo."), "golf hotel india juliett.", "x"]
+    outputs, stored = probe(bert_jax.load(stored_run / "run"), texts), np.load(stored_run / "outputs.npz")
+    assert outputs.keys() == set(stored)
+    for name, value in outputs.items():
+        np.testing.assert_allclose(value, stored[name], rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+def test_a_stored_run_of_the_present_version_is_whole(stored_run):
+    (entry,) = report.read(stored_run / "run", verify=True)
+    assert (entry.step, entry.version, entry.problems, entry.kept) == (2, VERSION, (), ("newest",))

@@ -27,6 +27,7 @@ COMMANDS = {
     "evaluate": "compute the official scores of a fine-tuned model",
     "predict": "apply a fine-tuned model to a file",
     "bench": "measure the training speed of a config on this machine",
+    "checkpoints": "list, verify or delete the checkpoints of a run",
     "info": "describe a model",
     "fill-mask": "predict the tokens under [MASK]",
     "embed": "compute a vector for each text",
@@ -137,7 +138,8 @@ def _run(command: str, arguments: list[str]) -> int:
     except Exception as error:
         # Libraries raise OSError, ValueError or RuntimeError when the disk is full.
         if getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in str(error):
-            return _fail(f"the disk is full: {error}".splitlines()[0], 1)
+            where = getattr(error, "filename", None) or str(error).splitlines()[0]
+            return _fail(f"the disk is full ({where}); free space there, and run the same command again.", 1)
         if isinstance(error, OSError) and error.filename:
             return _fail(f"{error.filename}: {error.strerror}.", 1)
         raise

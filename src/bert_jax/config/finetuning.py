@@ -13,6 +13,7 @@ from bert_jax.config.optimizer import OptimConfig
 from bert_jax.config.training import TrainConfig
 from bert_jax.config.validation import build, check_choices, require_positive, require_share
 from bert_jax.errors import UserError
+from bert_jax.io.addresses import refuse_credentials
 
 Glue = Literal["cola", "sst2", "mrpc", "qqp", "stsb", "mnli", "qnli", "rte", "wnli", "ax"]
 TaskName = Literal[
@@ -176,6 +177,8 @@ class FinetuneConfig:
     """Join a multi-host run with jax.distributed.initialize."""
 
     def __post_init__(self) -> None:
+        for name in ("run", "init", "data", "vocab"):
+            refuse_credentials(getattr(self, name) or "", name)
         for name in ("batch_size", "epochs", "seeds", "eval_every", "keep"):
             require_positive(name, getattr(self, name))
         if not self.learning_rates:

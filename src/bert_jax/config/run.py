@@ -15,6 +15,7 @@ from bert_jax.config.optimizer import OptimConfig
 from bert_jax.config.training import TrainConfig
 from bert_jax.config.validation import build, check_choices
 from bert_jax.errors import UserError
+from bert_jax.io.addresses import refuse_credentials
 
 _MODEL, _MASK, _OPTIM, _MESH, _TRAIN = ModelConfig(), MaskPolicy(), OptimConfig(), MeshConfig(), TrainConfig()
 
@@ -51,6 +52,8 @@ class Config:
 
     def __post_init__(self) -> None:
         model, data, optim, mesh = self.model, self.data, self.optim, self.mesh
+        for name, path in {"run": self.run, "data.corpus": data.corpus, "data.vocab": data.vocab}.items():
+            refuse_credentials(path or "", name)
         if data.sequence_length > model.max_position_embeddings:
             raise UserError(
                 f"data.sequence_length {data.sequence_length} exceeds model.max_position_embeddings "
@@ -95,6 +98,6 @@ FREE_ON_RESUME = {
     ("run",), ("data", "corpus"), ("data", "vocab"), ("data", "held_out"), ("mesh",), ("parallel",), ("model", "attention"),
     ("train", "eval_every"), ("train", "eval_batches"), ("train", "save_every"), ("train", "keep"), ("train", "log_every"),
     ("train", "distributed"), ("train", "save_at"), ("train", "save_at_words"), ("train", "save_at_tokens"),
-    ("train", "save_at_epochs"),
+    ("train", "save_at_epochs"), ("train", "keep_best"), ("train", "keep_every"), ("train", "keep_hours"),
 }  # fmt: skip
 """Fields that do not change what a run computes, as paths; they may differ when it is resumed."""

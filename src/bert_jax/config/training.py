@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bert_jax.config import lengths
+from bert_jax.config.retention import Retention
 from bert_jax.config.validation import require_positive
 from bert_jax.errors import UserError
 
@@ -39,6 +40,12 @@ class TrainConfig:
     """Steps between checkpoints; evaluated steps and the last one are always saved."""
     keep: int = 3
     """Number of newest checkpoints that are kept."""
+    keep_best: int = 0
+    """Further checkpoints that are kept: those of the evaluated steps with the lowest held-out MLM loss."""
+    keep_every: int | None = None
+    """Checkpoints at multiples of this step are kept for good."""
+    keep_hours: int | float | None = None
+    """The first checkpoint is kept for good, and then the first one after so many hours, and so on."""
     save_at: tuple[int, ...] = ()
     """Steps of checkpoints that are kept for good."""
     save_at_words: str | None = None
@@ -55,8 +62,16 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("steps", "eval_every", "save_every", "keep", "log_every"):
             require_positive(f"train.{name}", getattr(self, name))
-        if self.eval_batches is not None:
-            require_positive("train.eval_batches", self.eval_batches)
+        for name in ("eval_batches", "keep_every", "keep_hours"):
+            if (value := getattr(self, name)) is not None:
+                require_positive(f"train.{name}", value)
+        if self.keep_best < 0:
+            raise UserError(f"train.keep_best is {self.keep_best}; it must not be negative.")
+        if self.keep_every and self.keep_every % self.save_every and self.keep_every % self.eval_every:
+            raise UserError(
+                f"train.keep_every is {self.keep_every}, but steps are saved every {self.save_every} (train.save_every); use a "
+                "multiple."
+            )
         if len(given := [unit for unit in lengths.UNITS if getattr(self, unit) is not None]) > 1:
             raise UserError(f"train.{given[0]} and train.{given[1]} both set the length of the run; leave one out.")
         for unit in lengths.UNITS:
@@ -68,3 +83,8 @@ class TrainConfig:
             raise UserError(f"train.save_at is {self.save_at}; its steps must be greater than 0.")
         if self.seed < 0:
             raise UserError(f"train.seed is {self.seed}; it must not be negative.")
+
+    @property
+    def retention(self) -> Retention:
+        """Which checkpoints are kept."""
+        return Retention(self.keep, self.save_at, every=self.keep_every, hours=self.keep_hours, best=self.keep_best)

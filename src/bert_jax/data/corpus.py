@@ -25,6 +25,10 @@ from bert_jax.tokenizers import Tokenizer
 VERSION = tfds.core.Version("2.0.0")
 """Format of a corpus; 1 had the features pieces, starts, sentences."""
 _DATASET_INFO = "dataset_info.json"
+_FEATURES = "features.json"
+_TFDS = "tensorflow_datasets."
+# Names of the field with a class in TFDS's present and former formats.
+_CLASS_KEYS = ("pythonClassName", "python_class_name", "type", "proto_cls")
 # Bytes of decoded documents that are cached, and the bytes that a cached document takes beside its arrays.
 _CACHE_BYTES = 2**29
 _DOCUMENT_OVERHEAD = 1024
@@ -170,6 +174,7 @@ def open_corpus(path: epath.PathLike) -> Corpus:
         words = provenance["counts"][name]["words"] if provenance else None
         return Split(documents, first, lengths, counts, words, mixture)
 
+    _check_features(path)
     try:
         builder = tfds.builder_from_directory(path)
         _require_shards(path, builder)
@@ -177,6 +182,18 @@ def open_corpus(path: epath.PathLike) -> Corpus:
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"{path} cannot be opened: {_reason(error)}; prepare it again with `bert-jax prepare`.") from None
     return Corpus(path, tokenizer, *splits, provenance.get("digest"), _words_per_token(provenance))
+
+
+def _check_features(path: epath.Path) -> None:
+    """Refuse a corpus that names classes of other modules, which TFDS would import."""
+    unchecked: list[Any] = [read_json(path / _FEATURES)] if (path / _FEATURES).exists() else []
+    while unchecked:
+        entry = unchecked.pop()
+        if isinstance(entry, dict):
+            for name in (entry.get(key) for key in _CLASS_KEYS):
+                if isinstance(name, str) and not name.startswith(_TFDS):
+                    raise UserError(f"{path / _FEATURES} refers to {name}, which is not a part of TFDS, and it was not imported.")
+        unchecked += entry.values() if isinstance(entry, dict) else entry if isinstance(entry, list) else ()
 
 
 def _require_shards(path: epath.Path, builder: Any) -> None:

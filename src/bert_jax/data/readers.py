@@ -17,6 +17,7 @@ from etils import epath
 
 from bert_jax.data import mediawiki, tfds_texts
 from bert_jax.errors import UserError
+from bert_jax.io.addresses import refuse_credentials
 from bert_jax.io.lines import COMPRESSED, STANDARD_INPUT, lines, require_file
 from bert_jax.io.parsing import check_text, parse_json
 
@@ -62,7 +63,7 @@ def find_inputs(texts: Sequence[epath.PathLike]) -> list[Input]:
       The inputs of each source together, the sources in the order of their first inputs.
 
     Raises:
-      UserError: a path or pattern matches nothing, or a directory has no text files.
+      UserError: a path or pattern matches nothing, a directory has no text files, or an address contains credentials.
     """
     found = [item for text in texts for item in _find(str(text))]
     sources = [*dict.fromkeys(item.source for item in found)]
@@ -70,10 +71,11 @@ def find_inputs(texts: Sequence[epath.PathLike]) -> list[Input]:
 
 
 def _find(text: str) -> list[Input]:
-    if (named := _NAMED.fullmatch(text)) and not epath.Path(text).exists():
+    if (named := _NAMED.fullmatch(text)) and ("://" in text or not epath.Path(text).exists()):
         return [item._replace(source=named[1]) for item in _find(named[2])]
     if text == STANDARD_INPUT or text.startswith(tfds_texts.PREFIX):
         return [Input(text, None)]
+    refuse_credentials(text, "The text")
     path = epath.Path(text)
     if path.is_dir():
         files = [*_files_below(path)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import tempfile
@@ -24,9 +25,33 @@ def require_new(path: epath.Path) -> None:
 
 
 @contextlib.contextmanager
+def explained(path: epath.PathLike) -> Iterator[None]:
+    """Turn an error of the file system, such as a full or read-only disk, into a sentence with a path and a way out.
+
+    Raises:
+      UserError: the block raised an ``OSError``.
+
+    Examples:
+      >>> with explained("/runs/mine"):
+      ...     raise OSError(errno.EROFS, "Read-only file system")
+      Traceback (most recent call last):
+      bert_jax.errors.UserError: /runs/mine cannot be written (Read-only file system); choose a directory that can be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        reason = "the disk is full" if full else error.strerror or str(error)
+        way_out = "free space there, or choose a directory on another disk" if full else "choose a directory that can be written"
+        raise UserError(f"{path} cannot be written ({reason}); {way_out}.") from None
+
+
+@contextlib.contextmanager
 def replaced_path(path: epath.Path) -> Iterator[epath.Path]:
     """Yield a temporary path for a file, ``.NAME`` beside it, and replace ``path`` by it when the block ends without an error."""
     part = path.parent / f".{path.name}"
+    # A symbolic link of this name would lead the writer elsewhere.
+    part.unlink(missing_ok=True)
     yield part
     part.replace(path)
 

@@ -68,10 +68,10 @@ class RunLog:
         self._task = self._bar.add_task("compiling", total=steps, completed=start)
         if self._writes:
             path = epath.Path(run) / METRICS
-            if path.exists():
-                kept = [line for line in read_metrics(run) if line["step"] <= start]
-                with atomic.replaced_path(path) as part:
-                    part.write_text("".join(json.dumps(line) + "\n" for line in kept))
+            kept = [line for line in read_metrics(run) if line["step"] <= start]
+            # Also where there is no file yet: a symbolic link of this name would lead elsewhere.
+            with atomic.replaced_path(path) as part:
+                part.write_text("".join(json.dumps(line) + "\n" for line in kept))
             self._file = path.open("a")
             # Imported late: if torch is installed, this imports it, which takes seconds.
             from tensorboardX import SummaryWriter
@@ -117,11 +117,21 @@ def log(sentence: str) -> None:
     Console(stderr=True, quiet=jax.process_index() > 0).print(sentence, markup=False, highlight=False, soft_wrap=True)
 
 
-def read_metrics(run: epath.PathLike) -> list[dict[str, Any]]:
+def held_out_losses(run: epath.PathLike) -> dict[int, float]:
+    """Step -> held-out MLM loss of a pretraining run.
+
+    Args:
+      run: the run directory.
+    """
+    return {line["step"]: line["mlm_loss"] for line in read_metrics(run, split="held_out") if "mlm_loss" in line}
+
+
+def read_metrics(run: epath.PathLike, *, split: str = "") -> list[dict[str, Any]]:
     """Lines of a run's ``metrics.jsonl``, without an unfinished last line, which a killed process may leave.
 
     Args:
       run: the run directory.
+      split: return the lines of this split only, without the time to parse the others.
 
     Examples:
       >>> read_metrics("no-such-run")
@@ -130,6 +140,8 @@ def read_metrics(run: epath.PathLike) -> list[dict[str, Any]]:
     path = epath.Path(run) / METRICS
     lines = []
     for line in path.read_text().splitlines() if path.exists() else ():
+        if split and f'"split": "{split}"' not in line:
+            continue
         try:
             lines.append(json.loads(line))
         except json.JSONDecodeError:

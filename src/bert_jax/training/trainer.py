@@ -23,7 +23,7 @@ from bert_jax.io import atomic
 from bert_jax.models.loaded import LoadedModel
 from bert_jax.training import launchers, plots
 from bert_jax.training.launchers import Launcher
-from bert_jax.training.logging import RunLog, Scores, read_metrics
+from bert_jax.training.logging import RunLog, Scores, held_out_losses, read_metrics
 from bert_jax.training.signals import StopSignal
 from bert_jax.training.step import TrainStep
 
@@ -118,7 +118,7 @@ def fit(job: TrainingJob) -> Result:
     """
     with contextlib.ExitStack() as stack:
         stack.callback(job.batches.close)
-        checkpoints = Checkpoints(job.run_dir, keep=job.train.keep, forever=job.train.save_at)
+        checkpoints = Checkpoints(job.run_dir, keep=job.train.retention, losses=lambda: held_out_losses(job.run_dir))
         stack.callback(checkpoints.close)
         stop = StopSignal()
         stack.callback(stop.restore)
@@ -301,8 +301,7 @@ def open_run_dir(run: epath.PathLike, text: str, differences: Callable[[str], li
     Raises:
       UserError: the directory contains something else, or a run with another config.
     """
-    run = epath.Path(run)
-    path = run / CONFIG
+    run, path = epath.Path(run), epath.Path(run) / CONFIG
     if path.exists():
         if changed := differences(path.read_text()):
             raise UserError(
@@ -315,6 +314,7 @@ def open_run_dir(run: epath.PathLike, text: str, differences: Callable[[str], li
         # Every process has looked before one of them writes.
         multihost_utils.sync_global_devices("config")
     if jax.process_index() == 0:
-        run.mkdir(parents=True, exist_ok=True)
-        with atomic.replaced_path(path) as part:
-            part.write_text(text)
+        with atomic.explained(run):
+            run.mkdir(parents=True, exist_ok=True)
+            with atomic.replaced_path(path) as part:
+                part.write_text(text)

@@ -1,21 +1,14 @@
-"""Checkpoints: device state, data position, config and tokenizer, written by Orbax in the background.
-
-Orbax commits a step atomically, but does not detect flipped bits in array data. Each checkpoint therefore contains a checksum of
-every array, computed on the devices that hold it, which is verified on reading. A damaged step is renamed, and the step before
-it is used.
-"""
+"""Saving and restoring the steps of a run, with checks of what is read."""
 
 from __future__ import annotations
 
-import base64
-import dataclasses
-import hashlib
+import datetime
 import itertools
-import json
 import logging
+import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar, cast
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -24,51 +17,30 @@ from absl import logging as absl_logging
 from etils import epath
 
 from bert_jax import tokenizers
+from bert_jax.checkpoints import manifest
+from bert_jax.checkpoints.description import HEADS_OF_VERSION_1, Meta, decode, describe, describe_embedding, digest
+from bert_jax.checkpoints.retention import Preservation
+from bert_jax.checkpoints.verification import compare, damaged_array, first_line, is_full
 from bert_jax.config import format
 from bert_jax.config.model import ModelConfig
+from bert_jax.config.retention import Retention
 from bert_jax.config.validation import build
 from bert_jax.errors import RunError, UserError
+from bert_jax.io import atomic
 from bert_jax.io.checksums import checksums
 from bert_jax.models import sentence_transformers
 from bert_jax.models.heads import PRETRAINING, heads_of, init_params
 from bert_jax.models.loaded import LoadedModel
-from bert_jax.tokenizers import Tokenizer
 
 DIRECTORY = "checkpoints"
 """Directory of the checkpoints in a run directory."""
 BEST = "best"
 """Directory of the best model in the run directory of a job that keeps one."""
-_STATE, _META = "state", "meta"
+TEMPORARY = ocp.path.atomicity_types.TMP_DIR_SUFFIX
+"""Suffix of the directory of a step that is being written."""
+_STATE, _META, _MANIFEST = "state", "meta", "manifest"
 _PARAMS = "params"
-HEADS_OF_VERSION_1 = {
-    "classify": "sequence_classification",
-    "regress": "regression",
-    "tag": "token_classification",
-    "span": "question_answering",
-    "choose": "multiple_choice",
-}
-"""Names of heads in format version 1 -> present names."""
-
 T = TypeVar("T")
-
-
-class Meta(NamedTuple):
-    """The content of a checkpoint besides the arrays."""
-
-    config: dict[str, Any]
-    """The run's config, as JSON values."""
-    model: ModelConfig
-    tokenizer: Tokenizer
-    corpus: str
-    """Digest of the training data."""
-    data: dict[str, Any]
-    """State of the data iterator: the position of the next batch."""
-    labels: tuple[str, ...] = ()
-    """Names of a classifier's outputs."""
-    heads: Mapping[str, int] = PRETRAINING
-    """Name of each head -> number of its outputs."""
-    pooler: bool = True
-    """Whether the encoder has a pooler."""
 
 
 class Checkpoints:
@@ -76,26 +48,38 @@ class Checkpoints:
 
     Args:
       run: the run directory.
-      keep: number of newest steps that are kept when a step is saved; None: read only.
-      forever: steps that are kept beside the newest ones.
+      keep: which steps are kept when a step is saved, or the number of the newest ones; None: read only.
+      losses: returns step -> held-out loss, for a retention that keeps the best steps.
+
+    Raises:
+      UserError: the directory cannot be created, because the disk is full or read-only, say.
     """
 
-    def __init__(self, run: epath.PathLike, *, keep: int | None = None, forever: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        run: epath.PathLike,
+        *,
+        keep: Retention | int | None = None,
+        losses: Callable[[], Mapping[int, float]] = dict,
+    ) -> None:
         self.path = epath.Path(run).resolve() / DIRECTORY
         # Orbax logs every save, and every failure with a traceback; this package reports failures itself.
         absl_logging.set_verbosity(absl_logging.FATAL)
         # asyncio also logs a traceback for each task of a failed save or read.
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-        kept = [ocp.checkpoint_managers.LatestN(keep), ocp.checkpoint_managers.CustomSteps(forever)]
-        policy = ocp.checkpoint_managers.AnyPreservationPolicy(kept) if keep else None
+        retention = keep if isinstance(keep, Retention) else Retention(keep or 1)
+        self._saving = 0
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=policy,
+            preservation_policy=Preservation(retention, losses),
             cleanup_tmp_directories=keep is not None,
             read_only=keep is None,
             enable_async_checkpointing=True,
+            # Called by the first process when all have written their files, before the step is committed.
+            async_options=ocp.options.AsyncOptions(post_finalization_callback=self._write_manifest),
         )
         handlers = {_STATE: ocp.PyTreeCheckpointHandler(), _META: ocp.JsonCheckpointHandler()}
-        self._manager = ocp.CheckpointManager(self.path, options=options, item_handlers=handlers)
+        with atomic.explained(self.path):
+            self._manager = ocp.CheckpointManager(self.path, options=options, item_handlers=handlers)
 
     def save(self, step: int, state: Any, meta: Meta) -> None:
         """Write a checkpoint in the background; the state may be donated as soon as this returns.
@@ -109,7 +93,7 @@ class Checkpoints:
           RunError: this checkpoint, or the previous one in the background, could not be written (a full disk).
         """
         run = {"config": meta.config, "corpus": meta.corpus, "data": meta.data}
-        self._save(step, state, run | _describe(meta.model, meta.tokenizer, meta.labels, meta.heads, pooler=meta.pooler))
+        self._save(step, state, run | describe(meta.model, meta.tokenizer, meta.labels, meta.heads, pooler=meta.pooler))
 
     def save_model(self, model: LoadedModel, *, step: int = 0) -> None:
         """Write a model without the state of a run.
@@ -120,19 +104,26 @@ class Checkpoints:
         self._save(
             step,
             {_PARAMS: jax.tree.map(jnp.asarray, model.params)},
-            _describe(model.config, model.tokenizer, model.labels, heads_of(model.params), pooler="pooler" in model.params["bert"])
-            | _describe_embedding(model),
+            describe(model.config, model.tokenizer, model.labels, heads_of(model.params), pooler="pooler" in model.params["bert"])
+            | describe_embedding(model),
         )
 
     def _save(self, step: int, state: Any, content: dict[str, Any]) -> None:
-        content = {**content, "checksums": checksums(state)}
-        item = {"content": content, "digest": _digest(content)}
+        self.wait()
+        content = {**content, "checksums": checksums(state), _MANIFEST: True}
+        item = {"content": content, "digest": digest(content)}
+        args = ocp.args.Composite(**{_STATE: ocp.args.PyTreeSave(state), _META: ocp.args.JsonSave(item)})
+        self._saving = step
         try:
-            self._manager.save(
-                step, args=ocp.args.Composite(**{_STATE: ocp.args.PyTreeSave(state), _META: ocp.args.JsonSave(item)})
-            )
+            # Orbax would skip a step that is older than the newest one without a word.
+            self._manager.save(step, args=args, force=True)
         except (OSError, ValueError, RuntimeError) as error:
             raise self._not_written(step, error) from error
+
+    def _write_manifest(self) -> None:
+        # The directory has its final name only where a store cannot rename directories.
+        names = (str(self._saving), f"{self._saving}{TEMPORARY}")
+        manifest.write(next(path for path in self.path.iterdir() if path.name in names))
 
     def wait(self) -> None:
         """Wait until every checkpoint is committed.
@@ -143,7 +134,7 @@ class Checkpoints:
         try:
             self._manager.wait_until_finished()
         except (OSError, ValueError, RuntimeError) as error:
-            raise self._not_written(None, error) from error
+            raise self._not_written(self._saving, error) from error
 
     def forget(self, after: int) -> None:
         """Delete the checkpoints of steps later than ``after``."""
@@ -158,6 +149,36 @@ class Checkpoints:
     def latest(self) -> int | None:
         """Newest committed step, or None."""
         return self._manager.latest_step()
+
+    def steps(self) -> list[int]:
+        """Committed steps, in ascending order."""
+        return sorted(self._manager.all_steps())
+
+    def saved(self, step: int) -> datetime.datetime:
+        """When a step was committed, or, if Orbax's note of it is damaged, when its directory was last changed."""
+        try:
+            seconds = self._manager.metadata(step).commit_timestamp_nsecs / 1e9
+        except Exception:  # Orbax raises many types of exceptions for damaged files.
+            seconds = (self.path / str(step)).stat().mtime
+        return datetime.datetime.fromtimestamp(seconds, datetime.UTC)
+
+    def check(self, step: int, *, arrays: bool) -> tuple[int | None, list[str]]:
+        """Look for damage; nothing is changed on disk.
+
+        Args:
+          step: a committed step.
+          arrays: whether to read every array, one after the other, until one differs from its checksum.
+
+        Returns:
+          The format version, if the description can be read, and clauses that say what is wrong.
+        """
+        try:
+            content = self._read_content(step)
+        except Exception as error:  # As in _newest.
+            return None, [f"the description cannot be read: {first_line(error)}"]
+        problems = manifest.problems(self.path / str(step)) if content.get(_MANIFEST) else []
+        damage = damaged_array(self._manager, step, _STATE, content["checksums"]) if arrays else None
+        return content.get(format.KEY, 1), [damage, *problems] if damage else problems
 
     def restore(self, abstract: Any) -> tuple[Any, Meta] | None:
         """Read the newest undamaged checkpoint, or return None if there is none; damaged ones are renamed ``damaged-STEP``.
@@ -177,10 +198,11 @@ class Checkpoints:
             model = build(ModelConfig, content["model"], "model")
             args = ocp.args.PyTreeRestore(abstract, restore_args=ocp.checkpoint_utils.construct_restore_args(abstract))
             state = self._manager.restore(step, args=ocp.args.Composite(**{_STATE: args}))[_STATE]
-            _verify(checksums(state), content["checksums"])
+            compare(checksums(state), content["checksums"])
             labels, heads = tuple(content["labels"]), content["heads"]
-            tokenizer = tokenizers.from_files(_decode(content["tokenizer"]))
+            tokenizer = tokenizers.from_files(decode(content["tokenizer"]))
             meta = Meta(content["config"], model, tokenizer, content["corpus"], content["data"], labels, heads, content["pooler"])
+            self._warn_of_damage(step, content)
             return state, meta
 
         return self._newest(read, set_aside=True)
@@ -213,10 +235,11 @@ class Checkpoints:
                 tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree), partial_restore=True
             )
             state = self._manager.restore(step, args=ocp.args.Composite(**{_STATE: args}))[_STATE]
-            _verify(checksums(state), content["checksums"])
-            tokenizer = tokenizers.from_files(_decode(content["tokenizer"])) if content["tokenizer"] else None
+            compare(checksums(state), content["checksums"])
+            tokenizer = tokenizers.from_files(decode(content["tokenizer"])) if content["tokenizer"] else None
             params = {old_names.get(name, name): tree for name, tree in state[_PARAMS].items()}
-            embedding = sentence_transformers.parse(_decode(content["embedding"])) if content.get("embedding") else None
+            self._warn_of_damage(step, content)
+            embedding = sentence_transformers.parse(decode(content["embedding"])) if content.get("embedding") else None
             return LoadedModel(config, params, tokenizer, tuple(content.get("labels", ())), embedding)
 
         return self._newest(read, set_aside=False)
@@ -230,7 +253,7 @@ class Checkpoints:
             except UserError:
                 raise
             except Exception as error:  # Orbax and TensorStore raise many types of exceptions for damaged files.
-                damaged.append((step, _first_line(error)))
+                damaged.append((step, first_line(error)))
                 continue
             # That this step could be read shows that the others are damaged, and reading itself works.
             for damaged_step, reason in damaged:
@@ -248,7 +271,7 @@ class Checkpoints:
         """The content of a checkpoint besides the arrays, verified by its digest."""
         item = self._manager.restore(step, args=ocp.args.Composite(**{_META: ocp.args.JsonRestore()}))[_META]
         content = item["content"]
-        if _digest(content) != item["digest"]:
+        if digest(content) != item["digest"]:
             raise ValueError("its description differs from its digest")
         return cast(dict[str, Any], content)
 
@@ -259,45 +282,25 @@ class Checkpoints:
             (self.path / str(step)).rename(self.path / next(name for name in candidates if name not in names))
         self._manager.reload()
 
-    def _not_written(self, step: int | None, error: Exception) -> RunError:
-        failed = "The last checkpoint" if step is None else f"Checkpoint {step}"
+    def _warn_of_damage(self, step: int, content: dict[str, Any]) -> None:
+        """Name damaged files of a step whose arrays and description were read and are whole; they are a sign of a failing disk."""
+        if content.get(_MANIFEST) and jax.process_index() == 0:
+            for problem in manifest.problems(self.path / str(step)):
+                print(
+                    f"bert-jax: in checkpoint {self.path / str(step)} {problem}; all that was read is whole and is used, but check "
+                    "the disk.",
+                    file=sys.stderr,
+                )
+
+    def _not_written(self, step: int, error: Exception) -> RunError:
+        """What failed; its files are removed, and Orbax's list of steps, in which it may still be, is read again."""
+        if jax.process_index() == 0:
+            shutil.rmtree(self.path / f"{step}{TEMPORARY}", ignore_errors=True)
+        self._manager.reload()
         last = self.latest()
         newest = f"step {last} is the newest complete one" if last is not None else "there is no earlier one"
-        return RunError(f"{failed} could not be written to {self.path} ({_first_line(error)}); {newest}.")
-
-
-def _describe(
-    config: ModelConfig, tokenizer: Tokenizer | None, labels: tuple[str, ...], heads: Mapping[str, int], *, pooler: bool
-) -> dict[str, Any]:
-    """The description of a model, without its parameters, as JSON values."""
-    return {
-        format.KEY: format.VERSION,
-        "model": dataclasses.asdict(config),
-        "tokenizer": {} if tokenizer is None else _encode(tokenizer.files),
-        "labels": list(labels),
-        "heads": dict(heads),
-        "pooler": pooler,
-    }
-
-
-def _describe_embedding(model: LoadedModel) -> dict[str, Any]:
-    if model.embedding is None:
-        return {}
-    return {"embedding": _encode(sentence_transformers.export(model.embedding, model.config.hidden_size))}
-
-
-def _encode(files: Mapping[str, bytes]) -> dict[str, str]:
-    return {name: base64.b64encode(data).decode() for name, data in files.items()}
-
-
-def _decode(files: Mapping[str, str]) -> dict[str, bytes]:
-    return {name: base64.b64decode(data) for name, data in files.items()}
-
-
-def _verify(computed: dict[str, int], stored: dict[str, int]) -> None:
-    differing = [name for name, value in computed.items() if stored.get(name) != value]
-    if differing:
-        raise ValueError(f"{len(differing)} of {len(computed)} arrays differ from their checksums, among them {differing[0]}")
+        hint = "free space there, and run the same command again" if is_full(error) else "run the same command again to resume"
+        return RunError(f"Checkpoint {step} could not be written to {self.path} ({first_line(error)}); {newest}; {hint}.")
 
 
 def abstract(shapes: Any, shardings: Any) -> Any:
@@ -308,13 +311,3 @@ def abstract(shapes: Any, shardings: Any) -> Any:
       shardings: a tree with the sharding of each leaf.
     """
     return jax.tree.map(lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, shardings)
-
-
-def _digest(content: dict[str, Any]) -> str:
-    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
-
-
-def _first_line(error: Exception) -> str:
-    if "No space left on device" in str(error):
-        return "the disk is full"
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].split(". ")[0][:200]
