@@ -28,6 +28,7 @@ from bert_jax.config import format
 from bert_jax.config.model import ModelConfig
 from bert_jax.config.validation import build
 from bert_jax.errors import RunError, UserError
+from bert_jax.io import checkpoint_manager, remote
 from bert_jax.io.checksums import checksums
 from bert_jax.models import sentence_transformers
 from bert_jax.models.heads import PRETRAINING, heads_of, init_params
@@ -81,21 +82,13 @@ class Checkpoints:
     """
 
     def __init__(self, run: epath.PathLike, *, keep: int | None = None, forever: Sequence[int] = ()) -> None:
-        self.path = epath.Path(run).resolve() / DIRECTORY
+        self.path = remote.absolute(run) / DIRECTORY
         # Orbax logs every save, and every failure with a traceback; this package reports failures itself.
         absl_logging.set_verbosity(absl_logging.FATAL)
         # asyncio also logs a traceback for each task of a failed save or read.
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-        kept = [ocp.checkpoint_managers.LatestN(keep), ocp.checkpoint_managers.CustomSteps(forever)]
-        policy = ocp.checkpoint_managers.AnyPreservationPolicy(kept) if keep else None
-        options = ocp.CheckpointManagerOptions(
-            preservation_policy=policy,
-            cleanup_tmp_directories=keep is not None,
-            read_only=keep is None,
-            enable_async_checkpointing=True,
-        )
         handlers = {_STATE: ocp.PyTreeCheckpointHandler(), _META: ocp.JsonCheckpointHandler()}
-        self._manager = ocp.CheckpointManager(self.path, options=options, item_handlers=handlers)
+        self._manager = checkpoint_manager.open_manager(self.path, handlers, keep=keep, forever=forever)
 
     def save(self, step: int, state: Any, meta: Meta) -> None:
         """Write a checkpoint in the background; the state may be donated as soon as this returns.

@@ -17,6 +17,7 @@ from typing import Any
 from bert_jax import __version__
 from bert_jax.cli import process
 from bert_jax.errors import BertWarning, RunError, UserError
+from bert_jax.io import remote
 
 COMMANDS = {
     "vocab": "learn a vocabulary from text, or extend one",
@@ -112,6 +113,7 @@ def _run(command: str, arguments: list[str]) -> int:
     sigterm_handler = None if resumable else signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         process.cache_compiled_programs()
+        remote.check_arguments(arguments)
         module = importlib.import_module(f"bert_jax.cli.{command.replace('-', '_')}")
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="backslashreplace")
@@ -138,6 +140,8 @@ def _run(command: str, arguments: list[str]) -> int:
         # Libraries raise OSError, ValueError or RuntimeError when the disk is full.
         if getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in str(error):
             return _fail(f"the disk is full: {error}".splitlines()[0], 1)
+        if reason := remote.failure(error):
+            return _fail(f"the object store has failed: {reason}.", 1)
         if isinstance(error, OSError) and error.filename:
             return _fail(f"{error.filename}: {error.strerror}.", 1)
         raise

@@ -19,7 +19,7 @@ from bert_jax.batch import HostBatch, Params
 from bert_jax.checkpoints import BEST, Checkpoints, Meta, abstract
 from bert_jax.config.training import TrainConfig
 from bert_jax.errors import RunError, UserError
-from bert_jax.io import atomic
+from bert_jax.io import atomic, remote
 from bert_jax.models.loaded import LoadedModel
 from bert_jax.training import launchers, plots
 from bert_jax.training.launchers import Launcher
@@ -166,8 +166,7 @@ class Trainer:
     def run(self, stop: StopSignal) -> Result:
         """Train to the last step, until early stopping, or until a signal."""
         job, train = self.job, self.job.train
-        if self._evaluation_is_missing():
-            # The run was killed between saving a step and scoring it.
+        if self._evaluation_is_missing():  # the run was killed between saving a step and scoring it
             self._evaluate(stop)
         stopped = stop.signal
         pending: tuple[int, Any, Counts] | None = None
@@ -190,12 +189,14 @@ class Trainer:
                 # This step must be known to be finite before it is saved or evaluated.
                 self.report(*pending)
                 pending = None
+                self.log.sync()
                 self.checkpoints.save(self.step, job.launcher.storable(self.state), job.meta(position))
                 if evaluates and not stopped:
                     self._evaluate(stop)
                     stopped = stop.signal
         self.checkpoints.wait()
         self._announce_end(stopped)
+        self.log.sync()
         self._draw()
         return Result(self.step, self._last_scores(), stopped)
 
@@ -247,8 +248,7 @@ class Trainer:
             raise RunError(f"{wrong[0]} is {values[wrong[0]]} at step {step}; the run stops. {kept}")
         self.seen, self.batches_seen = self.seen + np.array(counts), self.batches_seen + 1
         if step % self.job.train.log_every == 0 or step == self.job.train.steps:
-            now = time.perf_counter()
-            seen = Counts(*self.seen.tolist())
+            now, seen = time.perf_counter(), Counts(*self.seen.tolist())
             values |= {"learning_rate": self.job.learning_rate(step - 1), "tokens_per_second": seen.tokens / (now - self.clock)}
             values |= {"examples_per_step": seen.examples / self.batches_seen, "fill": seen.tokens / seen.slots}
             self.clock, self.seen, self.batches_seen = now, np.zeros_like(self.seen), 0
@@ -301,7 +301,7 @@ def open_run_dir(run: epath.PathLike, text: str, differences: Callable[[str], li
     Raises:
       UserError: the directory contains something else, or a run with another config.
     """
-    run = epath.Path(run)
+    run = remote.open_path(run)
     path = run / CONFIG
     if path.exists():
         if changed := differences(path.read_text()):
