@@ -47,9 +47,7 @@ def _google_storage():
         port = free.getsockname()[1]
     url = f"http://127.0.0.1:{port}"
     address = ("-scheme", "http", "-host", "127.0.0.1", "-port", str(port), "-external-url", url, "-public-host", url[7:])
-    server = subprocess.Popen(
-        [str(binary), "-backend", "memory", *address], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    server = subprocess.Popen([str(binary), "-backend", "memory", *address], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         bucket = urllib.request.Request(
             f"{url}/storage/v1/b?project=p", json.dumps({"name": BUCKET}).encode(), {"Content-Type": "application/json"}

@@ -249,7 +249,7 @@ class Checkpoints:
         if jax.process_index() == 0:
             names = {path.name for path in self.path.iterdir()}
             candidates = (f"damaged-{step}{'-again' * count}" for count in itertools.count())
-            (self.path / str(step)).rename(self.path / next(name for name in candidates if name not in names))
+            remote.rename(self.path / str(step), self.path / next(name for name in candidates if name not in names))
         self._manager.reload()
 
     def _not_written(self, step: int | None, error: Exception) -> RunError:

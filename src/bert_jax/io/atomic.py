@@ -28,6 +28,15 @@ def require_new(path: epath.Path) -> None:
         raise UserError(f"{path} exists already; remove it or choose another name.")
 
 
+def move(path: epath.Path, target: epath.Path) -> None:
+    """Replace ``target`` by a local file, which must be on the same file system unless ``target`` is remote."""
+    if remote.is_remote(target):
+        remote.upload(path, target)
+        path.unlink()
+    else:
+        path.replace(target)
+
+
 @contextlib.contextmanager
 def replaced_path(path: epath.Path) -> Iterator[epath.Path]:
     """Yield a temporary path for a file, ``.NAME`` beside it, and replace ``path`` by it when the block ends without an error.

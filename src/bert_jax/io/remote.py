@@ -92,7 +92,7 @@ def filesystem(path: epath.PathLike) -> Any:
     return fsspec.filesystem(_STORES[scheme].protocol, **options)
 
 
-def version(path: epath.PathLike) -> float | str:
+def version(path: epath.PathLike) -> int | str:
     """What changes when a file changes: the time of a local one, an identifier from the store of a remote one."""
     if is_remote(path):
         return str(filesystem(path).ukey(os.fspath(path)))
@@ -120,16 +120,33 @@ def upload(source: epath.PathLike, target: epath.PathLike, *, last: Callable[[st
             store.put([os.path.join(source, name) for name in chosen], [f"{os.fspath(target)}/{name}" for name in chosen])
 
 
-def download(source: epath.PathLike, target: epath.PathLike) -> None:
-    """Copy the files below a remote directory into a local one."""
+def download(source: epath.PathLike, target: epath.PathLike, *, suffix: str = "") -> None:
+    """Copy the files below a remote directory whose names end with ``suffix`` into a local one."""
     store = filesystem(source)
     root = os.fspath(source).partition("://")[2].rstrip("/")
-    found = [name for name in store.find(root) if not name.endswith("/")]
+    found = [name for name in store.find(root) if name.endswith(suffix) and not name.endswith("/")]
     places = [os.path.join(os.fspath(target), os.path.relpath(name, root)) for name in found]
     for place in places:
         os.makedirs(os.path.dirname(place), exist_ok=True)
     if found:
         store.get(found, places)
+
+
+def copy(places: Iterable[tuple[epath.PathLike, epath.PathLike]]) -> None:
+    """Let the store copy objects, each to its place."""
+    sources, targets = ([*map(os.fspath, paths)] for paths in zip(*places, strict=True))
+    filesystem(sources[0]).copy(sources, targets)
+
+
+def rename(source: epath.Path, target: epath.Path) -> None:
+    """Rename a directory; on a store, which has no directories, its objects are copied and deleted."""
+    if not is_remote(source):
+        source.rename(target)
+        return
+    root = os.fspath(source).partition("://")[2]
+    names = [name.removeprefix(f"{root}/") for name in filesystem(source).find(root)]
+    copy([(source / name, target / name) for name in names])
+    source.rmtree()
 
 
 def failure(error: BaseException) -> str | None:
