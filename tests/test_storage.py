@@ -22,7 +22,7 @@ import bert_jax
 from bert_jax import cli
 from bert_jax.checkpoints import DIRECTORY, Checkpoints
 from bert_jax.config.data import DataConfig
-from bert_jax.data import building, chunks, readers, reading
+from bert_jax.data import beam, building, chunks, readers, reading
 from bert_jax.data.corpus import open_corpus
 from bert_jax.data.reading import BuildOptions
 from bert_jax.data.records import Records, find_files
@@ -120,6 +120,11 @@ def test_a_missing_bucket_is_a_sentence(scheme, capsys):
     assert capsys.readouterr().err == f"bert-jax: There is no bucket {scheme}://no-such-bucket; create it, or correct its name.\n"
     with pytest.raises(UserError, match=f"{scheme}:// names no bucket"):
         remote.open_path(f"{scheme}:///model")
+
+
+def test_another_store_is_a_sentence(capsys):
+    assert cli.main(["info", "az://container/model"]) == 2
+    assert "az://container is on a store that is not supported; use gs://, s3:// or files." in capsys.readouterr().err
 
 
 def test_a_store_that_does_not_answer_is_a_sentence(unchecked, monkeypatch):
@@ -291,6 +296,16 @@ def test_a_stopped_build_continues_on_the_store(store, tmp_path, text, tokenizer
     assert [path.name for path in store.iterdir()] == ["corpus"]
 
 
+def test_beam_builds_a_corpus_on_a_store(store, tmp_path, text, tokenizer, monkeypatch):
+    monkeypatch.setattr(reading, "CHUNK_CHARACTERS", 8000)
+    prepare([text], tmp_path / "corpus", tokenizer)
+    (store / "text.txt").write_bytes(text.read_bytes())
+    inputs = readers.find_inputs([store / "text.txt"])
+    beam.build_corpus(inputs, store / "corpus", tokenizer, BuildOptions(held_out=0.1), ["--runner=FnApiRunner"])
+    assert_same_corpus(open_corpus(store / "corpus"), open_corpus(tmp_path / "corpus"))
+    assert sorted(path.name for path in store.iterdir()) == ["corpus", "text.txt"]
+
+
 def test_two_builds_of_one_corpus_are_refused(store, text, tokenizer):
     with (
         lease.held(store / ".corpus.partial", str(store / "corpus")),
@@ -380,7 +395,9 @@ def test_a_store_that_cannot_be_written_is_reported_when_the_log_is_synced(store
     assert (store / "metrics.jsonl").read_text() == "{}\n"
 
 
-@pytest.mark.parametrize("to", ["hf", "google", "flax", "orbax"])
+@pytest.mark.parametrize(
+    ("store", "to"), [("gs", "hf"), ("s3", "google"), ("s3", "flax"), ("gs", "orbax"), ("s3", "orbax")], indirect=["store"]
+)
 def test_exports_are_written_to_and_read_from_a_store(store, to, tokenizer, tmp_path, monkeypatch):
     save_model(tmp_path / "model", tokenizer, to=to, heads={"mlm": 0} if to == "google" else {})
     source = bert_jax.load(tmp_path / "model")

@@ -57,6 +57,7 @@ environment:
   BERT_JAX_ALLOCATOR=system   do not restart the command with other settings of glibc's memory allocator. On machines without an
                               accelerator, commands that train or encode restart themselves once, because they are faster on a
                               CPU if freed memory is kept.
+  BERT_JAX_CACHE              directory of local copies of corpora on object stores; by default ~/.cache/bert_jax/copies
   JAX_COMPILATION_CACHE_DIR   directory of compiled programs; by default ~/.cache/bert_jax
 
 exit status:

@@ -21,7 +21,7 @@ from bert_jax.errors import UserError
 
 # Longer than a slow connection takes, shorter than the minutes for which the clients of the stores retry.
 _TIMEOUT = 20.0
-_ADDRESS = re.compile(r"(?:[\w-]+=)?(?P<scheme>gs|s3)://(?P<bucket>[^/\s]*)(?:/\S*)?")
+_ADDRESS = re.compile(r"(?:[\w-]+=)?(?P<scheme>gs|s3|az)://(?P<bucket>[^/\s]*)(?:/\S*)?")
 # Packages whose exceptions mean that a store has failed.
 _CLIENTS = ("aiohttp", "aiobotocore", "botocore", "gcsfs", "google", "s3fs")
 
@@ -60,7 +60,7 @@ def open_path(path: epath.PathLike) -> epath.Path:
     Raises:
       UserError: the package for the path's scheme is not installed, or the bucket cannot be used, for want of credentials, say.
     """
-    if is_remote(path) and (address := _ADDRESS.match(os.fspath(path))):
+    if address := _ADDRESS.match(os.fspath(path)):
         _check(address["scheme"], address["bucket"])
     return epath.Path(path)
 
@@ -175,7 +175,10 @@ def _configure() -> None:
 
 @functools.cache
 def _check(scheme: str, bucket: str) -> None:
-    store, root = _STORES[scheme], f"{scheme}://{bucket}"
+    root = f"{scheme}://{bucket}"
+    if scheme not in _STORES:
+        raise UserError(f"{root} is on a store that is not supported; use gs://, s3:// or files.")
+    store = _STORES[scheme]
     if not bucket:
         raise UserError(f"{root} names no bucket; write {root}BUCKET/PATH.")
     if importlib.util.find_spec(store.package) is None:

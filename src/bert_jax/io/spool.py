@@ -12,6 +12,9 @@ from etils import epath
 from bert_jax.errors import RunError
 from bert_jax.io import remote
 
+# Seconds between two copies in the background, each of which writes whole files.
+_INTERVAL = 5.0
+
 
 class Spool:
     """A local directory whose files are copied to a remote one, in the background.
@@ -26,7 +29,7 @@ class Spool:
         self.path = epath.Path(self._directory.name)
         """The local directory."""
         self._sizes: dict[str, tuple[int, int]] = {}
-        self._lock, self._changed, self._closed = threading.Lock(), threading.Event(), False
+        self._lock, self._changed, self._closed = threading.Lock(), threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
@@ -51,7 +54,7 @@ class Spool:
         Raises:
           RunError: as ``flush``.
         """
-        self._closed = True
+        self._closed.set()
         self._changed.set()
         self._thread.join()
         try:
@@ -60,7 +63,7 @@ class Spool:
             self._directory.cleanup()
 
     def _run(self) -> None:
-        while not self._closed:
+        while not self._closed.wait(_INTERVAL):
             self._changed.wait()
             self._changed.clear()
             # The next change tries again, and `flush` reports what remains.
