@@ -31,7 +31,7 @@ from bert_jax.io import atomic, lease, remote
 from bert_jax.io.spool import Spool
 from bert_jax.training.logging import RunLog, read_metrics
 from tests.conftest import files_below
-from tests.runs import interrupt_at, save_model
+from tests.runs import config_of, interrupt_at, lines_of, save_model, write_data
 from tests.stores import BUCKET, SCHEMES, emulators
 
 
@@ -421,11 +421,43 @@ def test_commands_read_and_write_a_store(quick, store, tokenizer, tmp_path, caps
     assert "Traceback" not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("store", ["s3", pytest.param("gs", marks=pytest.mark.slow)], indirect=True)
+def test_fine_tuning_reads_and_writes_a_store(quick, store, init, tmp_path, capsys):
+    remote.upload(write_data(tmp_path / "data", "classify"), store / "data")
+    for root in (str(tmp_path), str(store)):
+        config = config_of("classify", init, f"{root}/data", f"{root}/run", epochs=2.0)
+        bert_jax.finetune(config)
+        assert cli.main(["evaluate", f"{root}/run", "--data", f"{root}/data", "--out", f"{root}/scores"]) == 0
+        assert cli.main(["predict", f"{root}/run", f"{root}/data/dev.tsv", "--out", f"{root}/predictions.jsonl"]) == 0
+    assert (store / "predictions.jsonl").read_text() == (tmp_path / "predictions.jsonl").read_text()
+    assert names(store / "scores") == sorted(files_below(tmp_path / "scores"))
+    assert_same_params(bert_jax.load(store / "run"), bert_jax.load(tmp_path / "run"))
+    assert lines_of(store / "run") == lines_of(tmp_path / "run")
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_an_unfinished_checkpoint_is_removed(store):
+    steps = store / "run" / DIRECTORY
+    (steps / "9" / "_CHECKPOINT_METADATA").write_text("{}")
+    (steps / "9" / "state" / "manifest.ocdbt").write_text("part of a checkpoint")
+    reader = Checkpoints(store / "run")
+    assert reader.latest() is None
+    reader.close()
+    assert names(steps) == ["9/_CHECKPOINT_METADATA", "9/state/manifest.ocdbt"]
+    writer = Checkpoints(store / "run", keep=2)
+    assert writer.latest() is None
+    # Orbax deletes in the background.
+    for _ in range(50):
+        if not names(steps):
+            break
+        time.sleep(0.1)
+    writer.close()
+    assert not names(steps)
+
+
 KILLED = """
 import os, signal, sys
 from bert_jax import Config, pretrain
-from bert_jax.io import checkpoint_manager
-from tests.conftest import MODEL
 from tests.runs import interrupt_at, quickly
 
 with quickly() as patch:
@@ -438,7 +470,7 @@ with quickly() as patch:
 def test_a_killed_run_on_a_store_ends_as_an_unbroken_one(quick, run_config, stored_run, finished, tmp_path):
     expected, expected_losses = on_files(finished, run_config)
     (tmp_path / "config.json").write_text(stored_run.to_json())
-    # Right after a save began, and later.
+    # Step 3 is being written when step 4 is reported, and step 4 when step 5 is.
     for step in (4, 5, 7):
         command = [sys.executable, "-c", KILLED, str(tmp_path / "config.json"), str(step)]
         killed = subprocess.run(command, capture_output=True, text=True, check=False)
