@@ -28,7 +28,7 @@ from bert_jax.data.readers import find_inputs
 from bert_jax.errors import RunError, UserError
 from bert_jax.models.loaded import LoadedModel
 from bert_jax.training.logging import RunLog
-from bert_jax.training.trainer import open_run_dir
+from bert_jax.training.run_directory import open_run_dir
 from tests.conftest import MODEL
 
 

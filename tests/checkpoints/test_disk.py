@@ -13,7 +13,7 @@ import pytest
 
 from bert_jax.checkpoints import manifest
 from bert_jax.errors import RunError, UserError
-from bert_jax.training import trainer
+from bert_jax.training import run_directory
 
 
 @pytest.fixture
@@ -118,7 +118,7 @@ def test_a_run_cannot_start_on_such_a_disk(tmp_path, monkeypatch, number):
 
     monkeypatch.setattr("os.mkdir", refused)
     with pytest.raises(UserError, match=rf"^{tmp_path}/run cannot be written \({REASONS[number]}\); .*cho.*\.$"):
-        trainer.open_run_dir(tmp_path / "run", "{}", lambda stored: [])
+        run_directory.open_run_dir(tmp_path / "run", "{}", lambda stored: [])
 
 
 def test_checkpoints_cannot_be_created_on_such_a_disk(small, monkeypatch):

@@ -7,9 +7,11 @@ values are covered by the checksums of the arrays.
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import json
 import os
+import time
 from collections.abc import Collection, Iterator
 from typing import Any
 
@@ -21,7 +23,8 @@ _LARGEST_DIGESTED = 2**20
 # Orbax completes these two files when it commits a step, after the manifest was written. The first one has times, the second one a
 # sentence; nothing of them is used when a state is read.
 _WRITTEN_ON_COMMIT = ("_CHECKPOINT_METADATA", "commit_success.txt")
-_SUCCESS = b"Checkpoint commit was successful to "
+SUCCESS = "Checkpoint commit was successful to "
+"""What the file ``commit_success.txt`` says, before the path of the step."""
 
 
 def write(directory: epath.Path) -> None:
@@ -60,14 +63,32 @@ def _commit_problems(directory: epath.Path, present: Collection[str]) -> list[st
     wrong = []
     try:
         if metadata in present:
-            int(json.loads((directory / metadata).read_text())["commit_timestamp_nsecs"])
+            _commit_time(directory)
     except (ValueError, KeyError, TypeError):
         wrong.append(f"the content of file {metadata} is damaged")
     sentence = (directory / success).read_bytes() if success in present else b""
     # A run may have been moved since, so that only the ends of the sentence are known.
-    if success in present and not (sentence.startswith(_SUCCESS) and sentence.endswith(f"/{directory.name}".encode())):
+    if success in present and not (sentence.startswith(SUCCESS.encode()) and sentence.endswith(f"/{directory.name}".encode())):
         wrong.append(f"the content of file {success} is damaged")
     return wrong
+
+
+def committed(directory: epath.Path) -> datetime.datetime:
+    """When a step was committed, or, if Orbax's note of it is damaged, when a file of it was last changed."""
+    try:
+        seconds = _commit_time(directory)
+    except (OSError, ValueError, KeyError, TypeError):
+        seconds = last_change(directory)
+    return datetime.datetime.fromtimestamp(seconds, datetime.UTC)
+
+
+def last_change(directory: epath.Path) -> int | float:
+    """When a file below a directory was last changed, in seconds since 1970; the present if there is none."""
+    return max((path.stat().mtime for path in files(directory)), default=time.time())
+
+
+def _commit_time(directory: epath.Path) -> float:
+    return int(json.loads((directory / _WRITTEN_ON_COMMIT[0]).read_text())["commit_timestamp_nsecs"]) / 1e9
 
 
 def files(directory: epath.Path) -> Iterator[epath.Path]:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import itertools
 import os
-import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
 from etils import epath
@@ -95,7 +93,8 @@ def read(
     whole = [Saved(entry.step, entry.saved) for entry in steps if entry.step is not None and not entry.problems]
     why = reasons(retention or Retention(max(len(whole), 1)), whole, losses or {})
     steps = [dataclasses.replace(entry, kept=tuple(why.get(entry.step or 0, ()))) for entry in steps]
-    return steps + [entry for path in sorted(checkpoints.path.iterdir()) if (entry := _other(path))]
+    numbers = {entry.step for entry in steps if entry.step is not None}
+    return steps + [entry for path in sorted(checkpoints.path.iterdir()) if (entry := _other(path, numbers))]
 
 
 def prune(entries: list[Entry]) -> int:
@@ -103,7 +102,7 @@ def prune(entries: list[Entry]) -> int:
     removed = [entry for entry in entries if entry.removable]
     for entry in removed:
         # A link is removed, and what it leads to stays.
-        entry.path.unlink() if os.path.islink(entry.path) else shutil.rmtree(entry.path)
+        entry.path.unlink() if os.path.islink(entry.path) else entry.path.rmtree()
     return sum(entry.size for entry in removed)
 
 
@@ -113,15 +112,15 @@ def _step(checkpoints: Checkpoints, step: int, *, verify: bool) -> Entry:
     return Entry(path, "step", checkpoints.saved(step), _size(path), step, version, problems=tuple(problems))
 
 
-def _other(path: epath.Path) -> Entry | None:
-    if TEMPORARY in path.name:
-        changed = max(itertools.chain([path.stat().mtime], (file.stat().mtime for file in manifest.files(path))))
+def _other(path: epath.Path, steps: Collection[int]) -> Entry | None:
+    # On an object store, a step has its final name before it is committed.
+    if TEMPORARY in path.name or (path.name.isdecimal() and int(path.name) not in steps):
         kind: Literal["set aside", "unfinished"] = "unfinished"
     elif path.name.startswith("damaged-"):
-        changed, kind = path.stat().mtime, "set aside"
+        kind = "set aside"
     else:
         return None
-    return Entry(path, kind, datetime.datetime.fromtimestamp(changed, datetime.UTC), _size(path))
+    return Entry(path, kind, datetime.datetime.fromtimestamp(manifest.last_change(path), datetime.UTC), _size(path))
 
 
 def _size(directory: epath.Path) -> int:

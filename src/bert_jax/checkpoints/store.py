@@ -17,7 +17,7 @@ from absl import logging as absl_logging
 from etils import epath
 
 from bert_jax import tokenizers
-from bert_jax.checkpoints import manifest
+from bert_jax.checkpoints import manager, manifest
 from bert_jax.checkpoints.description import HEADS_OF_VERSION_1, Meta, decode, describe, describe_embedding, digest
 from bert_jax.checkpoints.retention import Preservation
 from bert_jax.checkpoints.verification import compare, damaged_array, first_line, is_full
@@ -26,7 +26,7 @@ from bert_jax.config.model import ModelConfig
 from bert_jax.config.retention import Retention
 from bert_jax.config.validation import build
 from bert_jax.errors import RunError, UserError
-from bert_jax.io import atomic
+from bert_jax.io import atomic, remote
 from bert_jax.io.checksums import checksums
 from bert_jax.models import sentence_transformers
 from bert_jax.models.heads import PRETRAINING, heads_of, init_params
@@ -62,24 +62,16 @@ class Checkpoints:
         keep: Retention | int | None = None,
         losses: Callable[[], Mapping[int, float]] = dict,
     ) -> None:
-        self.path = epath.Path(run).resolve() / DIRECTORY
+        self.path = remote.absolute(run) / DIRECTORY
         # Orbax logs every save, and every failure with a traceback; this package reports failures itself.
         absl_logging.set_verbosity(absl_logging.FATAL)
         # asyncio also logs a traceback for each task of a failed save or read.
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-        retention = keep if isinstance(keep, Retention) else Retention(keep or 1)
         self._saving = 0
-        options = ocp.CheckpointManagerOptions(
-            preservation_policy=Preservation(retention, losses),
-            cleanup_tmp_directories=keep is not None,
-            read_only=keep is None,
-            enable_async_checkpointing=True,
-            # Called by the first process when all have written their files, before the step is committed.
-            async_options=ocp.options.AsyncOptions(post_finalization_callback=self._write_manifest),
-        )
+        preservation = None if keep is None else Preservation(keep if isinstance(keep, Retention) else Retention(keep), losses)
         handlers = {_STATE: ocp.PyTreeCheckpointHandler(), _META: ocp.JsonCheckpointHandler()}
         with atomic.explained(self.path):
-            self._manager = ocp.CheckpointManager(self.path, options=options, item_handlers=handlers)
+            self._manager = manager.open_manager(self.path, handlers, preservation, before_commit=self._write_manifest)
 
     def save(self, step: int, state: Any, meta: Meta) -> None:
         """Write a checkpoint in the background; the state may be donated as soon as this returns.
@@ -155,12 +147,8 @@ class Checkpoints:
         return sorted(self._manager.all_steps())
 
     def saved(self, step: int) -> datetime.datetime:
-        """When a step was committed, or, if Orbax's note of it is damaged, when its directory was last changed."""
-        try:
-            seconds = self._manager.metadata(step).commit_timestamp_nsecs / 1e9
-        except Exception:  # Orbax raises many types of exceptions for damaged files.
-            seconds = (self.path / str(step)).stat().mtime
-        return datetime.datetime.fromtimestamp(seconds, datetime.UTC)
+        """When a step was committed, or, if Orbax's note of it is damaged, when a file of it was last changed."""
+        return manifest.committed(self.path / str(step))
 
     def check(self, step: int, *, arrays: bool) -> tuple[int | None, list[str]]:
         """Look for damage; nothing is changed on disk.
@@ -279,7 +267,7 @@ class Checkpoints:
         if jax.process_index() == 0:
             names = {path.name for path in self.path.iterdir()}
             candidates = (f"damaged-{step}{'-again' * count}" for count in itertools.count())
-            (self.path / str(step)).rename(self.path / next(name for name in candidates if name not in names))
+            remote.rename(self.path / str(step), self.path / next(name for name in candidates if name not in names))
         self._manager.reload()
 
     def _warn_of_damage(self, step: int, content: dict[str, Any]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,11 +23,11 @@ def compare(computed: dict[str, int], stored: dict[str, int]) -> None:
         raise ValueError(f"{len(differing)} of {len(computed)} arrays differ from their checksums, among them {differing[0]}")
 
 
-def damaged_array(manager: ocp.CheckpointManager, step: int, item: str, stored: dict[str, int]) -> str | None:
+def damaged_array(manager: Any, step: int, item: str, stored: dict[str, int]) -> str | None:
     """Read the arrays of a step, one after the other, and say what is wrong with the first damaged one, if there is one.
 
     Args:
-      manager: the checkpoints.
+      manager: what ``open_manager`` returns.
       step: a committed step.
       item: name of the item with the arrays.
       stored: checksum of each array.

@@ -17,6 +17,7 @@ from typing import Any
 from bert_jax import __version__
 from bert_jax.cli import process
 from bert_jax.errors import BertWarning, RunError, UserError
+from bert_jax.io import remote
 
 COMMANDS = {
     "vocab": "learn a vocabulary from text, or extend one",
@@ -57,6 +58,7 @@ environment:
   BERT_JAX_ALLOCATOR=system   do not restart the command with other settings of glibc's memory allocator. On machines without an
                               accelerator, commands that train or encode restart themselves once, because they are faster on a
                               CPU if freed memory is kept.
+  BERT_JAX_CACHE              directory of local copies of corpora on object stores; by default ~/.cache/bert_jax/copies
   JAX_COMPILATION_CACHE_DIR   directory of compiled programs; by default ~/.cache/bert_jax
 
 exit status:
@@ -113,6 +115,7 @@ def _run(command: str, arguments: list[str]) -> int:
     sigterm_handler = None if resumable else signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         process.cache_compiled_programs()
+        remote.check_arguments(arguments)
         module = importlib.import_module(f"bert_jax.cli.{command.replace('-', '_')}")
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="backslashreplace")
@@ -140,6 +143,8 @@ def _run(command: str, arguments: list[str]) -> int:
         if getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in str(error):
             where = getattr(error, "filename", None) or str(error).splitlines()[0]
             return _fail(f"the disk is full ({where}); free space there, and run the same command again.", 1)
+        if reason := remote.failure(error):
+            return _fail(f"the object store has failed: {reason}.", 1)
         if isinstance(error, OSError) and error.filename:
             return _fail(f"{error.filename}: {error.strerror}.", 1)
         raise

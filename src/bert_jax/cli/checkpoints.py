@@ -14,6 +14,7 @@ from bert_jax.checkpoints.report import Entry
 from bert_jax.config.retention import Retention
 from bert_jax.config.validation import require_positive
 from bert_jax.errors import RunError, UserError
+from bert_jax.io import remote
 from bert_jax.training.logging import held_out_losses
 
 _UNITS = ("B", "kB", "MB", "GB", "TB")
@@ -71,7 +72,7 @@ def main(arguments: list[str]) -> int:
         first = damaged[0]
         raise RunError(
             f"{len(damaged)} of {sum(entry.kind == 'step' for entry in listed)} checkpoints are damaged, first "
-            f"{first.path.relative_to(run.resolve())} ({first.problems[0]}); resuming uses the newest one that can be read."
+            f"{first.path.relative_to(remote.absolute(run))} ({first.problems[0]}); resuming uses the newest one that can be read."
         )
     return 0
 
@@ -94,7 +95,7 @@ def _print(run: epath.Path, entries: list[Entry], *, verified: bool) -> None:
         step = entry.kind == "step"
         kept = ", ".join(entry.kept) or ("" if entry.problems or not step else "not kept")
         state = "; ".join(entry.problems) or ("verified" if verified else "whole")
-        name, version = str(entry.path.relative_to(run.resolve())), str(entry.version or "")
+        name, version = str(entry.path.relative_to(remote.absolute(run))), str(entry.version or "")
         saved = f"{entry.saved.astimezone():%Y-%m-%d %H:%M:%S}"
         rows.append((name, saved, _bytes(entry.size), version, kept, state if step else entry.kind))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

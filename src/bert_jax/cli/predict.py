@@ -75,6 +75,6 @@ def _write(predictions: Iterable[dict[str, Any]], path: epath.Path, partial: epa
     except UserError as error:
         if count == 0:
             raise
-        path.replace(partial)
+        atomic.move(path, partial)
         raise UserError(f"{error} The {count:,} predictions before it are in {partial}.") from None
     return count, empty

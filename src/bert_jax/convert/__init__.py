@@ -25,7 +25,7 @@ from bert_jax.convert import google, hf, locate, prefixes, sentence_files, tree,
 from bert_jax.convert import tokenizer as tokenizer_files
 from bert_jax.convert.names import Family
 from bert_jax.errors import BertWarning, UserError
-from bert_jax.io import atomic
+from bert_jax.io import atomic, remote
 from bert_jax.io.parsing import read_json
 from bert_jax.models import vocabulary
 from bert_jax.models.heads import heads_of
@@ -164,14 +164,16 @@ def write(
         raise UserError(f"{reasons}; --partial (partial=True) writes the model without what was not read.")
     with atomic.new_path(path) as directory:
         directory.mkdir()
-        tensors = _write_orbax(model, directory) if to == "orbax" else _write_family(model, directory, to)
+        # Checkpoints have their own way to an object store.
+        written = epath.Path(path) if to == "orbax" and remote.is_remote(path) else directory
+        tensors = _write_orbax(model, written) if to == "orbax" else _write_family(model, directory, to)
         report: dict[str, Any] = {
             "format": to,
             "heads": list(heads_of(model.params)),
             "tensors": [_summary(name, value) for name, value in sorted(tensors.items())],
         }
         if compare:
-            report["verification"] = compare(directory)
+            report["verification"] = compare(written)
         (directory / REPORT).write_text(json.dumps(report, indent=2) + "\n")
     return report
 

@@ -11,6 +11,7 @@ from bert_jax import tokenizers
 from bert_jax.checkpoints import BEST, DIRECTORY
 from bert_jax.convert import contents, hf
 from bert_jax.errors import UserError
+from bert_jax.io import remote
 from bert_jax.io.parsing import read_json
 
 GOOGLE_CONFIG = "bert_config.json"
@@ -39,7 +40,7 @@ def find(path: epath.PathLike) -> epath.Path:
       UserError: there is none, or more than one; the message says what the path is instead, and what to do.
     """
     check_local(path)
-    path = epath.Path(path)
+    path = remote.open_path(path)
     if not path.exists() and (index := path.parent / f"{path.name}.index").is_file():
         return index
     if path.is_file():

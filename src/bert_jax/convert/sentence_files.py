@@ -15,6 +15,7 @@ from bert_jax import tokenizers
 from bert_jax.config.model import ModelConfig
 from bert_jax.convert import contents, hf, pickles, tokenizer
 from bert_jax.errors import UserError
+from bert_jax.io import remote
 from bert_jax.io.parsing import parse_object
 from bert_jax.models import sentence_transformers
 from bert_jax.models.sentence_embedding import SentenceEmbedding
@@ -41,7 +42,7 @@ def find(path: epath.PathLike) -> SentenceFiles | None:
     Raises:
       UserError: it does not list modules that start with a transformer.
     """
-    path = epath.Path(path)
+    path = remote.open_path(path)
     root = path if path.is_dir() else path.parent
     if not (root / MODULES).is_file():
         return None

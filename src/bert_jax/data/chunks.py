@@ -18,6 +18,7 @@ from tensorflow_datasets.core.file_adapters import ArrayRecordFileAdapter
 
 from bert_jax import tokenizers
 from bert_jax.data.readers import Document, StoredText, sentences_of
+from bert_jax.io import atomic, remote
 from bert_jax.tokenizers import Tokenizer
 
 TRAIN, HELD_OUT = SPLITS = ("train", "held_out")
@@ -112,8 +113,9 @@ class Writer:
         """Write a chunk, whose statistics appear when its other files are complete, and return its number."""
         numbers = range(chunk.first, chunk.first + len(chunk.texts))
         arrays: dict[str, np.ndarray] = {}
-        # A runner of Beam may let two workers write the same chunk.
-        with tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=self._directory) as work:
+        # A runner of Beam may let two workers write the same chunk. ArrayRecord writes local files.
+        parent = None if remote.is_remote(self._directory) else self._directory
+        with tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=parent) as work:
             files = Files(epath.Path(work), chunk.number)
             for split in SPLITS:
                 statistics = Statistics(len(self._tokenizer.tokens))
@@ -130,7 +132,7 @@ class Writer:
                 np.savez(file, allow_pickle=False, **arrays)
             for path in (*map(files.documents, SPLITS), files.statistics):
                 if path.exists():
-                    path.replace(self._directory / path.name)
+                    atomic.move(path, self._directory / path.name)
         return chunk.number
 
     def _records(self, texts: Iterator[StoredText], language: str, statistics: Statistics) -> Iterator[tuple[int, bytes]]:

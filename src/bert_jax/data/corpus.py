@@ -10,6 +10,7 @@ from __future__ import annotations
 import collections
 import hashlib
 import threading
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,12 +20,14 @@ from etils import epath
 from bert_jax import tokenizers
 from bert_jax.data.chunks import HELD_OUT, TRAIN
 from bert_jax.errors import UserError
+from bert_jax.io import cache, remote
 from bert_jax.io.parsing import read_json
 from bert_jax.tokenizers import Tokenizer
 
 VERSION = tfds.core.Version("2.0.0")
 """Format of a corpus; 1 had the features pieces, starts, sentences."""
-_DATASET_INFO = "dataset_info.json"
+DATASET_INFO = "dataset_info.json"
+"""File that makes a directory a corpus."""
 _FEATURES = "features.json"
 _TFDS = "tensorflow_datasets."
 # Names of the field with a class in TFDS's present and former formats.
@@ -139,25 +142,39 @@ class Corpus(NamedTuple):
 
     def compute_digest(self) -> str:
         """Return the digest, read from all arrays."""
-        summary = hashlib.blake2b(tokenizers.digest(self.tokenizer).encode(), digest_size=16)
-        for split in (self.train, self.held_out):
-            for values in (split.first, split.lengths, split.counts):
-                summary.update(np.ascontiguousarray(values).data)
-        if self.train.mixture:
-            summary.update(repr([tuple(part) for part in self.train.mixture]).encode())
-        return summary.hexdigest()
+        arrays = [values for split in (self.train, self.held_out) for values in (split.first, split.lengths, split.counts)]
+        return compute_digest(self.tokenizer, arrays, self.train.mixture)
+
+
+def compute_digest(tokenizer: Tokenizer, arrays: Iterable[np.ndarray], mixture: Sequence[Part]) -> str:
+    """Return the digest of a corpus, from the arrays ``first``, ``lengths`` and ``counts`` of each split."""
+    summary = hashlib.blake2b(tokenizers.digest(tokenizer).encode(), digest_size=16)
+    for values in arrays:
+        summary.update(np.ascontiguousarray(values).data)
+    if mixture:
+        summary.update(repr([tuple(part) for part in mixture]).encode())
+    return summary.hexdigest()
 
 
 def open_corpus(path: epath.PathLike) -> Corpus:
-    """Open a corpus that ``bert-jax prepare`` wrote.
+    """Open a corpus that ``bert-jax prepare`` wrote; one on an object store is [copied][bert_jax.io.cache.local_copy] first.
 
     Raises:
       UserError: there is no corpus at this path, its format has another major version, a file is missing or damaged, or its
         vocabulary is not the one that it was prepared with.
     """
-    path = epath.Path(path)
-    if not (path / _DATASET_INFO).exists():
+    path = remote.open_path(path)
+    if not (path / DATASET_INFO).exists():
         raise UserError(f"{path} is not a corpus; create one with `bert-jax prepare`.")
+    local = cache.local_copy(path)
+    try:
+        return _open_local(local, str(path))._replace(path=path)
+    except UserError as error:
+        # The user knows the path, not the copy.
+        raise UserError(str(error).replace(str(local), str(path))) from None
+
+
+def _open_local(path: epath.Path, where: str) -> Corpus:
     _check_version(path)
     tokenizer = tokenizers.load(path)
     provenance = read_json(path / PROVENANCE) if (path / PROVENANCE).exists() else {}
@@ -169,8 +186,8 @@ def open_corpus(path: epath.PathLike) -> Corpus:
 
     def open_split(name: str) -> Split:
         first, lengths, counts = (_load(path / f"{name}.{part}.npy") for part in ("first", "lengths", "counts"))
-        mixture = _mixture(provenance) if name == TRAIN else ()
-        documents = Documents(builder.as_data_source(split=name), where=f"{path}, split {name}")
+        mixture = mixture_of(provenance) if name == TRAIN else ()
+        documents = Documents(builder.as_data_source(split=name), where=f"{where}, split {name}")
         words = provenance["counts"][name]["words"] if provenance else None
         return Split(documents, first, lengths, counts, words, mixture)
 
@@ -213,7 +230,7 @@ def _words_per_token(provenance: dict[str, Any]) -> float | None:
     return float(words / max(1, sum(shares.values())))
 
 
-def _mixture(provenance: dict[str, Any]) -> tuple[Part, ...]:
+def mixture_of(provenance: dict[str, Any]) -> tuple[Part, ...]:
     """The parts of the training split: one source is used once, and all others as often as their weights ask for."""
     if not provenance.get("mix"):
         return ()
@@ -244,11 +261,11 @@ def _load(path: epath.Path) -> np.ndarray:
 
 
 def _check_version(path: epath.Path) -> None:
-    stored = str(read_json(path / _DATASET_INFO).get("version", "")).partition(".")[0]
+    stored = str(read_json(path / DATASET_INFO).get("version", "")).partition(".")[0]
     if stored == str(VERSION.major):
         return
     if not stored.isdecimal():
-        raise UserError(f"{path / _DATASET_INFO} has no version; prepare the corpus again with `bert-jax prepare`.")
+        raise UserError(f"{path / DATASET_INFO} has no version; prepare the corpus again with `bert-jax prepare`.")
     age = "an earlier" if int(stored) < VERSION.major else "a later"
     raise UserError(
         f"{path} was prepared by {age} version of bert_jax (format {stored}); prepare it again with `bert-jax prepare`."

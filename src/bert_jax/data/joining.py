@@ -82,18 +82,23 @@ def join(files: Sequence[Files], split: str, out: epath.Path) -> Joined:
     return Joined(first, lengths, counts, size, sizes)
 
 
-def name_shards(files: Sequence[Files], split: str, joined: Joined, out: epath.Path) -> splits.SplitInfo:
-    """Rename the documents of the chunks to the names that TFDS looks for; where that was stopped, continue.
+class Shards(NamedTuple):
+    """The shards of a split."""
 
-    Returns:
-      The description of the split.
-    """
+    info: splits.SplitInfo
+    places: list[tuple[epath.Path, epath.Path]]
+    """File with the documents of a chunk, and the place where TFDS looks for it."""
+
+
+def name_shards(files: Sequence[Files], split: str, joined: Joined, out: epath.Path) -> Shards:
+    """Name the documents of the chunks as shards of the corpus ``out``."""
     template = naming.ShardedFileTemplate(data_dir=out, dataset_name=_NAME, split=split, filetype_suffix="array_record")
     full = [(chunk, count) for chunk, count in zip(files, (sizes.documents for sizes in joined.chunks), strict=True) if count]
-    for shard, (chunk, _) in enumerate(full):
-        source = chunk.documents(split)
-        if source.exists():
-            source.rename(template.sharded_filepath(shard_index=shard, num_shards=len(full)))
-    return splits.SplitInfo(
+    places = [
+        (chunk.documents(split), epath.Path(template.sharded_filepath(shard_index=shard, num_shards=len(full))))
+        for shard, (chunk, _) in enumerate(full)
+    ]
+    info = splits.SplitInfo(
         name=split, shard_lengths=[count for _, count in full], num_bytes=joined.bytes, filename_template=template
     )
+    return Shards(info, places)

@@ -17,6 +17,7 @@ from etils import epath
 
 from bert_jax.data import mediawiki, tfds_texts
 from bert_jax.errors import UserError
+from bert_jax.io import remote
 from bert_jax.io.addresses import refuse_credentials
 from bert_jax.io.lines import COMPRESSED, STANDARD_INPUT, lines, require_file
 from bert_jax.io.parsing import check_text, parse_json
@@ -76,7 +77,7 @@ def _find(text: str) -> list[Input]:
     if text == STANDARD_INPUT or text.startswith(tfds_texts.PREFIX):
         return [Input(text, None)]
     refuse_credentials(text, "The text")
-    path = epath.Path(text)
+    path = remote.open_path(text)
     if path.is_dir():
         files = [*_files_below(path)]
         if not files:

@@ -22,7 +22,7 @@ from bert_jax.config.data import DataConfig
 from bert_jax.config.lengths import Rates
 from bert_jax.data import pipeline
 from bert_jax.errors import UserError
-from bert_jax.io import tfrecord
+from bert_jax.io import remote, tfrecord
 from bert_jax.io.tfrecord import RecordFile
 from bert_jax.tokenizers import SentencePiece, Tokenizer, WordPiece
 
@@ -239,7 +239,7 @@ def has_vocabulary(directory: epath.Path) -> bool:
 
 def is_records(path: str) -> bool:
     """Whether a corpus is TFRecord files: a file, a pattern, or a directory with such files."""
-    return any(character in path for character in "*?[") or epath.Path(path).is_file() or bool(_records_in(epath.Path(path)))
+    return any(character in path for character in "*?[") or remote.open_path(path).is_file() or bool(_records_in(epath.Path(path)))
 
 
 def find_files(path: str) -> list[epath.Path]:
@@ -251,13 +251,17 @@ def find_files(path: str) -> list[epath.Path]:
     Raises:
       UserError: there are none.
     """
-    local = epath.Path(path)
-    if local.is_dir():
-        files = _records_in(local)
-    elif local.exists():
-        files = [local]
+    named = remote.open_path(path)
+    if named.is_dir():
+        files = _records_in(named)
+    elif named.exists():
+        files = [named]
+    elif not glob.has_magic(path):
+        files = []
+    elif remote.is_remote(path):
+        files = sorted(named.parent.glob(named.name))
     else:
-        files = [epath.Path(name) for name in sorted(glob.glob(path))] if glob.has_magic(path) else []
+        files = [epath.Path(name) for name in sorted(glob.glob(path))]
     if not files:
         raise UserError(
             f"There are no TFRecord files {path}; name a directory with files *.tfrecord, or a pattern such as 'data/*'."

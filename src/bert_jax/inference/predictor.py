@@ -24,8 +24,8 @@ from bert_jax.tasks.example import Example, Source
 from bert_jax.tasks.layout import RowLayout
 from bert_jax.training import launchers
 from bert_jax.training.logging import Scores, read_metrics
+from bert_jax.training.run_directory import CONFIG
 from bert_jax.training.scoring import Outputs, Scorer
-from bert_jax.training.trainer import CONFIG
 
 _THRESHOLD = "best_f1_thresh"
 _MESH = MeshConfig()

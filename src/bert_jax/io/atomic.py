@@ -12,6 +12,10 @@ from collections.abc import Iterator
 from etils import epath
 
 from bert_jax.errors import UserError
+from bert_jax.io import remote
+
+# Files without which no reader takes a directory for a corpus or a model, copied to an object store after all others.
+_LAST = ("dataset_info.json", "config.json", "bert_config.json")
 
 
 def require_new(path: epath.Path) -> None:
@@ -20,8 +24,18 @@ def require_new(path: epath.Path) -> None:
     Raises:
       UserError: it does.
     """
+    remote.open_path(path)
     if path.exists() or os.path.islink(path):
         raise UserError(f"{path} exists already; remove it or choose another name.")
+
+
+def move(path: epath.Path, target: epath.Path) -> None:
+    """Replace ``target`` by a local file, which must be on the same file system unless ``target`` is remote."""
+    if remote.is_remote(target):
+        remote.upload(path, target)
+        path.unlink()
+    else:
+        path.replace(target)
 
 
 @contextlib.contextmanager
@@ -48,7 +62,15 @@ def explained(path: epath.PathLike) -> Iterator[None]:
 
 @contextlib.contextmanager
 def replaced_path(path: epath.Path) -> Iterator[epath.Path]:
-    """Yield a temporary path for a file, ``.NAME`` beside it, and replace ``path`` by it when the block ends without an error."""
+    """Yield a temporary path for a file, ``.NAME`` beside it, and replace ``path`` by it when the block ends without an error.
+
+    On an object store, which writes an object as a whole or not at all, the temporary path is a local one.
+    """
+    if remote.is_remote(path):
+        with tempfile.TemporaryDirectory() as work:
+            yield epath.Path(work) / path.name
+            remote.upload(epath.Path(work) / path.name, path)
+        return
     part = path.parent / f".{path.name}"
     # A symbolic link of this name would lead the writer elsewhere.
     part.unlink(missing_ok=True)
@@ -61,7 +83,8 @@ def new_path(path: epath.PathLike) -> Iterator[epath.Path]:
     """Yield a temporary path for a new file or directory, and rename it to ``path`` when the block ends without an error.
 
     The temporary path lies beside ``path``, so the rename is atomic. When the block raises, everything it wrote is removed, and so
-    are parent directories that were created for it.
+    are parent directories that were created for it. On an object store the temporary path is a local one, which is copied; the
+    files of a directory that readers look for first are copied last.
 
     Raises:
       UserError: ``path`` exists already or cannot be created.
@@ -79,6 +102,10 @@ def new_path(path: epath.PathLike) -> Iterator[epath.Path]:
     """
     path = epath.Path(path)
     require_new(path)
+    if remote.is_remote(path):
+        with _new_remote_path(path) as local:
+            yield local
+        return
     missing_parents = [parent for parent in path.parents if not parent.exists()]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -94,3 +121,15 @@ def new_path(path: epath.PathLike) -> Iterator[epath.Path]:
             for parent in missing_parents:
                 with contextlib.suppress(OSError):
                     parent.rmdir()
+
+
+@contextlib.contextmanager
+def _new_remote_path(path: epath.Path) -> Iterator[epath.Path]:
+    with tempfile.TemporaryDirectory() as work:
+        local = epath.Path(work) / path.name
+        try:
+            yield local
+            remote.upload(local, path, last=lambda name: name in _LAST)
+        except BaseException:
+            path.rmtree(missing_ok=True)
+            raise

@@ -16,6 +16,7 @@ import pyarrow
 from etils import epath
 
 from bert_jax.errors import UserError
+from bert_jax.io import remote
 
 STANDARD_INPUT = "-"
 """The path that stands for standard input."""
@@ -46,7 +47,7 @@ def open_bytes(path: epath.PathLike, *, opened: Callable[[Any], Any] = lambda fi
     Raises:
       UserError: the file is missing, a directory, truncated or unreadable.
     """
-    path = epath.Path(path)
+    path = remote.open_path(path)
     with contextlib.ExitStack() as stack:
         raw = sys.stdin.buffer if str(path) == STANDARD_INPUT else _open(path, stack)
         try:

@@ -8,6 +8,7 @@ from typing import Any
 from etils import epath
 
 from bert_jax.errors import UserError
+from bert_jax.io import remote
 
 
 def parse_json(text: str | bytes, where: str) -> Any:
@@ -68,7 +69,7 @@ def read_json(path: epath.PathLike) -> dict[str, Any]:
     Raises:
       UserError: the file is missing, a directory, or does not contain a JSON object.
     """
-    path = epath.Path(path)
+    path = remote.open_path(path)
     try:
         return parse_object(path.read_bytes(), str(path))
     except FileNotFoundError:

@@ -20,6 +20,7 @@ from google.protobuf.message import DecodeError
 from tensorflow_datasets.proto import tf_example_pb2
 
 from bert_jax.errors import UserError
+from bert_jax.io import cache, remote
 from bert_jax.io.lines import open_bytes
 
 _LENGTH = struct.Struct("<QI")
@@ -31,14 +32,14 @@ class RecordFile:
     """Random access to the records of one file; gzip, found by its first bytes, is decompressed into memory.
 
     Args:
-      path: local or remote. A local file is mapped into memory, a remote one is read whole.
+      path: the file, which is mapped into memory; a remote one is [copied][bert_jax.io.cache.local_copy] first.
 
     Raises:
       UserError: the file is missing, truncated, or its framing is damaged; the message gives the offset.
     """
 
     def __init__(self, path: epath.PathLike) -> None:
-        self.path = epath.Path(path)
+        self.path = remote.open_path(path)
         self._content = _content(self.path)
         self._starts, self._lengths = self._scan()
 
@@ -156,7 +157,7 @@ def _content(path: epath.Path) -> bytes | mmap.mmap:
     if path.is_dir() or not path.exists():
         raise UserError(f"There is no file {path}.")
     try:
-        with path.open("rb") as file:
+        with cache.local_copy(path).open("rb") as file:
             magic = file.read(2)
             if magic == _GZIP_MAGIC:
                 file.seek(0)

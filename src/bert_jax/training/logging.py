@@ -13,7 +13,8 @@ from etils import epath
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from bert_jax.io import atomic
+from bert_jax.io import atomic, remote
+from bert_jax.io.spool import Spool
 
 METRICS = "metrics.jsonl"
 """Name of the file of metrics in a run directory."""
@@ -67,16 +68,18 @@ class RunLog:
         self._bar = Progress(*columns, console=self.console, refresh_per_second=4)
         self._task = self._bar.add_task("compiling", total=steps, completed=start)
         if self._writes:
-            path = epath.Path(run) / METRICS
-            kept = [line for line in read_metrics(run) if line["step"] <= start]
+            kept = "".join(json.dumps(line) + "\n" for line in read_metrics(run) if line["step"] <= start)
+            self._spool = Spool(epath.Path(run)) if remote.is_remote(run) else None
+            directory = self._spool.path if self._spool else epath.Path(run)
             # Also where there is no file yet: a symbolic link of this name would lead elsewhere.
-            with atomic.replaced_path(path) as part:
-                part.write_text("".join(json.dumps(line) + "\n" for line in kept))
-            self._file = path.open("a")
+            with atomic.replaced_path(directory / METRICS) as part:
+                part.write_text(kept)
+            self._file = (directory / METRICS).open("a")
             # Imported late: if torch is installed, this imports it, which takes seconds.
             from tensorboardX import SummaryWriter
 
-            self._board = SummaryWriter(str(epath.Path(run) / "tensorboard"), purge_step=start + 1)
+            self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=start + 1)
+            self.sync()
             self._bar.start()
 
     def progress(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -99,6 +102,18 @@ class RunLog:
             self._file.flush()
             for name, value in metrics.items():
                 self._board.add_scalar(f"{split}/{name}", value, step)
+            if self._spool:
+                self._spool.changed()
+
+    def sync(self) -> None:
+        """Return when what was written is on the object store, if the run directory is there.
+
+        Raises:
+          RunError: the store cannot be written.
+        """
+        if self._writes and self._spool:
+            self._board.flush()
+            self._spool.flush()
 
     def message(self, sentence: str) -> None:
         """Print a sentence above the bar."""
@@ -110,6 +125,8 @@ class RunLog:
             self._bar.stop()
             self._file.close()
             self._board.close()
+            if self._spool:
+                self._spool.close()
 
 
 def log(sentence: str) -> None:

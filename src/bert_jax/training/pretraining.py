@@ -32,7 +32,8 @@ from bert_jax.models.heads import PRETRAINING
 from bert_jax.training import launchers, losses, optimizers, plots, step
 from bert_jax.training.launchers import Launcher
 from bert_jax.training.logging import Scores, log
-from bert_jax.training.trainer import Batches, Result, ShouldStop, fit, open_run_dir
+from bert_jax.training.run_directory import open_run_dir
+from bert_jax.training.trainer import Batches, Result, ShouldStop, fit
 
 # Fields of ``data`` that TFRecord files have decided.
 _DECIDED = ("random_next", "short_sequences", "dupe_factor")

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import jax
 import numpy as np
 from etils import epath
-from jax.experimental import multihost_utils
 from matplotlib.figure import Figure
 
 from bert_jax.batch import HostBatch, Params
@@ -26,8 +25,6 @@ from bert_jax.training.launchers import Launcher
 from bert_jax.training.logging import RunLog, Scores, held_out_losses, read_metrics
 from bert_jax.training.signals import StopSignal
 from bert_jax.training.step import TrainStep
-
-CONFIG = "config.json"
 
 ShouldStop = Callable[[], bool]
 """Returns whether a signal has arrived and an evaluation should be abandoned."""
@@ -166,8 +163,7 @@ class Trainer:
     def run(self, stop: StopSignal) -> Result:
         """Train to the last step, until early stopping, or until a signal."""
         job, train = self.job, self.job.train
-        if self._evaluation_is_missing():
-            # The run was killed between saving a step and scoring it.
+        if self._evaluation_is_missing():  # the run was killed between saving a step and scoring it
             self._evaluate(stop)
         stopped = stop.signal
         pending: tuple[int, Any, Counts] | None = None
@@ -190,12 +186,14 @@ class Trainer:
                 # This step must be known to be finite before it is saved or evaluated.
                 self.report(*pending)
                 pending = None
+                self.log.sync()
                 self.checkpoints.save(self.step, job.launcher.storable(self.state), job.meta(position))
                 if evaluates and not stopped:
                     self._evaluate(stop)
                     stopped = stop.signal
         self.checkpoints.wait()
         self._announce_end(stopped)
+        self.log.sync()
         self._draw()
         return Result(self.step, self._last_scores(), stopped)
 
@@ -247,8 +245,7 @@ class Trainer:
             raise RunError(f"{wrong[0]} is {values[wrong[0]]} at step {step}; the run stops. {kept}")
         self.seen, self.batches_seen = self.seen + np.array(counts), self.batches_seen + 1
         if step % self.job.train.log_every == 0 or step == self.job.train.steps:
-            now = time.perf_counter()
-            seen = Counts(*self.seen.tolist())
+            now, seen = time.perf_counter(), Counts(*self.seen.tolist())
             values |= {"learning_rate": self.job.learning_rate(step - 1), "tokens_per_second": seen.tokens / (now - self.clock)}
             values |= {"examples_per_step": seen.examples / self.batches_seen, "fill": seen.tokens / seen.slots}
             self.clock, self.seen, self.batches_seen = now, np.zeros_like(self.seen), 0
@@ -288,33 +285,3 @@ class Trainer:
     def _last_scores(self) -> Scores | None:
         lines = self._score_lines()
         return {name: value for name, value in lines[-1].items() if name not in ("step", "split", "seconds")} if lines else None
-
-
-def open_run_dir(run: epath.PathLike, text: str, differences: Callable[[str], list[str]]) -> None:
-    """Write a run's config into its directory, or compare it with the one that is there.
-
-    Args:
-      run: the directory.
-      text: the config as JSON.
-      differences: takes stored JSON and returns how the config differs from it in what it computes.
-
-    Raises:
-      UserError: the directory contains something else, or a run with another config.
-    """
-    run, path = epath.Path(run), epath.Path(run) / CONFIG
-    if path.exists():
-        if changed := differences(path.read_text()):
-            raise UserError(
-                f"{run} contains a run with another config ({'; '.join(changed)}); choose another --run, or the config it was "
-                "started with."
-            )
-    elif run.exists() and (not run.is_dir() or any(entry.name != f".{CONFIG}" for entry in run.iterdir())):
-        raise UserError(f"{run} exists and is not a run; choose another --run.")
-    if jax.process_count() > 1:
-        # Every process has looked before one of them writes.
-        multihost_utils.sync_global_devices("config")
-    if jax.process_index() == 0:
-        with atomic.explained(run):
-            run.mkdir(parents=True, exist_ok=True)
-            with atomic.replaced_path(path) as part:
-                part.write_text(text)
