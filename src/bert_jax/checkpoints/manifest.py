@@ -17,6 +17,8 @@ from typing import Any
 
 from etils import epath
 
+from bert_jax.io import remote
+
 FILE = "manifest.json"
 """Name of the manifest in the directory of a step."""
 _LARGEST_DIGESTED = 2**20
@@ -82,9 +84,9 @@ def committed(directory: epath.Path) -> datetime.datetime:
     return datetime.datetime.fromtimestamp(seconds, datetime.UTC)
 
 
-def last_change(directory: epath.Path) -> int | float:
+def last_change(directory: epath.Path) -> float:
     """When a file below a directory was last changed, in seconds since 1970; the present if there is none."""
-    return max((path.stat().mtime for path in files(directory)), default=time.time())
+    return max(map(remote.modified, files(directory)), default=time.time())
 
 
 def _commit_time(directory: epath.Path) -> float:

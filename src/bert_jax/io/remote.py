@@ -99,6 +99,13 @@ def version(path: epath.PathLike) -> int | str:
     return epath.Path(path).stat().mtime
 
 
+def modified(path: epath.Path) -> float:
+    """When a file was last changed, in seconds since 1970; ``epath`` does not know it on ``s3://``."""
+    if is_remote(path):
+        return float(filesystem(path).modified(os.fspath(path)).timestamp())
+    return os.stat(path).st_mtime
+
+
 def upload(source: epath.PathLike, target: epath.PathLike, *, last: Callable[[str], bool] = lambda name: False) -> None:
     """Copy a local file, or the files below a directory, to a remote path.
 
