@@ -37,7 +37,8 @@ from bert_jax.training.run_directory import open_run_dir
 from bert_jax.training.scoring import Scorer
 from bert_jax.training.step import Objective, TrainState
 from bert_jax.training.task_data import TaskData, open_task
-from bert_jax.training.trainer import Result, ShouldStop, fit
+from bert_jax.training.job import Result, ShouldStop
+from bert_jax.training.trainer import fit
 
 _INIT = 0
 # An array of the batch with the learning rate of each run of an ensemble.
@@ -112,7 +113,7 @@ def _check(config: FinetuneConfig, model: ModelConfig) -> None:
 
 
 class FinetuningJob:
-    """A [`TrainingJob`][bert_jax.training.trainer.TrainingJob] that trains a task's head, and the encoder, from a pretrained model.
+    """A [`TrainingJob`][bert_jax.training.job.TrainingJob] that trains a task's head, and the encoder, from a pretrained model.
 
     Args:
       config: the run.

@@ -33,7 +33,8 @@ from bert_jax.training import launchers, losses, optimizers, plots, step
 from bert_jax.training.launchers import Launcher
 from bert_jax.training.logging import Scores, log
 from bert_jax.training.run_directory import open_run_dir
-from bert_jax.training.trainer import Batches, Result, ShouldStop, fit
+from bert_jax.training.job import Batches, Result, ShouldStop
+from bert_jax.training.trainer import fit
 
 # Fields of ``data`` that TFRecord files have decided.
 _DECIDED = ("random_next", "short_sequences", "dupe_factor")
@@ -103,7 +104,7 @@ def resolve(config: Config) -> Config:
 
 
 class PretrainingJob:
-    """A [`TrainingJob`][bert_jax.training.trainer.TrainingJob] that minimizes the MLM and NSP losses.
+    """A [`TrainingJob`][bert_jax.training.job.TrainingJob] that minimizes the MLM and NSP losses.
 
     Args:
       config: the run.
