@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
-from bert_jax.config.validation import require_positive
+from bert_jax.config.validation import check_choices, require_positive
 from bert_jax.errors import UserError
 
 
@@ -42,6 +43,9 @@ class DataConfig:
     """Directory of the vocabulary of TFRecord files; None: the one that contains them."""
     held_out: str | None = None
     """TFRecord files for evaluations; None: a run on TFRecord files has no evaluations."""
+    nsp_label: Literal["random", "next"] = "random"
+    """What the NSP label 1 of TFRecord files says of the second segment: that it is random, as in the original; or that it is the
+    next one, as some builders write it."""
 
     def __post_init__(self) -> None:
         if self.sequence_length < 5:
@@ -53,3 +57,4 @@ class DataConfig:
                 raise UserError(f"data.{name} is {getattr(self, name)}; it must lie in [0, 1].")
         if self.dupe_factor is not None:
             require_positive("data.dupe_factor", self.dupe_factor)
+        check_choices(self, "data")

@@ -132,7 +132,7 @@ def sample_records(
         where = f"{files[place]}, record {number}"
         features = decode(opened(files[place])[number], where)
         if totals is None:
-            totals = _Totals(_require(features, where), open_tokenizer(files, vocab))
+            totals = _Totals(check_record(features, where), open_tokenizer(files, vocab))
         totals.add(features, where)
         if index in returned:
             rows.append(features)
@@ -171,8 +171,7 @@ class _Totals:
                 f"{where} contains token id {ids.max() if ids.min() >= 0 else ids.min()}, but the vocabulary has "
                 f"{len(self.counts)} tokens; name the directory of the one with which it was made with --vocab."
             )
-        if positions.min() < 0 or positions.max() >= self.sizes["input_ids"]:
-            raise UserError(f"{where} predicts position {positions.max()} of {self.sizes['input_ids']}; the record is damaged.")
+        _check_positions(features, where)
         special = self.tokenizer.special_tokens
         inputs = features["input_ids"][positions[predicted]]
         self.kinds += np.bincount(mask_kinds(inputs, labels[predicted], special.mask), minlength=3)
@@ -209,8 +208,12 @@ def _form(features: Features) -> dict[str, tuple[int, str]]:
     return {name: (len(features[name]), features[name].dtype.kind) for name in (*REQUIRED, NSP) if name in features}
 
 
-def _require(features: Features, where: str) -> Features:
-    """The features of the first record, after a check that they are those of masked sentences and belong together."""
+def check_record(features: Features, where: str) -> Features:
+    """The features of a record, after a check that they are those of masked sentences and belong together.
+
+    Raises:
+      UserError: they are not.
+    """
     if missing := [name for name in REQUIRED if name not in features]:
         found = ", ".join(sorted(features)) or "no numbers"
         raise UserError(f"{where} has no {', '.join(missing)} (but {found}); these are no masked sentence pairs.")
@@ -220,7 +223,14 @@ def _require(features: Features, where: str) -> Features:
             raise UserError(f"{where}: {', '.join(names)} have {', '.join(map(str, sizes))} values; the record is damaged.")
     if wrong := [name for name, (_, kind) in _form(features).items() if kind != "i" and name != "masked_lm_weights"]:
         raise UserError(f"{where}: {', '.join(wrong)} have no whole numbers; the record is damaged.")
+    _check_positions(features, where)
     return features
+
+
+def _check_positions(features: Features, where: str) -> None:
+    positions, length = features["masked_lm_positions"], len(features["input_ids"])
+    if positions.min() < 0 or positions.max() >= length:
+        raise UserError(f"{where} predicts position {positions.max()} of {length}; the record is damaged.")
 
 
 def _description(directory: epath.Path, records: int) -> dict[str, Any] | None:

@@ -158,7 +158,7 @@ class Records:
             "word_ids": np.full_like(ids, -1),
             "example_ids": place.example.astype(np.uint32).view(np.int32)[:, None],
             "cls_positions": np.zeros((len(rows), 1), np.int32),
-            "nsp_labels": stack(NSP).reshape(-1, 1) if self._config.pairs else np.zeros((len(rows), 1), np.int32),
+            "nsp_labels": self._nsp_labels(stack(NSP)) if self._config.pairs else np.zeros((len(rows), 1), np.int32),
             "nsp_weights": has_pair,
             "mlm_positions": positions,
             "mlm_ids": labels,
@@ -167,6 +167,10 @@ class Records:
             "mlm_selected": (weights > 0).sum(1, dtype=np.int32),
             "mlm_dropped": np.zeros(len(rows), np.int32),
         }
+
+    def _nsp_labels(self, stored: np.ndarray) -> np.ndarray:
+        """int32 [B, 1], 1 for a random second segment, whichever the files mean by 1."""
+        return stored.reshape(-1, 1) if self._config.nsp_label == "random" else 1 - stored.reshape(-1, 1)
 
     def _read(self, path: epath.Path, index: int) -> dict[str, np.ndarray]:
         features = decode(self._open(path)[index], f"{path}, record {index}")

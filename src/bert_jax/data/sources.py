@@ -106,7 +106,7 @@ def open_data(config: DataConfig) -> Documents | Records:
     """
     if is_records(config.corpus):
         return Records(config)
-    for name in ("vocab", "held_out"):
-        if getattr(config, name) is not None:
+    for name in ("vocab", "held_out", "nsp_label"):
+        if getattr(config, name) != getattr(DataConfig, name):
             raise UserError(f"data.{name} is for TFRecord files; {config.corpus} has its own, so leave it out.")
     return Documents(corpora.open_corpus(config.corpus), config)

@@ -6,12 +6,14 @@ A record is its length (uint64), the masked CRC32C of the length, the data, and 
 
 from __future__ import annotations
 
+import contextlib
 import gzip
+import itertools
 import mmap
 import struct
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import google_crc32c
 import numpy as np
@@ -125,19 +127,40 @@ def stream(path: epath.PathLike) -> Iterator[bytes]:
     Raises:
       UserError: the file is missing, truncated or damaged; the message gives the offset.
     """
-    place = 0
     with open_bytes(path) as file:
-        while header := file.read(_LENGTH.size):
-            length, checksum = _LENGTH.unpack(header) if len(header) == _LENGTH.size else (0, 0)
-            if len(header) == _LENGTH.size and checksum != _masked_checksum(header[:8]):
-                raise _wrong_length(path, place)
-            data, footer = file.read(length), file.read(_CHECKSUM.size)
-            if len(footer) < _CHECKSUM.size:
-                raise _truncated(path, place)
-            if _CHECKSUM.unpack(footer)[0] != _masked_checksum(data):
-                raise _damaged(path, place)
-            yield data
-            place += _LENGTH.size + length + _CHECKSUM.size
+        yield from _records(file, path)
+
+
+def first_records(path: epath.PathLike, count: int) -> list[bytes]:
+    """The first records of a file, of which no more is read; gzip is found by its first bytes.
+
+    Raises:
+      UserError: the file is missing or empty, or is truncated or damaged in this part; the message gives the offset.
+    """
+    path = remote.open_path(path)
+    if path.is_dir() or not path.exists():
+        raise UserError(f"There is no file {path}.")
+    with _readable(path), path.open("rb") as raw:
+        magic = raw.read(len(_GZIP_MAGIC))
+        raw.seek(0)
+        if not magic:
+            raise UserError(f"{path} is empty.")
+        return [*itertools.islice(_records(gzip.open(raw) if magic == _GZIP_MAGIC else raw, path), count)]
+
+
+def _records(file: Any, path: epath.PathLike) -> Iterator[bytes]:
+    place = 0
+    while header := file.read(_LENGTH.size):
+        length, checksum = _LENGTH.unpack(header) if len(header) == _LENGTH.size else (0, 0)
+        if len(header) == _LENGTH.size and checksum != _masked_checksum(header[:8]):
+            raise _wrong_length(path, place)
+        data, footer = file.read(length), file.read(_CHECKSUM.size)
+        if len(footer) < _CHECKSUM.size:
+            raise _truncated(path, place)
+        if _CHECKSUM.unpack(footer)[0] != _masked_checksum(data):
+            raise _damaged(path, place)
+        yield data
+        place += _LENGTH.size + length + _CHECKSUM.size
 
 
 def _truncated(path: epath.PathLike, place: int) -> UserError:
@@ -156,18 +179,24 @@ def _damaged(path: epath.PathLike, place: int) -> UserError:
 def _content(path: epath.Path) -> bytes | mmap.mmap:
     if path.is_dir() or not path.exists():
         raise UserError(f"There is no file {path}.")
+    with _readable(path), cache.local_copy(path).open("rb") as file:
+        magic = file.read(2)
+        if magic == _GZIP_MAGIC:
+            file.seek(0)
+            return gzip.decompress(file.read())
+        if not magic:
+            raise UserError(f"{path} is empty.")
+        try:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except (OSError, AttributeError, ValueError):
+            return magic + file.read()
+
+
+@contextlib.contextmanager
+def _readable(path: epath.Path) -> Iterator[None]:
+    """Turn errors of reading into sentences."""
     try:
-        with cache.local_copy(path).open("rb") as file:
-            magic = file.read(2)
-            if magic == _GZIP_MAGIC:
-                file.seek(0)
-                return gzip.decompress(file.read())
-            if not magic:
-                raise UserError(f"{path} is empty.")
-            try:
-                return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            except (OSError, AttributeError, ValueError):
-                return magic + file.read()
+        yield
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise UserError(f"{path} is not a whole gzip file: {error}.") from None
     except OSError as error:

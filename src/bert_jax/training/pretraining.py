@@ -22,7 +22,8 @@ from bert_jax.config.model import ModelConfig
 from bert_jax.config.run import FREE_ON_RESUME, Config
 from bert_jax.config.validation import differences
 from bert_jax.data import corpus as corpora
-from bert_jax.data import sources
+from bert_jax.data import nsp_labels, sources
+from bert_jax.data.records import Records
 from bert_jax.data.sources import Documents, PretrainingData
 from bert_jax.errors import UserError
 from bert_jax.masking import ResolvedMaskPolicy
@@ -79,6 +80,8 @@ def pretrain(config: Config) -> Result:
       2
     """
     config, data, policy = _open(config)
+    if isinstance(data, Records) and config.data.pairs:
+        nsp_labels.check(data, config.data)
     launcher = launchers.launch(config)
     attention, scoring = (
         attention_implementation(config.model, config.data.sequence_length, training=training) for training in (True, False)
