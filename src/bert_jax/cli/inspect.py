@@ -13,6 +13,7 @@ from etils import epath
 from rich.console import Console
 
 from bert_jax.cli import inspect_text
+from bert_jax.config.data import Meaning
 from bert_jax.config.validation import require_positive
 from bert_jax.data.records import is_records
 from bert_jax.errors import UserError
@@ -25,7 +26,7 @@ from bert_jax.training.logging import progress_bar
 
 # Options that only one kind of data set has.
 _CORPUS_OPTIONS = ("lengths", "pairs", "sequence_length", "documents")
-_RECORD_OPTIONS = ("vocab", "records", "verify")
+_RECORD_OPTIONS = ("vocab", "records", "verify", "nsp_label")
 # Tokens of the shortest pair: [CLS] A [SEP] B [SEP].
 _SHORTEST = 5
 
@@ -43,7 +44,8 @@ class Inspect:
     tokens; and the first examples of a run with their masks.
 
     Of TFRecord files: files, records and lengths, and from a sample of the records the padding, the share of random pairs, the
-    predictions and what replaced them, the frequencies of tokens, and examples with the masks that are stored.
+    predictions and what replaced them, the frequencies of tokens, and examples with the masks that are stored; and for each file
+    whether its NSP label 1 means a random second segment or the next one, by the rare tokens that segments share.
 
     A corpus stores no text, so the words behind [UNK] are found in the text from which it was made, with --text. Lengths, tokens
     and [UNK] are counted in the whole corpus; duplicates in the documents that are read; rows in the first block of a
@@ -87,6 +89,8 @@ class Inspect:
     """Maximum number of records in the sample; for TFRecord files."""
     verify: bool = False
     """Compute the checksum of every record, not only of the sample; for TFRecord files."""
+    nsp_label: Meaning = "random"
+    """What the NSP label 1 means, as data.nsp_label of a run; for TFRecord files."""
 
     def __post_init__(self) -> None:
         for name in ("top", "documents", "records"):
@@ -138,6 +142,7 @@ def _inspect(options: Inspect) -> CorpusReport | RecordsReport:
             vocab=options.vocab,
             records=options.records,
             verify=options.verify,
+            nsp_label=options.nsp_label,
             examples=options.examples,
             seed=options.seed,
             text=text,

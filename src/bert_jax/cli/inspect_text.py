@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Iterator, Sequence
 
 from rich.cells import cell_len
@@ -11,6 +12,7 @@ from rich.text import Text
 from bert_jax.data.corpus import TRAIN
 from bert_jax.data.distribution import PERCENTILES, Distribution
 from bert_jax.data.inspection import Frequencies, RowReport
+from bert_jax.data.nsp_labels import LabelMeaning
 from bert_jax.data.record_inspection import RecordSample
 from bert_jax.evaluation.inspection import CorpusReport, RecordsReport, SplitReport
 from bert_jax.evaluation.masked_examples import KINDS, Example, Prediction
@@ -19,6 +21,7 @@ STYLES = {"masked": "black on bright_red", "random": "black on bright_yellow", "
 """Colours of predicted tokens by what replaced them."""
 _BAR = 40
 _GRID = 4
+_LISTED_FILES = 20
 _UNITS = ("document", "sentence")
 # Columns of examples that are not printed in a terminal.
 _WIDTH = 120
@@ -97,6 +100,8 @@ def _records(report: RecordsReport, console: Console) -> Iterator[str]:
     for name in ("flags", "counts") if sample.description else ():
         if isinstance(entries := (sample.description or {}).get(name), dict):
             yield f"{name} of the builder: " + ", ".join(f"{key} {value}" for key, value in entries.items())
+    if sample.pairs:
+        yield from _section("what the NSP label 1 says of the second segment", _label_meanings(report.label_meanings))
     yield from _section("", _lengths([("record", sample.tokens_per_record)]))
     yield from _section("tokens per record", _histogram(sample.tokens_per_record, console))
     yield from _frequencies(sample.frequencies, "the sample")
@@ -113,6 +118,23 @@ def _record_facts(sample: RecordSample) -> Iterator[tuple[str, str]]:
     for kind, share in sample.kinds.items():
         yield f"  {kind}", f"{share:.1%}"
     yield "[UNK]", f"{sample.frequencies.unknown / max(sample.frequencies.tokens, 1):.3%}"
+
+
+def _label_meanings(meanings: Sequence[LabelMeaning]) -> list[str]:
+    groups = collections.defaultdict(list)
+    for meaning in meanings:
+        groups[meaning.label_1].append(meaning)
+    # The files that differ from most others are those to look at.
+    sorted_by_rarity = [meaning for group in sorted(groups.values(), key=len) for meaning in group]
+    table = [["file", "label 1", "pairs", "z-score", "pairs needed"]]
+    for meaning in sorted_by_rarity[:_LISTED_FILES]:
+        needed = f"{'about' if abs(meaning.z) > 1 else 'more than'} {meaning.pairs_needed:,}"
+        table.append([meaning.file, meaning.label_1 or "undecided", f"{meaning.pairs:,}", f"{meaning.z:.1f}", needed])
+    lines = _table(table, left=2)
+    if len(meanings) > _LISTED_FILES:
+        counts = ", ".join(f"{label or 'undecided'} {len(group):,}" for label, group in groups.items())
+        lines.append(f"{len(meanings) - _LISTED_FILES:,} more files; all together: {counts}.")
+    return lines
 
 
 def _lengths(distributions: Sequence[tuple[str, Distribution]]) -> list[str]:

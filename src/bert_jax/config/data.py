@@ -8,6 +8,9 @@ from typing import Literal
 from bert_jax.config.validation import check_choices, require_positive
 from bert_jax.errors import UserError
 
+Meaning = Literal["random", "next"]
+"""What an NSP label says of the second segment: that it comes from another document, or that it is the next one."""
+
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -43,9 +46,9 @@ class DataConfig:
     """Directory of the vocabulary of TFRecord files; None: the one that contains them."""
     held_out: str | None = None
     """TFRecord files for evaluations; None: a run on TFRecord files has no evaluations."""
-    nsp_label: Literal["random", "next"] = "random"
-    """What the NSP label 1 of TFRecord files says of the second segment: that it is random, as in the original; or that it is the
-    next one, as some builders write it."""
+    nsp_label: Meaning = "random"
+    """What the NSP label 1 of TFRecord files says of the second segment:
+    that it is random, as in the original, or that it is the next one, as some builders write it."""
 
     def __post_init__(self) -> None:
         if self.sequence_length < 5:

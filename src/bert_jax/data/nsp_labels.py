@@ -12,20 +12,19 @@ import math
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from etils import epath
 from scipy import stats
 
-from bert_jax.config.data import DataConfig
+from bert_jax.config.data import DataConfig, Meaning
 from bert_jax.data.record_inspection import check_record
 from bert_jax.data.records import NSP, Records, decode, original_tokens
 from bert_jax.errors import BertWarning, UserError
 from bert_jax.io import tfrecord
 from bert_jax.tokenizers.protocol import SpecialTokens
 
-Meaning = Literal["random", "next"]
 SIGNIFICANT = 5.0
 """Standard errors of a correlation from which on it is believed."""
 # Pairs that are read of all files together before a run starts, and of each; one takes about 0.1 ms.

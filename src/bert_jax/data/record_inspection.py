@@ -17,10 +17,11 @@ from etils import epath
 
 from bert_jax import tokenizers
 from bert_jax.batch import KEPT, MASKED, RANDOM
+from bert_jax.config.data import Meaning
 from bert_jax.data.distribution import Distribution
 from bert_jax.data.google import DESCRIPTION
 from bert_jax.data.inspection import Frequencies, frequencies
-from bert_jax.data.records import NSP, REQUIRED, decode, find_files, has_vocabulary, mask_kinds, original_tokens
+from bert_jax.data.records import NSP, REQUIRED, decode, find_files, has_vocabulary, is_random, mask_kinds, original_tokens
 from bert_jax.errors import BertWarning, UserError
 from bert_jax.io.parsing import read_json
 from bert_jax.io.tfrecord import RecordFile
@@ -89,6 +90,7 @@ def sample_records(
     kept: int = 0,
     seed: int = 0,
     verify: bool = False,
+    nsp_label: Meaning = "random",
     progress: Callable[[int, int | None], None] = lambda done, total: None,
 ) -> tuple[RecordSample, Tokenizer, list[Features]]:
     """Count the records of all files and read a sample of them.
@@ -101,6 +103,7 @@ def sample_records(
       kept: how many records are returned, chosen at random from the sample.
       seed: seed of this choice.
       verify: whether to compute the checksum of every record, also of those that are not in the sample.
+      nsp_label: what label 1 says of the second segment.
       progress: called with the number of files done and their number.
 
     Returns:
@@ -132,7 +135,7 @@ def sample_records(
         where = f"{files[place]}, record {number}"
         features = decode(opened(files[place])[number], where)
         if totals is None:
-            totals = _Totals(check_record(features, where), open_tokenizer(files, vocab))
+            totals = _Totals(check_record(features, where), open_tokenizer(files, vocab), nsp_label)
         totals.add(features, where)
         if index in returned:
             rows.append(features)
@@ -147,10 +150,11 @@ class _Totals:
     Args:
       first: the first record.
       tokenizer: the tokenizer that it was made with.
+      nsp_label: what label 1 says of the second segment.
     """
 
-    def __init__(self, first: Features, tokenizer: Tokenizer) -> None:
-        self.tokenizer = tokenizer
+    def __init__(self, first: Features, tokenizer: Tokenizer, nsp_label: Meaning) -> None:
+        self.tokenizer, self.nsp_label = tokenizer, nsp_label
         self.form = _form(first)
         self.sizes = {name: size for name, (size, _) in self.form.items()}
         self.lengths = array.array("i")
@@ -176,7 +180,7 @@ class _Totals:
         inputs = features["input_ids"][positions[predicted]]
         self.kinds += np.bincount(mask_kinds(inputs, labels[predicted], special.mask), minlength=3)
         self.predictions += int(predicted.sum())
-        self.random += int(features[NSP][0] > 0) if NSP in self.sizes else 0
+        self.random += is_random(features, self.nsp_label) if NSP in self.sizes else 0
         tokens = original_tokens(features)
         self.lengths.append(len(tokens))
         self.counts += np.bincount(tokens[(tokens != special.cls) & (tokens != special.sep)], minlength=len(self.counts))

@@ -18,7 +18,7 @@ from etils import epath
 
 from bert_jax import tokenizers
 from bert_jax.batch import KEPT, MASKED, RANDOM, HostBatch
-from bert_jax.config.data import DataConfig
+from bert_jax.config.data import DataConfig, Meaning
 from bert_jax.config.lengths import Rates
 from bert_jax.data import pipeline
 from bert_jax.errors import UserError
@@ -216,6 +216,11 @@ def original_tokens(features: dict[str, np.ndarray]) -> np.ndarray:
     ids, predicted = features["input_ids"].copy(), features["masked_lm_weights"] > 0
     ids[features["masked_lm_positions"][predicted]] = features["masked_lm_ids"][predicted]
     return ids[features["input_mask"] > 0]
+
+
+def is_random(features: dict[str, np.ndarray], nsp_label: Meaning) -> bool:
+    """Whether the second segment of a record is random, where label 1 means ``nsp_label``."""
+    return bool(features[NSP][0] > 0) == (nsp_label == "random")
 
 
 def mask_kinds(inputs: np.ndarray, labels: np.ndarray, mask: int) -> np.ndarray:

@@ -16,13 +16,15 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from bert_jax.config.data import DataConfig
-from bert_jax.data import inspection
+from bert_jax.config.data import DataConfig, Meaning
+from bert_jax.data import inspection, nsp_labels
 from bert_jax.data.corpus import HELD_OUT, TRAIN, Corpus, open_corpus
 from bert_jax.data.distribution import Distribution
 from bert_jax.data.inspection import Duplicate, Frequencies, RowReport
+from bert_jax.data.nsp_labels import LabelMeaning
 from bert_jax.data.readers import read_documents
 from bert_jax.data.record_inspection import RecordSample, sample_records
+from bert_jax.data.records import find_files
 from bert_jax.data.unknown_words import UnknownWords, count_unknown_words
 from bert_jax.evaluation.masked_examples import Example, corpus_examples, record_example
 from bert_jax.tokenizers import Tokenizer
@@ -93,6 +95,8 @@ class RecordsReport:
     """WordPiece or SentencePiece."""
     special_tokens: list[str]
     sample: RecordSample
+    label_meanings: list[LabelMeaning]
+    """Of each file, from its first pairs; empty without pairs."""
     unknown_words: UnknownWords | None
     """None without a text."""
     examples: list[Example]
@@ -199,6 +203,7 @@ def inspect_records(
     vocab: str | None = None,
     records: int = 10_000,
     verify: bool = False,
+    nsp_label: Meaning = "random",
     examples: int = 10,
     seed: int = 0,
     text: TextOptions = TextOptions(),
@@ -212,6 +217,7 @@ def inspect_records(
       vocab: directory of the vocabulary; None: that of the files.
       records: maximum number of records in the sample.
       verify: whether to compute the checksum of every record.
+      nsp_label: what label 1 says of the second segment.
       examples: number of examples, which are taken from the sample.
       seed: seed of their choice.
       text: text in which the causes of [UNK] are looked for.
@@ -223,16 +229,26 @@ def inspect_records(
     """
     with progress_bar("files") as progress:
         sample, tokenizer, rows = sample_records(
-            path, vocab, limit=records, listed=listed, kept=examples, seed=seed, verify=verify, progress=progress
+            path,
+            vocab,
+            limit=records,
+            listed=listed,
+            kept=examples,
+            seed=seed,
+            verify=verify,
+            nsp_label=nsp_label,
+            progress=progress,
         )
+    meanings = nsp_labels.label_meanings(find_files(path), tokenizer.special_tokens, pairs=records) if sample.pairs else ()
     return RecordsReport(
         dataset=path,
         kind="records",
         tokenizer=type(tokenizer).__name__,
         special_tokens=[tokenizer.tokens[token] for token in tokenizer.special_tokens],
         sample=sample,
+        label_meanings=[*meanings],
         unknown_words=_unknown_words(text, tokenizer, listed, progress_bar),
-        examples=[record_example(row, tokenizer) for row in rows],
+        examples=[record_example(row, tokenizer, nsp_label=nsp_label) for row in rows],
     )
 
 

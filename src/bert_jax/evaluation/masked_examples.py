@@ -10,11 +10,11 @@ import numpy as np
 
 from bert_jax import masking, ops
 from bert_jax.batch import HostBatch
-from bert_jax.config.data import DataConfig
+from bert_jax.config.data import DataConfig, Meaning
 from bert_jax.config.masking import MaskPolicy
 from bert_jax.data import pipeline, sentence_pairs
 from bert_jax.data.corpus import Split
-from bert_jax.data.records import NSP, mask_kinds
+from bert_jax.data.records import NSP, is_random, mask_kinds
 from bert_jax.masking.replacement import mask_tokens
 from bert_jax.tokenizers import Tokenizer
 from bert_jax.training.step import mask_key
@@ -76,14 +76,14 @@ def corpus_examples(split: Split, tokenizer: Tokenizer, config: DataConfig, *, s
     return examples
 
 
-def record_example(features: dict[str, np.ndarray], tokenizer: Tokenizer) -> Example:
-    """A record with its stored masks."""
+def record_example(features: dict[str, np.ndarray], tokenizer: Tokenizer, *, nsp_label: Meaning = "random") -> Example:
+    """A record with its stored masks, and with what its label says where label 1 means ``nsp_label``."""
     predicted = features["masked_lm_weights"] > 0
     positions, labels = features["masked_lm_positions"][predicted], features["masked_lm_ids"][predicted]
     kinds = mask_kinds(features["input_ids"][positions], labels, tokenizer.special_tokens.mask)
     shown = np.concatenate([np.flatnonzero(features["input_mask"]), positions])
     ids = features["input_ids"][: shown.max(initial=-1) + 1]
-    random_next = bool(features[NSP][0]) if NSP in features else None
+    random_next = is_random(features, nsp_label) if NSP in features else None
     return _example(ids, positions, labels, kinds, tokenizer, random_next)
 
 
