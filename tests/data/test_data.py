@@ -21,7 +21,7 @@ from bert_jax.config.data import DataConfig
 from bert_jax.data import building, packing, pipeline, sentence_pairs
 from bert_jax.data import corpus as corpora
 from bert_jax.data.corpus import Split
-from bert_jax.data.readers import read_documents
+from bert_jax.data.readers import StoredText, read_documents, sentences_of
 from bert_jax.errors import UserError
 
 DOCUMENTS = [["One sentence.", "Another one."], ["A second document. With two sentences in a line."]]
@@ -296,6 +296,51 @@ def test_sentence_pairs_follow_the_paper():
         a, b = (sentence_borders(split, d) for d in (plan.document_a[row], plan.document_b[row]))
         assert {plan.start_a[row], plan.start_a[row] + plan.length_a[row]} <= a
         assert {plan.start_b[row], plan.start_b[row] + plan.length_b[row]} <= b
+
+
+@settings(max_examples=200)
+@given(
+    st.lists(st.lists(st.integers(1, 20), min_size=1, max_size=8), min_size=2, max_size=12),
+    st.integers(5, 48),
+    st.floats(0, 1),
+    st.floats(0, 1),
+    st.integers(0, 2**31),
+)
+def test_pairs_of_any_documents(sizes, length, random_next, short, seed):
+    first = np.concatenate([[0], np.cumsum([len(document) for document in sizes])])
+    split = Split(None, first, np.concatenate(sizes).astype(np.int32), np.ones(10, np.int64))
+    totals = np.array([sum(document) for document in sizes])
+    config = DataConfig("none", sequence_length=length, random_next=random_next, short_sequences=short)
+    plan = sentence_pairs.plan(split, config, seed=seed, epoch=0, block=0)
+    # Both segments lie in their documents, and a next one in that of the first, after it.
+    for document, start, size in (
+        (plan.document_a, plan.start_a, plan.length_a),
+        (plan.document_b, plan.start_b, plan.length_b),
+    ):
+        assert ((start >= 0) & (size >= 1) & (start + size <= totals[document])).all()
+    is_next = plan.random_next == 0
+    assert (plan.document_a[is_next] == plan.document_b[is_next]).all()
+    assert (plan.document_a[~is_next] != plan.document_b[~is_next]).all()
+    assert (plan.start_b >= plan.start_a + plan.length_a)[is_next].all()
+    # Only what is longer than a row is cut, to its length.
+    used = plan.length_a + plan.length_b
+    assert (used <= length - 3).all()
+    assert (used[plan.dropped > 0] == length - 3).all()
+    # Every document is in the plan.
+    assert set(plan.document_a.tolist()) == set(range(len(sizes)))
+
+
+ENDS = [*"aB é.!?…。\n\t \u2028\"')(1"]
+SENTENCES = st.text(st.one_of(st.characters(exclude_categories=["Cs"]), st.sampled_from(ENDS)), max_size=80)
+
+
+@given(SENTENCES, st.sampled_from(["lines", "running"]), st.sampled_from(["en", "de", "zh", "ja", "xx"]))
+def test_splitting_keeps_every_character_in_its_place(text, kind, language):
+    sentences = sentences_of(StoredText(text, kind), language)
+    assert "".join("".join(sentences).split()) == "".join(text.split())
+    assert all(sentence and sentence == sentence.strip() for sentence in sentences)
+    if kind == "lines":
+        assert len(sentences) == sum(bool(line.strip()) for line in text.split("\n"))
 
 
 def test_every_sentence_is_in_exactly_one_example_of_an_epoch():

@@ -182,6 +182,29 @@ def test_spans_of_any_text(text):
         check_alignment(tokenizer, text)
 
 
+ACCENTED = "abcdefghijklmnopqrstuvwxyzABCEFÉÜñ漢字,.-?"
+
+
+@functools.cache
+def accented(kind):
+    words = ["".join(ACCENTED[(start + step) % len(ACCENTED)] for step in range(5)) for start in range(len(ACCENTED))] * 3
+    if kind in ("unigram", "bpe"):
+        return tokenizers.train(lambda: words, kind=kind, size=80)
+    return vocabulary(words, True, 150).with_rules(kind)
+
+
+@pytest.mark.parametrize("kind", ["google", "transformers", "unigram", "bpe"])
+@given(text=st.text(st.sampled_from([*ACCENTED, " ", " ", "\n", "\u00a0", "ß", "ø"]), max_size=40))
+def test_the_span_of_a_token_is_its_text(kind, text):
+    """Lower-cased, and for WordPiece without accents, because no character of these texts becomes several ones."""
+    slices, tokens = check_alignment(accented(kind), text)
+    for token, part in zip(tokens, slices, strict=True):
+        part = unicodedata.normalize("NFC", part.lower())
+        if kind in ("google", "transformers"):
+            part = "".join(character for character in unicodedata.normalize("NFD", part) if not unicodedata.combining(character))
+        assert (token == "[UNK]" and part) or token.removeprefix("##").removeprefix("▁") == part
+
+
 @pytest.mark.parametrize(
     "noise", ["é", "e\u0301", "😀", "漢字", "\x07", "\x00", "\u200b", "\u00a0", "\u3000 ", "İ", "가", "½ﬁ", "\ufffd"]
 )

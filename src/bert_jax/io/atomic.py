@@ -114,6 +114,8 @@ def new_path(path: epath.PathLike) -> Iterator[epath.Path]:
         raise UserError(f"{path} cannot be created: {error.strerror}.") from None
     try:
         yield work_directory / path.name
+        # Another process may have created it meanwhile.
+        require_new(path)
         (work_directory / path.name).rename(path)
     finally:
         shutil.rmtree(work_directory, ignore_errors=True)
