@@ -99,7 +99,7 @@ def test_text_without_words_is_refused(tmp_path):
 
 
 def test_after_a_disk_was_full_the_same_command_builds_everything(tmp_path, monkeypatch, capsys):
-    command = ["prepare", *map(str, TEXTS), "--vocab", str(GOLDEN), "--builder", "google", "--out"]
+    command = ["prepare", *map(str, TEXTS), "--vocab", str(GOLDEN), "--builder", "google", "--google.dupe-factor", "1", "--out"]
     written, write = itertools.count(), tfrecord.write_record
 
     def fill(file, data):

@@ -115,13 +115,7 @@ def sample_records(
     """
     files = find_files(path)
     opened = functools.lru_cache(maxsize=_OPEN_FILES)(RecordFile)
-    sizes = []
-    for number, name in enumerate(files):
-        file = opened(name)
-        sizes.append(len(file))
-        for index in range(len(file) if verify else 0):
-            file[index]  # computes the checksum
-        progress(number + 1, len(files))
+    sizes = _sizes(files, opened, verify, progress)
     ends = np.cumsum(sizes)
     if not (total := int(ends[-1])):
         raise UserError(f"{path} has no records.")
@@ -142,6 +136,20 @@ def sample_records(
     assert totals
     description = _description(files[0].parent, total)
     return totals.summary(len(files), total, listed, verified=verify, description=description), totals.tokenizer, rows
+
+
+def _sizes(
+    files: Sequence[epath.Path], opened: Callable[[epath.Path], RecordFile], verify: bool, progress: Callable[[int, int], None]
+) -> list[int]:
+    """Number of records of each file."""
+    sizes = []
+    for number, name in enumerate(files):
+        file = opened(name)
+        sizes.append(len(file))
+        for index in range(len(file) if verify else 0):
+            file[index]  # computes the checksum
+        progress(number + 1, len(files))
+    return sizes
 
 
 class _Totals:
