@@ -227,6 +227,16 @@ def test_another_vocabulary_is_refused(config, tmp_path):
         Records(DataConfig(str(GOLDEN.parent / "make_flax.py"), sequence_length=LENGTH))
 
 
+def test_a_changed_vocabulary_of_the_same_size_is_refused(config, tmp_path):
+    copy = shutil.copytree(config.corpus, tmp_path / "copy")
+    config = dataclasses.replace(config, corpus=str(copy))
+    assert Records(config).tokenizer
+    lines = (copy / "vocab.txt").read_text().splitlines()
+    (copy / "vocab.txt").write_text("\n".join([*lines[:-2], lines[-1], lines[-2]]) + "\n")
+    with pytest.raises(UserError, match=r"vocabulary in .*copy is not the one that its files were made with; restore it"):
+        Records(config)
+
+
 def test_features_that_are_missing_are_named(tmp_path, tokenizer):
     tokenizers.save(tokenizer, tmp_path)
     with (tmp_path / "a.tfrecord").open("wb") as file:

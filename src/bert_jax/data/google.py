@@ -25,7 +25,7 @@ from bert_jax.io.lines import lines
 from bert_jax.tokenizers import WordPiece
 
 DESCRIPTION = "google.json"
-"""File that describes a directory of records: flags, sources and counts."""
+"""File that describes a directory of records: flags, digest of the tokenizer, sources and counts."""
 FORMAT_VERSION = 1
 # Lines that are tokenized together.
 _CHUNK = 4096
@@ -144,6 +144,7 @@ def write_records(
         description = {
             "format_version": FORMAT_VERSION,
             "flags": dataclasses.asdict(flags),
+            "tokenizer": tokenizers.digest(tokenizer),
             "sources": {str(text): _sha256(epath.Path(text)) for text in texts},
             "counts": counts,
         }

@@ -2,7 +2,7 @@
 
 The original writes 1 for a random second segment, other builders write 1 for the next one, and nothing in a file tells which.
 But segments of one document share rare tokens, and segments of two documents hardly do. So the labels are correlated with what the
-segments share, and the sign of the correlation is their meaning.
+segments share, and the sign of this correlation is their meaning.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ _FEWEST, _MOST = 256, 1024
 _COMMON = 0.05
 # Tokens of a run that occurs again where the same text is paired again.
 _REPEATED = 5
+_PHRASES: dict[Meaning, str] = {"random": "a random", "next": "the next"}
 
 
 class Pair(NamedTuple):
@@ -86,14 +87,11 @@ def check(data: Records, config: DataConfig) -> None:
     other: Meaning = "next" if config.nsp_label == "random" else "random"
     if other in found:
         warnings.warn(
-            f"By the words that segments share, the NSP label 1 means {_TEXT[other]} second segment in {found[other].file}, but "
+            f"By the words that segments share, the NSP label 1 means {_PHRASES[other]} second segment in {found[other].file}, but "
             f"data.nsp_label is {config.nsp_label}; use --data.nsp-label {other}.",
             BertWarning,
             stacklevel=2,
         )
-
-
-_TEXT = {"random": "a random", "next": "the next"}
 
 
 def label_meanings(files: Sequence[epath.Path], special_tokens: SpecialTokens, *, pairs: int) -> Iterable[LabelMeaning]:

@@ -240,9 +240,9 @@ def check_record(features: Features, where: str) -> Features:
 
 
 def _check_positions(features: Features, where: str) -> None:
-    positions, length = features["masked_lm_positions"], len(features["input_ids"])
-    if positions.min() < 0 or positions.max() >= length:
-        raise UserError(f"{where} predicts position {positions.max()} of {length}; the record is damaged.")
+    predicted, length = features["masked_lm_positions"][features["masked_lm_weights"] > 0], len(features["input_ids"])
+    if outside := [position for position in predicted.tolist() if not 0 <= position < length]:
+        raise UserError(f"{where} predicts position {outside[0]} of {length}; the record is damaged.")
 
 
 def _description(directory: epath.Path, records: int) -> dict[str, Any] | None:

@@ -21,8 +21,10 @@ from bert_jax.batch import KEPT, MASKED, RANDOM, HostBatch
 from bert_jax.config.data import DataConfig, Meaning
 from bert_jax.config.lengths import Rates
 from bert_jax.data import pipeline
+from bert_jax.data.google import DESCRIPTION
 from bert_jax.errors import UserError
 from bert_jax.io import remote, tfrecord
+from bert_jax.io.parsing import read_json
 from bert_jax.io.tfrecord import RecordFile
 from bert_jax.tokenizers import SentencePiece, Tokenizer, WordPiece
 
@@ -169,7 +171,7 @@ class Records:
         }
 
     def _nsp_labels(self, stored: np.ndarray) -> np.ndarray:
-        """int32 [B, 1], 1 for a random second segment, whichever the files mean by 1."""
+        """int32 [B, 1], 1 for a random second segment, whatever the files mean by 1."""
         return stored.reshape(-1, 1) if self._config.nsp_label == "random" else 1 - stored.reshape(-1, 1)
 
     def _read(self, path: epath.Path, index: int) -> dict[str, np.ndarray]:
@@ -290,4 +292,9 @@ def _tokenizer(config: DataConfig, files: Sequence[epath.Path]) -> Tokenizer:
         raise UserError(
             f"{directory} contains no vocabulary; name the directory of the one that the files were made with: --data.vocab."
         )
-    return tokenizers.load(directory)
+    tokenizer, description = tokenizers.load(directory), files[0].parent / DESCRIPTION
+    if config.vocab is None and description.exists():
+        # Files of earlier versions have no digest.
+        if read_json(description).get("tokenizer") not in (None, tokenizers.digest(tokenizer)):
+            raise UserError(f"The vocabulary in {directory} is not the one that its files were made with; restore it.")
+    return tokenizer
