@@ -293,8 +293,8 @@ def _tokenizer(config: DataConfig, files: Sequence[epath.Path]) -> Tokenizer:
             f"{directory} contains no vocabulary; name the directory of the one that the files were made with: --data.vocab."
         )
     tokenizer, description = tokenizers.load(directory), files[0].parent / DESCRIPTION
-    if config.vocab is None and description.exists():
-        # Files of earlier versions have no digest.
-        if read_json(description).get("tokenizer") not in (None, tokenizers.digest(tokenizer)):
-            raise UserError(f"The vocabulary in {directory} is not the one that its files were made with; restore it.")
+    stored = read_json(description).get("tokenizer") if config.vocab is None and description.exists() else None
+    # Files of earlier versions have no digest.
+    if stored not in (None, tokenizers.digest(tokenizer)):
+        raise UserError(f"The vocabulary in {directory} is not the one that its files were made with; restore it.")
     return tokenizer
