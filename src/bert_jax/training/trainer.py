@@ -22,6 +22,7 @@ from bert_jax.training.job import Counts, Result, TrainingJob
 from bert_jax.training.logging import RunLog, Scores, held_out_losses, read_metrics
 from bert_jax.training.signals import StopSignal
 
+
 def fit(job: TrainingJob) -> Result:
     """Train to the last step, or resume; [`pretrain`][bert_jax.pretrain] documents the guarantees.
 
