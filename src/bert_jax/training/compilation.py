@@ -56,8 +56,8 @@ class CompilationWatch:
         """Stop listening."""
         jax.monitoring.unregister_event_duration_listener(self._listen)
 
-    def _listen(self, event: str, duration: float, **more: Any) -> None:
-        del duration, more
+    def _listen(self, event: str, duration_secs: float, **kwargs: str | int) -> None:
+        del duration_secs, kwargs
         # Programs that other threads compile, to save a checkpoint, say, are none of the function's.
         if event == _COMPILED and threading.get_ident() == self._caller:
             self._end = self._clock()

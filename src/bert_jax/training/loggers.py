@@ -135,8 +135,9 @@ class WeightsAndBiases:
         import wandb
 
         self._path, stored, config = directory / _WANDB / "run.json", run / _WANDB / "run.json", run / "config.json"
-        state = json.loads(stored.read_text()) if stored.exists() else {"id": uuid.uuid4().hex[:12], "steps": {}}
-        self._id, self._steps = state["id"], state["steps"]
+        state = json.loads(stored.read_text()) if stored.exists() else {}
+        self._id: str = state.get("id", uuid.uuid4().hex[:12])
+        self._steps: dict[str, int] = state.get("steps", {})
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._save()
         settings = wandb.Settings(

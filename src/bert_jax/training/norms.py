@@ -29,11 +29,13 @@ def layer_norms(tree: Params, name: str) -> dict[str, Float[Array, ""]]:
       {'grad_norm/layer_00': 5.0, 'grad_norm/layer_01': 2.0, 'grad_norm/mlm': 2.0}
     """
     parts = {**tree[_ENCODER], **{part: value for part, value in tree.items() if part != _ENCODER}}
-    layers = [
-        jnp.square(leaf.astype(jnp.float32)).reshape(leaf.shape[0], -1).sum(1) for leaf in jax.tree.leaves(parts.pop(_LAYERS))
-    ]
-    norms = {f"layer_{index:02}": norm for index, norm in enumerate(jnp.sqrt(sum(layers, jnp.float32(0))))}
-    for part, value in parts.items():
-        squares = [jnp.square(leaf.astype(jnp.float32)).sum() for leaf in jax.tree.leaves(value)]
-        norms[part] = jnp.sqrt(sum(squares, jnp.float32(0)))
+    layers = _norm(parts.pop(_LAYERS), keep=1)
+    norms = {f"layer_{index:02}": norm for index, norm in enumerate(layers)}
+    norms |= {part: _norm(value, keep=0) for part, value in parts.items()}
     return {f"{name}/{part}": norm for part, norm in norms.items()}
+
+
+def _norm(tree: Params, *, keep: int) -> Float[Array, "..."]:
+    """Norm over all arrays of a tree, and over all of their axes but the first ``keep``."""
+    squares = [jnp.square(leaf.astype(jnp.float32)).sum(range(keep, leaf.ndim)) for leaf in jax.tree.leaves(tree)]
+    return jnp.sqrt(sum(squares, jnp.float32(0)))
