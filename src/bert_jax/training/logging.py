@@ -75,12 +75,13 @@ class RunLog:
         """Where files of the run are written, also by other processes than the first one."""
         self._loggers: list[Logger] = []
         if writes:
-            kept = [line for line in read_metrics(run) if line["step"] <= start]
-            self._loggers.append(JsonLines(self.directory / METRICS, kept))
-            if "tensorboard" in loggers:
-                self._loggers.append(TensorBoard(self.directory / "tensorboard", start=start))
+            # First the one that may refuse to start.
             if "wandb" in loggers:
                 self._loggers.append(WeightsAndBiases(self.directory, run))
+            if "tensorboard" in loggers:
+                self._loggers.append(TensorBoard(self.directory / "tensorboard", start=start))
+            kept = [line for line in read_metrics(run) if line["step"] <= start]
+            self._loggers.append(JsonLines(self.directory / METRICS, kept))
             self._bar.start()
         self.sync()
 

@@ -81,7 +81,7 @@ class Throughput:
         return values
 
 
-def training_flop(model: ModelConfig, counts: Counts, *, predictions: float = 0.0, frozen: bool = False) -> float:
+def training_flop(model: ModelConfig, counts: Counts, *, predictions: int | float = 0, frozen: bool = False) -> float:
     """Floating-point operations of the matrix products of training steps: three times those of the forward pass.
 
     Examples count with their mean length, so that the products of attention are slightly underestimated where lengths differ.
