@@ -119,9 +119,12 @@ class TensorBoard:
 class WeightsAndBiases:
     """A run of Weights & Biases, which a resumed run continues.
 
-    Its history cannot be shortened, so a resumed run does not log the steps again that an earlier start has logged. A file
-    beside the files of wandb holds the id of the run and the last step of each split. wandb is kept from storing what may hold
-    secrets: output, code, the address of the repository, the command line and the environment.
+    A row's number grows with the step, and W&B ignores rows whose number is not above the last one that it has, so that steps
+    that a resumed run repeats are not logged twice; rows that were lost with a killed process are logged again. Offline, W&B
+    does not know what an earlier start has logged.
+
+    wandb is kept from storing what may hold secrets: output, code, the address of the repository, the command line and the
+    environment.
 
     Args:
       directory: where the files are written.
@@ -134,48 +137,46 @@ class WeightsAndBiases:
     def __init__(self, directory: epath.Path, run: epath.Path) -> None:
         import wandb
 
-        self._path, stored, config = directory / _WANDB / "run.json", run / _WANDB / "run.json", run / "config.json"
-        state = json.loads(stored.read_text()) if stored.exists() else {}
-        self._id: str = state.get("id", uuid.uuid4().hex[:12])
-        self._steps: dict[str, int] = state.get("steps", {})
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._save()
-        settings = wandb.Settings(
-            console="off", disable_code=True, disable_git=True, disable_job_creation=True, x_disable_meta=True, silent=True
-        )
+        stored, config = run / _WANDB / "id", run / "config.json"
+        identity = stored.read_text() if stored.exists() else uuid.uuid4().hex[:12]
+        (directory / _WANDB).mkdir(parents=True, exist_ok=True)
+        with atomic.replaced_path(directory / _WANDB / "id") as part:
+            part.write_text(identity)
         try:
             self._run = wandb.init(
-                id=self._id,
+                id=identity,
                 project=os.environ.get("WANDB_PROJECT", "bert-jax"),
                 name=os.environ.get("WANDB_NAME", run.name),
                 dir=os.fspath(directory),
                 config=json.loads(config.read_text()) if config.exists() else None,
                 resume="allow",
-                settings=settings,
+                settings=wandb.Settings(
+                    console="off",
+                    disable_code=True,
+                    disable_git=True,
+                    disable_job_creation=True,
+                    silent=True,
+                    x_disable_meta=True,
+                    x_save_requirements=False,
+                ),
             )
         except wandb.errors.Error as error:
             reason = str(error).strip().splitlines()[0].rstrip(".")
             raise UserError(
-                f"Weights & Biases cannot be used ({reason}); run `wandb login`, set WANDB_MODE=offline, or leave it out of "
-                "--log.loggers."
+                f"Weights & Biases cannot be used ({reason}); run `wandb login`, set WANDB_MODE=offline, or leave wandb out of "
+                "log.loggers."
             ) from None
         self._run.define_metric("step")
         self._run.define_metric("*", step_metric="step")
 
     def write(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
-        """Log a line, unless an earlier start has."""
-        if step > self._steps.get(split, -1):
-            self._run.log({"step": step, **{f"{split}/{name}": value for name, value in metrics.items()}})
-            self._steps[split] = step
-            self._save()
+        """Log a row; evaluations follow the training step."""
+        values = {f"{split}/{name}": value for name, value in metrics.items()}
+        self._run.log({"step": step, **values}, step=2 * step + (split != "train"))
 
     def flush(self) -> None:
-        """wandb's own process receives each line when it is logged."""
+        """wandb's own process stores rows after some seconds."""
 
     def close(self) -> None:
         """Finish the run."""
         self._run.finish()
-
-    def _save(self) -> None:
-        with atomic.replaced_path(self._path) as part:
-            part.write_text(json.dumps({"id": self._id, "steps": self._steps}))
