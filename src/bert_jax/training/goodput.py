@@ -9,6 +9,7 @@ The events are lines of a file that each start appends to, so that they survive 
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import Any, Literal
 
@@ -174,12 +175,8 @@ def _sums(path: epath.Path) -> Goodput:
 
 def _read(path: epath.Path) -> list[dict[str, Any]]:
     """The events of a file, without an unfinished last line, which a killed process may leave."""
-    lines = path.read_text().splitlines() if path.exists() else []
     events = []
-    for number, line in enumerate(lines, 1):
-        try:
+    for line in path.read_text().splitlines() if path.exists() else ():
+        with contextlib.suppress(json.JSONDecodeError):
             events.append(json.loads(line))
-        except json.JSONDecodeError:
-            if number < len(lines):
-                raise
     return events
