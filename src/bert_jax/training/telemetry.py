@@ -127,7 +127,7 @@ class Telemetry:
         self._store(step)
         sums, before = self._events.sums, self._reported
         self._reported = dict(sums.lost)
-        lost = {f"{name}_seconds": seconds - before.get(name, 0.0) for name, seconds in sums.lost.items()}
+        lost = {f"{name}_seconds": round(seconds - before.get(name, 0.0), 6) for name, seconds in sums.lost.items()}
         values = self._throughput.take(metrics) | {"goodput": sums.share}
         return values | {name: seconds for name, seconds in lost.items() if seconds > 0}
 
