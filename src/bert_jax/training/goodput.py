@@ -38,7 +38,7 @@ class Goodput:
       >>> goodput.add({"event": "start", "time": 120.0, "step": 0})
       >>> goodput.add({"event": "time", "time": 140.0, "step": 10, "productive": 20.0})
       >>> goodput.share, goodput.lost
-      (0.5, {'input': 2.0, 'repeated': 8.0, 'stopped': 10.0})
+      (0.5, {'input': 2.0, 'stopped': 10.0, 'repeated': 8.0})
     """
 
     def __init__(self) -> None:
