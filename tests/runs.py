@@ -28,8 +28,6 @@ WORDS = ("alpha", "bravo", "charlie", "delta", "echo", "foxtrot", "hotel", "indi
 KEY = "golf"
 """The word that decides the labels of the made-up tasks; other texts do not contain it."""
 TASK_DATA = TaskDataConfig(sequence_length=24, packing=1, doc_stride=8, max_query_length=4)
-# Metrics that measure time.
-CLOCKS = ("seconds", "tokens_per_second")
 
 
 def made_up(rng, *, key=None, low=3, high=9):
@@ -277,10 +275,15 @@ def log_every_step(monkeypatch):
     monkeypatch.setattr(FinetuneConfig, "train_config", changed)
 
 
+def is_measured(name):
+    """Whether a metric measures time, and differs from run to run."""
+    return name in ("seconds", "tokens_per_second", "goodput", "mfu") or name.endswith("_seconds")
+
+
 def lines_of(run, split="dev"):
     """Lines of a run's metrics without measured times."""
     lines = [line for line in read_metrics(run) if line["split"] == split]
-    return [{name: value for name, value in line.items() if name not in CLOCKS} for line in lines]
+    return [{name: value for name, value in line.items() if not is_measured(name)} for line in lines]
 
 
 def interrupt_at(monkeypatch, number, what):

@@ -16,6 +16,7 @@ import hashlib
 import itertools
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -36,7 +37,7 @@ SPANS = [
 ]
 SPANS += ["--mask.rate", "linear(0.3, 0.15)", "--model.attention-probs-dropout-prob", "0.1", "--model.hidden-dropout-prob", "0.1"]
 TASK = ["--epochs", "0.08", "--learning-rates", "3e-4", "--seed", "3"]
-TIMES = ("seconds", "tokens_per_second")
+TIMES = re.compile("seconds|tokens_per_second|goodput|mfu|.*_seconds")
 RENAMED = {"predict_rate": "prediction_rate", "mask_cut": "dropped_predictions"}
 """Metrics of format version 1 and their present names."""
 
@@ -79,7 +80,7 @@ def metrics(path: Path) -> list[dict[str, object]]:
 
 def losses(path: Path) -> list[dict[str, object]]:
     """All losses and scores of a run, of training steps and of evaluations, without measured times."""
-    return [{RENAMED.get(name, name): value for name, value in line.items() if name not in TIMES} for line in metrics(path)]
+    return [{RENAMED.get(name, name): value for name, value in line.items() if not TIMES.fullmatch(name)} for line in metrics(path)]
 
 
 def seconds(path: Path) -> list[float]:

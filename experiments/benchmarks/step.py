@@ -35,6 +35,7 @@ from bert_jax.config.model import SIZES
 from bert_jax.data import corpus as corpora
 from bert_jax.data import pipeline, sentence_pairs
 from bert_jax.evaluation import benchmark
+from bert_jax.models import arithmetic
 
 VOCAB = 30522
 MASK_ID = 103
@@ -139,7 +140,7 @@ def theirs(plain: HostBatch, masked: dict[str, np.ndarray]) -> dict[str, np.ndar
 def forward_flop(batch: dict[str, np.ndarray], size: str, what: str) -> float:
     """Multiplications and additions for these examples, without padding."""
     lengths = np.concatenate([np.bincount(row[row > 0])[1:] for row in batch["segment_ids"]])
-    phases = benchmark.forward_flop(bert_jax.ModelConfig.size(size), lengths[lengths > 0], float(batch["mlm_weights"].sum()))
+    phases = arithmetic.forward_flop(bert_jax.ModelConfig.size(size), lengths[lengths > 0], float(batch["mlm_weights"].sum()))
     return sum(flop for phase, flop in phases.items() if what == "train" or phase != "head")
 
 

@@ -18,6 +18,7 @@ from bert_jax.config.training import TrainConfig
 from bert_jax.evaluation import benchmark, profile
 from bert_jax.evaluation.xplane import Event, read_trace
 from bert_jax.masking.replacement import mask_tokens
+from bert_jax.models.arithmetic import forward_flop
 from bert_jax.models.heads import init_params
 from bert_jax.training.losses import pretraining
 from tests.conftest import MODEL, POLICY, VOCAB, with_policy
@@ -37,7 +38,7 @@ CONFIG = Config(
     [("base", 128, 20, 21.74 + 0.60 + 0.96), ("large", 512, 76, 309.24 + 25.77 + 4.91)],
 )
 def test_flop_of_published_sizes(size, length, predictions, gflop):
-    phases = benchmark.forward_flop(ModelConfig.size(size), np.array([length]), predictions)
+    phases = forward_flop(ModelConfig.size(size), np.array([length]), predictions)
     assert sum(phases.values()) / 1e9 == pytest.approx(gflop, abs=0.02)
 
 
@@ -50,7 +51,7 @@ def test_flop_agree_with_the_count_of_xla():
     params = init_params(model, jax.random.key(0))
     counted = jax.jit(lambda params: pretraining(model, params, batch)).lower(params).compile().cost_analysis()["flops"]
     # All prediction slots of the program, used or not.
-    expected = benchmark.forward_flop(model, np.full(4, 64), batch["mlm_ids"].size)
+    expected = forward_flop(model, np.full(4, 64), batch["mlm_ids"].size)
     assert counted == pytest.approx(sum(expected.values()), rel=0.05)
 
 

@@ -13,6 +13,7 @@ import bert_jax
 from bert_jax.inference.bert import Bert
 from bert_jax.models.heads import heads_of
 from bert_jax.tokenizers import SentencePiece, WordPiece
+from bert_jax.training.goodput import read_goodput
 
 # Names of a list that are printed; --json has all.
 _LISTED = 20
@@ -21,6 +22,8 @@ _LISTED = 20
 @dataclasses.dataclass(frozen=True)
 class Info:
     """Describe a model: its shape, heads, labels and tokenizer, how it embeds texts, and what could not be read.
+
+    Of a run, also its goodput: the share of the time since its first start that trained the model, and what the rest was lost to.
 
     Example: bert-jax info all-MiniLM-L6-v2
     """
@@ -34,7 +37,7 @@ class Info:
 def main(arguments: list[str]) -> int:
     """Run the command and return its exit status."""
     options = tyro.cli(Info, prog="bert-jax info", args=arguments)
-    description = describe(bert_jax.load(options.model))
+    description = describe(bert_jax.load(options.model)) | {"goodput": read_goodput(options.model)}
     if options.json:
         print(json.dumps(description, indent=2, ensure_ascii=False))
         return 0

@@ -2,6 +2,7 @@
 
 from bert_jax.config.data import DataConfig
 from bert_jax.config.finetuning import FinetuneConfig, ModelOverrides, TaskDataConfig
+from bert_jax.config.logging import LogConfig
 from bert_jax.config.masking import MaskPolicy
 from bert_jax.config.mesh import MeshConfig
 from bert_jax.config.model import SIZES, ModelConfig
@@ -14,6 +15,7 @@ __all__ = [
     "Config",
     "DataConfig",
     "FinetuneConfig",
+    "LogConfig",
     "MaskPolicy",
     "MeshConfig",
     "ModelConfig",

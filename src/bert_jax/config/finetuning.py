@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from bert_jax.config.format import from_json, to_json
+from bert_jax.config.logging import LogConfig
 from bert_jax.config.mesh import MeshConfig
 from bert_jax.config.model import ModelConfig, States
 from bert_jax.config.optimizer import OptimConfig
@@ -109,7 +110,7 @@ class ModelOverrides:
         check_choices(self, "model")
 
 
-_MESH, _TASK_DATA, _MODEL, _OPTIM = MeshConfig(), TaskDataConfig(), ModelOverrides(), OptimConfig()
+_MESH, _TASK_DATA, _MODEL, _OPTIM, _LOG = MeshConfig(), TaskDataConfig(), ModelOverrides(), OptimConfig(), LogConfig()
 
 
 @dataclass(frozen=True)
@@ -175,6 +176,8 @@ class FinetuneConfig:
     """Newest checkpoints that are kept beside the best model."""
     distributed: bool = False
     """Join a multi-host run with jax.distributed.initialize."""
+    log: LogConfig = _LOG
+    """What the run reports beside its loss, and where."""
 
     def __post_init__(self) -> None:
         for name in ("run", "init", "data", "vocab"):
@@ -257,6 +260,6 @@ class FinetuneConfig:
 
 FREE_ON_RESUME = {
     ("run",), ("init",), ("data",), ("mesh",), ("parallel",), ("model", "attention"), ("keep",), ("distributed",),
-    ("eval_every",), ("patience",),
+    ("eval_every",), ("patience",), ("log",),
 }  # fmt: skip
 """Fields that may change when a run is resumed."""

@@ -8,6 +8,7 @@ from typing import Literal
 
 from bert_jax.config.data import DataConfig
 from bert_jax.config.format import from_json, to_json
+from bert_jax.config.logging import LogConfig
 from bert_jax.config.masking import MaskPolicy
 from bert_jax.config.mesh import MeshConfig
 from bert_jax.config.model import ModelConfig
@@ -17,7 +18,7 @@ from bert_jax.config.validation import build, check_choices
 from bert_jax.errors import UserError
 from bert_jax.io.addresses import refuse_credentials
 
-_MODEL, _MASK, _OPTIM, _MESH, _TRAIN = ModelConfig(), MaskPolicy(), OptimConfig(), MeshConfig(), TrainConfig()
+_MODEL, _MASK, _OPTIM, _MESH, _TRAIN, _LOG = ModelConfig(), MaskPolicy(), OptimConfig(), MeshConfig(), TrainConfig(), LogConfig()
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,9 @@ class Config:
     parallel: Literal["mesh", "pmap"] = "mesh"
     """"mesh" compiles for an explicit mesh; "pmap" is replicated data parallelism over all devices."""
     train: TrainConfig = _TRAIN
-    """Length of the run, evaluation, checkpoints and logging."""
+    """Length of the run, evaluation and checkpoints."""
+    log: LogConfig = _LOG
+    """What the run reports beside its losses, and where."""
 
     def __post_init__(self) -> None:
         model, data, optim, mesh = self.model, self.data, self.optim, self.mesh
@@ -98,6 +101,6 @@ FREE_ON_RESUME = {
     ("run",), ("data", "corpus"), ("data", "vocab"), ("data", "held_out"), ("mesh",), ("parallel",), ("model", "attention"),
     ("train", "eval_every"), ("train", "eval_batches"), ("train", "save_every"), ("train", "keep"), ("train", "log_every"),
     ("train", "distributed"), ("train", "save_at"), ("train", "save_at_words"), ("train", "save_at_tokens"),
-    ("train", "save_at_epochs"), ("train", "keep_best"), ("train", "keep_every"), ("train", "keep_hours"),
+    ("train", "save_at_epochs"), ("train", "keep_best"), ("train", "keep_every"), ("train", "keep_hours"), ("log",),
 }  # fmt: skip
 """Fields that do not change what a run computes, as paths; they may differ when it is resumed."""

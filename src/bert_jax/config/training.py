@@ -55,7 +55,7 @@ class TrainConfig:
     save_at_epochs: str | None = None
     """The same at numbers of epochs, such as 0.5,1,2."""
     log_every: int = 10
-    """Steps between lines in metrics.jsonl and TensorBoard."""
+    """Steps between lines of metrics."""
     distributed: bool = False
     """Join a multi-host run with jax.distributed.initialize, which detects TPU pods and Slurm."""
 

@@ -13,12 +13,12 @@ import numpy as np
 from bert_jax import ops
 from bert_jax.batch import HostBatch
 from bert_jax.config.data import DataConfig
-from bert_jax.config.model import ModelConfig
 from bert_jax.config.run import Config
 from bert_jax.errors import UserError
 from bert_jax.evaluation.profile import profile_step, time_calls
 from bert_jax.masking import ResolvedMaskPolicy, schedules
 from bert_jax.masking.token_weights import check_function
+from bert_jax.models.arithmetic import forward_flop
 from bert_jax.models.encoder import attention_implementation
 from bert_jax.training import launchers, optimizers, step
 
@@ -76,30 +76,6 @@ def random_batch(data: DataConfig, vocab_size: int, *, seed: int = 0) -> HostBat
     }
     return {name: np.asarray(value, np.int32) for name, value in integers.items()} | {
         "nsp_weights": np.ones((data.batch_size, 1), np.float32)
-    }
-
-
-def forward_flop(model: ModelConfig, lengths: np.ndarray, predictions: int | float) -> dict[str, float]:
-    """Multiplications and additions of the matrix products of a forward pass, by phase; padding does not count.
-
-    Args:
-      model: the shape.
-      lengths: [N] tokens of each example.
-      predictions: number of predicted tokens in all examples together.
-
-    Examples:
-      >>> flop = forward_flop(bert_jax.ModelConfig(), np.array([128]), 20)
-      >>> round(sum(flop.values()) / 1e9, 1)
-      23.3
-    """
-    tokens, squares = float(np.sum(lengths)), float(np.sum(np.square(lengths, dtype=float)))
-    layers, width, inner = model.num_hidden_layers, model.hidden_size, model.intermediate_size
-    return {
-        "QKV": layers * 6 * tokens * width**2,
-        "attention": layers * 4 * squares * width,
-        "projection": layers * 2 * tokens * width**2,
-        "FFN": layers * 4 * tokens * width * inner,
-        "head": predictions * (2 * width**2 + 2 * width * model.vocab_size) + np.size(lengths) * (2 * width**2 + 4 * width),
     }
 
 

@@ -29,15 +29,16 @@ from bert_jax.models.heads import POOLED_HEADS, init_params
 from bert_jax.models.loaded import LoadedModel
 from bert_jax.tasks import summary
 from bert_jax.tasks.layout import RowLayout, Shuffled
-from bert_jax.training import launchers, losses, optimizers, plots, step
+from bert_jax.training import launchers, loggers, losses, optimizers, plots, step
 from bert_jax.training.ensemble import EnsembleLauncher, Groups, default_runs_per_device, group_runs
-from bert_jax.training.job import Result, ShouldStop
+from bert_jax.training.job import Counts, Result, ShouldStop
 from bert_jax.training.launchers import Launcher
 from bert_jax.training.logging import RUN_PREFIX, Scores, log
 from bert_jax.training.run_directory import open_run_dir
 from bert_jax.training.scoring import Scorer
 from bert_jax.training.step import Objective, TrainState
 from bert_jax.training.task_data import TaskData, open_task
+from bert_jax.training.throughput import training_flop
 from bert_jax.training.trainer import fit
 
 _INIT = 0
@@ -72,6 +73,7 @@ def finetune(config: FinetuneConfig) -> Result:
       bert_jax.errors.UserError: There is no model no-such-model; ...
     """
     launchers.join_processes(config.distributed)
+    loggers.check(config.log.loggers)
     pretrained = convert.read(config.init, vocab=config.vocab, added_tokens=config.added_tokens)
     model = config.model_config(pretrained.config)
     _check(config, model)
@@ -129,6 +131,7 @@ class FinetuningJob:
     def __init__(self, config: FinetuneConfig, model: ModelConfig, pretrained: LoadedModel, data: TaskData, steps: int) -> None:
         self.config, self.model, self.data, self.steps = config, model, data, steps
         self.run_dir, self.train = config.run, config.train_config(steps, len(data.examples))
+        self.log = config.log
         self.best, self.patience = data.task.main_score, config.patience
         self.source = {} if config.from_scratch else jax.tree.map(np.asarray, pretrained.params)
         self.keeps_head = _same_head(model, pretrained, data)
@@ -187,11 +190,11 @@ class FinetuningJob:
         )
         if self._ensemble is None:
             optimizer = self._optimizer(config.learning_rates[0])
-            return step.make_train_step(objective, optimizer, axis_name=self.launcher.axis_name)
+            return step.make_train_step(objective, optimizer, axis_name=self.launcher.axis_name, norms=config.log.norms)
 
         def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, step.Metrics]:
             arrays = {name: value for name, value in batch.items() if name != _RATE}
-            return step.make_train_step(objective, self._optimizer(batch[_RATE]))(state, arrays)
+            return step.make_train_step(objective, self._optimizer(batch[_RATE]), norms=config.log.norms)(state, arrays)
 
         return train_step
 
@@ -224,6 +227,12 @@ class FinetuningJob:
     def learning_rate(self, step: int) -> float:
         """Learning rate of an update, counted from 0; of an ensemble that of the first run."""
         return float(self._schedule(step))
+
+    def flop(self, counts: Counts, metrics: Scores) -> float:
+        """Operations of the matrix products of steps, of all runs of an ensemble."""
+        del metrics
+        texts = counts._replace(examples=counts.examples * self.texts_per_example)
+        return training_flop(self.model, texts, frozen=self.config.freeze_encoder)
 
     def evaluate(self, params: Any, should_stop: ShouldStop) -> tuple[Scores, str] | None:
         """Scores of every development split; of an ensemble those of the best run, and the main score of each."""

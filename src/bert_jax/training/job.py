@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from bert_jax.batch import HostBatch, Params
 from bert_jax.checkpoints import Meta
+from bert_jax.config.logging import LogConfig
 from bert_jax.config.training import TrainConfig
 from bert_jax.training.launchers import Launcher
 from bert_jax.training.logging import Scores
@@ -45,6 +46,7 @@ class TrainingJob(Protocol):
 
     run_dir: str
     train: TrainConfig
+    log: LogConfig
     launcher: Launcher
     train_step: TrainStep
     """Pure and not yet compiled."""
@@ -66,6 +68,10 @@ class TrainingJob(Protocol):
 
     def learning_rate(self, step: int) -> float:
         """Learning rate of an update, counted from 0."""
+        ...
+
+    def flop(self, counts: Counts, metrics: Scores) -> float:
+        """Floating-point operations of the matrix products of steps with these counts, the last of which has these metrics."""
         ...
 
     def evaluate(self, params: Any, should_stop: ShouldStop) -> tuple[Scores, str] | None:

@@ -1,11 +1,10 @@
-"""Logs of a run: a progress bar, JSON lines, TensorBoard."""
+"""Logs of a run: a progress bar, and metrics for every logger."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,8 +12,9 @@ from etils import epath
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from bert_jax.io import atomic, remote
+from bert_jax.io import remote
 from bert_jax.io.spool import Spool
+from bert_jax.training.loggers import JsonLines, Logger, TensorBoard, WeightsAndBiases
 
 METRICS = "metrics.jsonl"
 """Name of the file of metrics in a run directory."""
@@ -42,21 +42,23 @@ def progress_bar(unit: str) -> Iterator[Callable[[int, int | None], None]]:
 
 
 class RunLog:
-    """Logs of one run; only the first process of a multi-host run writes.
+    """Logs of one run; only the first process of a multi-host run shows progress and writes metrics.
 
-    A line of ``metrics.jsonl`` contains ``step``, ``split`` ("train", "held_out" or "dev"), ``seconds`` since the run was started
-    or resumed, and the metrics. When a run is resumed, lines of later steps are removed, because these steps are repeated.
+    When a run is resumed, lines of later steps are removed from ``metrics.jsonl``, because these steps are repeated.
 
     Args:
       run: the run directory.
       start: step from which the run starts or resumes.
       steps: last step.
+      loggers: names of those that receive the metrics beside ``metrics.jsonl``.
+
+    Raises:
+      UserError: a logger cannot be used.
     """
 
-    def __init__(self, run: epath.PathLike, *, start: int, steps: int) -> None:
-        self._writes = jax.process_index() == 0
-        self.console = Console(stderr=True, quiet=not self._writes)
-        self._start_time = time.perf_counter()
+    def __init__(self, run: epath.PathLike, *, start: int, steps: int, loggers: Sequence[str] = ("tensorboard",)) -> None:
+        writes = jax.process_index() == 0
+        self.console = Console(stderr=True, quiet=not writes)
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
@@ -67,52 +69,50 @@ class RunLog:
         )
         self._bar = Progress(*columns, console=self.console, refresh_per_second=4)
         self._task = self._bar.add_task("compiling", total=steps, completed=start)
-        if self._writes:
-            kept = "".join(json.dumps(line) + "\n" for line in read_metrics(run) if line["step"] <= start)
-            self._spool = Spool(epath.Path(run)) if remote.is_remote(run) else None
-            directory = self._spool.path if self._spool else epath.Path(run)
-            # Also where there is no file yet: a symbolic link of this name would lead elsewhere.
-            with atomic.replaced_path(directory / METRICS) as part:
-                part.write_text(kept)
-            self._file = (directory / METRICS).open("a")
-            # Imported late: if torch is installed, this imports it, which takes seconds.
-            from tensorboardX import SummaryWriter
-
-            self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=start + 1)
-            self.sync()
+        run = epath.Path(run)
+        self._spool = Spool(run) if remote.is_remote(run) else None
+        self.directory = self._spool.path if self._spool else run
+        """Where files of the run are written, also by other processes than the first one."""
+        self._loggers: list[Logger] = []
+        if writes:
+            # First the one that may refuse to start.
+            if "wandb" in loggers:
+                self._loggers.append(WeightsAndBiases(self.directory, run))
+            if "tensorboard" in loggers:
+                self._loggers.append(TensorBoard(self.directory / "tensorboard", start=start))
+            kept = [line for line in read_metrics(run) if line["step"] <= start]
+            self._loggers.append(JsonLines(self.directory / METRICS, kept))
             self._bar.start()
+        self.sync()
 
     def progress(self, step: int, metrics: Mapping[str, float]) -> None:
         """Advance the bar to a step, and show its loss, accuracies and speed."""
-        accuracies = (
-            f"{name.removesuffix('_accuracy')} {value:.1%}" for name, value in metrics.items() if name.endswith("accuracy")
-        )
-        description = "  ".join([f"loss {metrics['loss']:.3f}", *accuracies, f"{metrics['tokens_per_second']:,.0f} tokens/s"])
-        self._bar.update(self._task, completed=step, description=description)
+        shares = {name.removesuffix("_accuracy"): value for name, value in metrics.items() if name.endswith("accuracy")}
+        shares |= {label: metrics[name] for name, label in (("mfu", "MFU"), ("goodput", "goodput")) if name in metrics}
+        description = [f"loss {metrics['loss']:.3f}", *(f"{label} {value:.1%}" for label, value in shares.items())]
+        description.append(f"{metrics['tokens_per_second']:,.0f} tokens/s")
+        self._bar.update(self._task, completed=step, description="  ".join(description))
 
     def write(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
-        """Append a line to ``metrics.jsonl``, and write the TensorBoard scalars."""
-        if self._writes:
-            line: dict[str, Any] = {
-                "step": step,
-                "split": split,
-                "seconds": round(time.perf_counter() - self._start_time, 3),
-            }
-            self._file.write(json.dumps(line | dict(metrics)) + "\n")
-            self._file.flush()
-            for name, value in metrics.items():
-                self._board.add_scalar(f"{split}/{name}", value, step)
-            if self._spool:
-                self._spool.changed()
+        """Hand a line of metrics to every logger."""
+        for logger in self._loggers:
+            logger.write(step, split, metrics)
+        self.changed()
+
+    def changed(self) -> None:
+        """Copy the files to the object store in the background, if the run directory is there."""
+        if self._spool:
+            self._spool.changed()
 
     def sync(self) -> None:
-        """Return when what was written is on the object store, if the run directory is there.
+        """Return when what was written is on the disk, or on the object store if the run directory is there.
 
         Raises:
           RunError: the store cannot be written.
         """
-        if self._writes and self._spool:
-            self._board.flush()
+        for logger in self._loggers:
+            logger.flush()
+        if self._spool:
             self._spool.flush()
 
     def message(self, sentence: str) -> None:
@@ -121,12 +121,11 @@ class RunLog:
 
     def close(self) -> None:
         """Stop the bar and close the files."""
-        if self._writes:
-            self._bar.stop()
-            self._file.close()
-            self._board.close()
-            if self._spool:
-                self._spool.close()
+        self._bar.stop()
+        for logger in self._loggers:
+            logger.close()
+        if self._spool:
+            self._spool.close()
 
 
 def log(sentence: str) -> None:

@@ -30,11 +30,12 @@ from bert_jax.masking import ResolvedMaskPolicy
 from bert_jax.masking.policy import with_identity
 from bert_jax.models.encoder import attention_implementation
 from bert_jax.models.heads import PRETRAINING
-from bert_jax.training import launchers, losses, optimizers, plots, step
-from bert_jax.training.job import Batches, Result, ShouldStop
+from bert_jax.training import launchers, loggers, losses, optimizers, plots, step
+from bert_jax.training.job import Batches, Counts, Result, ShouldStop
 from bert_jax.training.launchers import Launcher
 from bert_jax.training.logging import Scores, log
 from bert_jax.training.run_directory import open_run_dir
+from bert_jax.training.throughput import training_flop
 from bert_jax.training.trainer import fit
 
 # Fields of ``data`` that TFRecord files have decided.
@@ -86,6 +87,7 @@ def pretrain(config: Config) -> Result:
     attention, scoring = (
         attention_implementation(config.model, config.data.sequence_length, training=training) for training in (True, False)
     )
+    loggers.check(config.log.loggers)
     text = config.to_json()
     # Functions are compared by their identity, as they are stored.
     open_run_dir(config.run, text, lambda stored: differences(Config.from_json(stored), Config.from_json(text), FREE_ON_RESUME))
@@ -125,13 +127,13 @@ class PretrainingJob:
 
     def __init__(self, config: Config, data: PretrainingData, policy: ResolvedMaskPolicy | None, launcher: Launcher) -> None:
         self.config, self.data, self.launcher = config, data, launcher
-        self.run_dir, self.train = config.run, config.train
+        self.run_dir, self.train, self.log = config.run, config.train, config.log
         self._optimizer = optimizers.make_optimizer(config.optim, self.train.steps)
         self._schedule = optimizers.schedule(config.optim, self.train.steps)
         pairs = config.data.pairs
         objective = step.pretraining(config.model, policy, accumulate=config.optim.accumulate, pairs=pairs)
         self._losses = tuple(objective.weights)
-        self.train_step = step.make_train_step(objective, self._optimizer, axis_name=launcher.axis_name)
+        self.train_step = step.make_train_step(objective, self._optimizer, axis_name=launcher.axis_name, norms=config.log.norms)
         held_out = policy.held_out() if policy else None
         unigram = data.unigram_log_probabilities()
         eval_step = step.make_eval_step(config.model, held_out, unigram, axis_name=launcher.axis_name, pairs=pairs)
@@ -148,6 +150,10 @@ class PretrainingJob:
     def learning_rate(self, step: int) -> float:
         """Learning rate of an update, counted from 0."""
         return float(self._schedule(step))
+
+    def flop(self, counts: Counts, metrics: Scores) -> float:
+        """Operations of the matrix products of steps, with as many predictions per token as in the last one."""
+        return training_flop(self.config.model, counts, predictions=metrics["prediction_rate"] * counts.tokens)
 
     def evaluate(self, params: Params, should_stop: ShouldStop) -> tuple[Scores, str] | None:
         """Held-out scores, with those of a unigram model and of the majority class for comparison."""

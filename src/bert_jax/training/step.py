@@ -20,6 +20,7 @@ from bert_jax.masking import ResolvedMaskPolicy, mask_tokens
 from bert_jax.models.heads import init_params
 from bert_jax.training import losses, optimizers
 from bert_jax.training.losses import Sums
+from bert_jax.training.norms import layer_norms
 
 # Purposes that the root key is folded with.
 _INIT, _MASK, _DROPOUT, _EVAL_MASK = range(4)
@@ -112,13 +113,16 @@ def mask_key(root: Key[Array, ""]) -> Key[Array, ""]:
     return jax.random.fold_in(root, _MASK)
 
 
-def make_train_step(objective: Objective, optimizer: optax.GradientTransformation, *, axis_name: str | None = None) -> TrainStep:
+def make_train_step(
+    objective: Objective, optimizer: optax.GradientTransformation, *, axis_name: str | None = None, norms: bool = False
+) -> TrainStep:
     """Build ``train_step(state, batch) -> (state, metrics)``.
 
     Args:
       objective: what is minimized.
       optimizer: from [`make_optimizer`][bert_jax.training.optimizers.make_optimizer].
       axis_name: the axis over which a launcher maps rows (``pmap``); None where arrays are global.
+      norms: also return the norms of the gradients and of the updates of each layer.
     """
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -139,6 +143,8 @@ def make_train_step(objective: Objective, optimizer: optax.GradientTransformatio
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
         metrics = losses.means(sums, objective.weights) | {"grad_norm": optax.tree.norm(grads)}
+        if norms:
+            metrics |= layer_norms(grads, "grad_norm") | layer_norms(updates, "update_norm")
         ema = state.mlm_loss_ema
         if ema is not None:
             ema = LOSS_EMA_DECAY * ema + (1 - LOSS_EMA_DECAY) * metrics["mlm_loss"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 import signal
-import time
 from typing import Any
 
 import jax
@@ -21,6 +20,7 @@ from bert_jax.training import launchers, plots
 from bert_jax.training.job import Counts, Result, TrainingJob
 from bert_jax.training.logging import RunLog, Scores, held_out_losses, read_metrics
 from bert_jax.training.signals import StopSignal
+from bert_jax.training.telemetry import Telemetry, WallClock
 
 
 def fit(job: TrainingJob) -> Result:
@@ -38,6 +38,7 @@ def fit(job: TrainingJob) -> Result:
         stack.callback(stop.restore)
         trainer = Trainer(job, checkpoints)
         stack.callback(trainer.log.close)
+        stack.callback(trainer.telemetry.close)
         with job.launcher.context():
             return trainer.run(stop)
 
@@ -51,16 +52,16 @@ class Trainer:
     """
 
     def __init__(self, job: TrainingJob, checkpoints: Checkpoints) -> None:
-        self.job, self.checkpoints = job, checkpoints
-        self.train_step = job.launcher.compile_step(job.train_step)
+        self.job, self.checkpoints, clock = job, checkpoints, WallClock()
+        began = clock()
         self.state = self._first_state()
         self.step = self.first_step = int(np.ravel(jax.tree.leaves(self.state)[0])[0])
-        self.log = RunLog(job.run_dir, start=self.step, steps=job.train.steps)
-        # Since the last line of metrics: seconds, what the batches held, and their number.
-        self.clock, self.seen, self.batches_seen = time.perf_counter(), np.zeros(len(Counts._fields), int), 0
+        self.log = RunLog(job.run_dir, start=self.step, steps=job.train.steps, loggers=job.log.loggers)
         self.best_scores: list[float] = []
         if job.best:
             self.best_scores = [line[job.best] for line in self._score_lines() if line["step"] <= self.step]
+        step, finished = job.launcher.compile_step(job.train_step), self._finished()
+        self.telemetry = Telemetry(job, self.log, step, start=self.step, began=began, finished=finished, clock=clock)
 
     def _first_state(self) -> Any:
         """The newest undamaged checkpoint, or fresh parameters."""
@@ -86,7 +87,7 @@ class Trainer:
         pending: tuple[int, Any, Counts] | None = None
         batch, counts = ({}, Counts(0, 0, 0)) if stopped or self._finished() else self._next_batch()
         while not self._finished() and stopped is None:
-            self.state, metrics = self.train_step(self.state, batch)
+            self.state, metrics = self.telemetry.train_step(self.state, batch)
             self.step += 1
             done = (self.step, metrics, counts)
             position = job.batches.get_state()
@@ -103,12 +104,14 @@ class Trainer:
                 # This step must be known to be finite before it is saved or evaluated.
                 self.report(*pending)
                 pending = None
-                self.log.sync()
-                self.checkpoints.save(self.step, job.launcher.storable(self.state), job.meta(position))
+                with self.telemetry.lost("checkpoint", self.step):
+                    self.log.sync()
+                    self.checkpoints.save(self.step, job.launcher.storable(self.state), job.meta(position))
                 if evaluates and not stopped:
                     self._evaluate(stop)
                     stopped = stop.signal
-        self.checkpoints.wait()
+        with self.telemetry.lost("checkpoint", self.step):
+            self.checkpoints.wait()
         self._announce_end(stopped)
         self.log.sync()
         self._draw()
@@ -141,8 +144,10 @@ class Trainer:
                 self.job.figure().savefig(part, dpi=150, format="png")
 
     def _next_batch(self) -> tuple[Any, Counts]:
-        host = next(self.job.batches)
-        return self.job.launcher.place(host), self._count(host["segment_ids"])
+        with self.telemetry.waiting():
+            host = next(self.job.batches)
+            batch = self.job.launcher.place(host)
+        return batch, self._count(host["segment_ids"])
 
     def _count(self, segment_ids: np.ndarray) -> Counts:
         """What a batch contains over all processes, from the rows [..., R, S] of this one; those of a shared shard are the same."""
@@ -160,18 +165,19 @@ class Trainer:
             last = self.checkpoints.latest()
             kept = f"Step {last} is the last good checkpoint." if last is not None else "No checkpoint was saved before it."
             raise RunError(f"{wrong[0]} is {values[wrong[0]]} at step {step}; the run stops. {kept}")
-        self.seen, self.batches_seen = self.seen + np.array(counts), self.batches_seen + 1
+        self.telemetry.add(counts)
         if step % self.job.train.log_every == 0 or step == self.job.train.steps:
-            now, seen = time.perf_counter(), Counts(*self.seen.tolist())
-            values |= {"learning_rate": self.job.learning_rate(step - 1), "tokens_per_second": seen.tokens / (now - self.clock)}
-            values |= {"examples_per_step": seen.examples / self.batches_seen, "fill": seen.tokens / seen.slots}
-            self.clock, self.seen, self.batches_seen = now, np.zeros_like(self.seen), 0
+            values |= {"learning_rate": self.job.learning_rate(step - 1)} | self.telemetry.take(step, values)
             self.log.write(step, "train", values)
             self.log.progress(step, values)
 
     def _evaluate(self, stop: StopSignal) -> None:
         """Score the model; a signal abandons it, and the resumed run catches up."""
-        job, began = self.job, time.perf_counter()
+        with self.telemetry.lost("evaluation", self.step):
+            self._score(stop)
+
+    def _score(self, stop: StopSignal) -> None:
+        job = self.job
         params = job.launcher.params(self.state)
         evaluated = job.evaluate(params, lambda: stop.signal is not None)
         if evaluated is None:
@@ -183,7 +189,6 @@ class Trainer:
             self.best_scores.append(scores[job.best])
         self.log.write(self.step, job.split, scores)
         self.log.message(f"step {self.step}: {sentence}")
-        self.clock += time.perf_counter() - began
 
     def _keep_best(self, params: Params) -> None:
         meta = self.job.meta({})
