@@ -82,12 +82,6 @@ class Launcher(Protocol):
         ...
 
 
-def join_processes(distributed: bool) -> None:
-    """Join a multi-host run if it is one, once; ``jax.distributed`` must be initialized before any device is used."""
-    if distributed and not jax.distributed.is_initialized():
-        jax.distributed.initialize()
-
-
 def launch(config: Config) -> Launcher:
     """The launcher for a pretraining run.
 
