@@ -25,7 +25,7 @@ from bert_jax.config import format
 from bert_jax.config.model import ModelConfig
 from bert_jax.config.retention import Retention
 from bert_jax.config.validation import build
-from bert_jax.errors import RunError, UserError
+from bert_jax.errors import RunError
 from bert_jax.io import atomic, remote
 from bert_jax.io.checksums import checksums
 from bert_jax.models import sentence_transformers

@@ -65,8 +65,8 @@ def _warn_of_clocks(group: Group) -> None:
     worst = max(range(len(group)), key=lambda index: abs(skews[index]))
     if group.index == 0 and abs(skews[worst]) > _MAX_SKEW_SECONDS:
         warnings.warn(
-            f"The clock of {group.describe(worst)} differs by {skews[worst]:+.0f} seconds from that of {group.describe(0)}; leases and "
-            "times in logs need clocks that agree, such as by NTP.",
+            f"The clock of {group.describe(worst)} differs by {skews[worst]:+.0f} seconds from that of {group.describe(0)}; leases "
+            "and times in logs need clocks that agree, such as by NTP.",
             BertWarning,
             stacklevel=2,
         )

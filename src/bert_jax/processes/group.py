@@ -1,8 +1,8 @@
 """Messages between the processes of a run, beside the collectives of JAX.
 
-A collective of which one process takes no part blocks all others: it has no names, and on some platforms no time limit. So processes
-agree here before they start one, and a thread of each process ends it with a sentence when another one has failed, died, stopped or
-fallen behind. Messages are lines of JSON over TCP between process 0 and each other process.
+A collective in which one process takes no part blocks all others: it names nobody, and on some platforms it has no time limit. So
+processes agree here before they start one, and a thread of each process ends it with a sentence when another one has failed, died,
+stopped or fallen behind. Messages are lines of JSON over TCP between process 0 and each other process.
 """
 
 from __future__ import annotations
@@ -41,9 +41,7 @@ class Group:
       limit: seconds for which processes wait for one that is alive but does not take part in a ``gather``.
     """
 
-    def __init__(
-        self, index: int, hosts: Sequence[str], connections: Mapping[int, socket.socket], *, limit: float = 300.0
-    ) -> None:
+    def __init__(self, index: int, hosts: Sequence[str], connections: Mapping[int, socket.socket], *, limit: float = 300.0) -> None:
         self.index, self.hosts, self._limit = index, tuple(hosts), limit
         self.advice: Callable[[], str] = str
         """Returns what a user should know when the run is ended: what is saved, how to go on."""

@@ -88,7 +88,9 @@ def _find_place(coordinator: str | None, processes: int | None, process_id: int 
     try:
         detected = ClusterEnv.auto_detect_unset_distributed_params(coordinator, processes, process_id, None, None, int(timeout))
     except Exception as error:  # Each kind of cluster raises exceptions of its own.
-        raise UserError(f"The place of this process in the cluster cannot be determined ({first_line(error)}); {_EXPLICIT}.") from error
+        raise UserError(
+            f"The place of this process in the cluster cannot be determined ({first_line(error)}); {_EXPLICIT}."
+        ) from error
     address, count, index, _ = detected
     if address is None or count is None or index is None:
         raise UserError(f"The environment names no cluster that JAX recognises; {_EXPLICIT}.")
@@ -124,10 +126,11 @@ def _await_others(place: Place, port: int, timeout: float) -> tuple[list[str], d
         server = socket.create_server(("", port), family=socket.AF_INET6 if dual else socket.AF_INET, dualstack_ipv6=dual)
     except OSError as error:
         raise UserError(
-            f"Port {port} of this host cannot be used ({error.strerror}); choose another coordinator port, by --train.coordinator or "
-            "JAX_COORDINATOR_PORT."
+            f"Port {port} of this host cannot be used ({error.strerror}); choose another coordinator port, by "
+            "--train.coordinator or JAX_COORDINATOR_PORT."
         ) from error
-    hosts, connections = {0: socket.gethostname()}, {}
+    hosts: dict[int, str] = {0: socket.gethostname()}
+    connections: dict[int, socket.socket] = {}
     ends = time.monotonic() + timeout
     with server, ExitStack() as on_failure:
         while len(hosts) < place.processes:
@@ -137,24 +140,27 @@ def _await_others(place: Place, port: int, timeout: float) -> tuple[list[str], d
             except TimeoutError:
                 missing = [index for index in range(place.processes) if index not in hosts]
                 names = ("Process " if len(missing) == 1 else "Processes ") + ", ".join(map(str, missing))
-                sentence = f"{names} of {place.processes} did not come within {timeout:.0f} seconds (train.process_timeout); {_ADVICE}."
+                sentence = (
+                    f"{names} of {place.processes} did not come within {timeout:.0f} seconds (train.process_timeout); {_ADVICE}."
+                )
                 for connected in connections.values():
                     _tell(connected, {"failed": sentence})
                 raise RunError(sentence) from None
             on_failure.callback(connection.close)
             connection.settimeout(_HELLO_SECONDS)
             if hello := _hear(connection):
-                index, count, name = hello.get("process"), hello.get("processes"), str(hello.get("host"))
-                if refusal := _refusal(place, index, count, name, hosts):
+                index, name = hello.get("process"), str(hello.get("host"))
+                if refusal := _refusal(place, index, hello.get("processes"), name, hosts):
                     for connected in (connection, *connections.values()):
                         _tell(connected, {"refused": refusal})
                     raise UserError(refusal)
+                assert isinstance(index, int)
                 hosts[index], connections[index] = name, connection
         on_failure.pop_all()
-    names = [hosts[index] for index in range(place.processes)]
+    in_order = [hosts[index] for index in range(place.processes)]
     for connection in connections.values():
-        _tell(connection, {"hosts": names})
-    return names, connections
+        _tell(connection, {"hosts": in_order})
+    return in_order, connections
 
 
 def _refusal(place: Place, index: Any, count: object, name: str, hosts: dict[int, str]) -> str | None:

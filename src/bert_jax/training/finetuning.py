@@ -32,13 +32,13 @@ from bert_jax.tasks import summary
 from bert_jax.tasks.layout import RowLayout, Shuffled
 from bert_jax.training import launchers, losses, optimizers, plots, step
 from bert_jax.training.ensemble import EnsembleLauncher, Groups, default_runs_per_device, group_runs
+from bert_jax.training.job import Result, ShouldStop
 from bert_jax.training.launchers import Launcher
 from bert_jax.training.logging import RUN_PREFIX, Scores, log
 from bert_jax.training.run_directory import open_run_dir
 from bert_jax.training.scoring import Scorer
 from bert_jax.training.step import Objective, TrainState
 from bert_jax.training.task_data import TaskData, open_task
-from bert_jax.training.job import Result, ShouldStop
 from bert_jax.training.trainer import fit
 
 _INIT = 0
@@ -110,7 +110,10 @@ def _finetune(config: FinetuneConfig) -> Result:
         for line in summary.lines(data.task, data.summaries, sequence_length=config.task_data.sequence_length):
             log(line)
         head = "kept" if job.keeps_head and not config.from_scratch else "new"
-        log(f"{config.task}: {len(data.examples):,} examples, {steps:,} steps; {data.task.head} head ({head}); attention: {attention}")
+        log(
+            f"{config.task}: {len(data.examples):,} examples, {steps:,} steps; {data.task.head} head ({head}); "
+            f"attention: {attention}"
+        )
         return fit(job, directory)
 
 

@@ -31,10 +31,10 @@ from bert_jax.models.encoder import attention_implementation
 from bert_jax.models.heads import PRETRAINING
 from bert_jax.processes import Group
 from bert_jax.training import launchers, losses, optimizers, plots, step
+from bert_jax.training.job import Batches, Result, ShouldStop
 from bert_jax.training.launchers import Launcher
 from bert_jax.training.logging import Scores, log
 from bert_jax.training.run_directory import open_run_dir
-from bert_jax.training.job import Batches, Result, ShouldStop
 from bert_jax.training.trainer import fit
 
 # Fields of ``data`` that TFRecord files have decided.
@@ -90,7 +90,9 @@ def _pretrain(config: Config) -> Result:
         attention_implementation(config.model, config.data.sequence_length, training=training) for training in (True, False)
     )
     text, group = config.to_json(), processes.group()
-    processes.require_agreement(group, text, {"content of the data": data.digest(), "vocabulary": tokenizers.digest(data.tokenizer)})
+    processes.require_agreement(
+        group, text, {"content of the data": data.digest(), "vocabulary": tokenizers.digest(data.tokenizer)}
+    )
 
     def changes(stored: str) -> list[str]:
         # Functions are compared by their identity, as they are stored.

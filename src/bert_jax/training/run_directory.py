@@ -114,8 +114,8 @@ def _require_same_directory(run: epath.Path, group: Group) -> None:
     found = group.gather("reading from the run directory", seen)
     if not all(found):
         raise UserError(
-            f"{group.describe(found.index(False))} does not see what {group.describe(0)} writes into {run}; the run directory must be on "
-            "a file system that all hosts share, or on an object store."
+            f"{group.describe(found.index(False))} does not see what {group.describe(0)} writes into {run}; the run directory must "
+            "be on a file system that all hosts share, or on an object store."
         )
 
 

@@ -24,6 +24,7 @@ from bert_jax.training.logging import RunLog, Scores, held_out_losses, read_metr
 from bert_jax.training.run_directory import RunDirectory
 from bert_jax.training.signals import StopSignal
 
+
 def fit(job: TrainingJob, directory: RunDirectory) -> Result:
     """Train to the last step, or resume; [`pretrain`][bert_jax.pretrain] documents the guarantees.
 
@@ -212,7 +213,9 @@ class Trainer:
 
     def _score_lines(self) -> list[dict[str, Any]]:
         """Lines of scores, as the process that writes them reads them."""
-        own = [line for line in read_metrics(self.job.run_dir) if line["split"] == self.job.split] if self.group.index == 0 else None
+        own = (
+            [line for line in read_metrics(self.job.run_dir) if line["split"] == self.job.split] if self.group.index == 0 else None
+        )
         lines: list[dict[str, Any]] = self.group.gather("reading scores", own)[0]
         return lines
 
