@@ -17,7 +17,7 @@ import jax
 
 import bert_jax.errors
 from bert_jax.errors import BertWarning, UserError
-from bert_jax.processes.group import Group
+from bert_jax.processes.messages import Group
 
 # Places of the same content, which the digests compare, and what differs by its meaning.
 _LOCAL = ("data.corpus", "data.vocab", "data.held_out", "train.process_id", "init", "vocab", "data", "process_id")

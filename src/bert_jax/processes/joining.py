@@ -16,7 +16,7 @@ from jax._src.clusters import ClusterEnv
 
 from bert_jax.errors import RunError, UserError
 from bert_jax.io.remote import first_line
-from bert_jax.processes.group import Group
+from bert_jax.processes.messages import Group
 
 _ADVICE = "start the same command on every host, and check that they reach each other over the network"
 _EXPLICIT = "name it by --train.coordinator HOST:PORT, --train.processes and --train.process-id"
@@ -63,15 +63,17 @@ def join(
       RunError: another process did not come in time.
     """
     global _group
-    if not (distributed or coordinator or processes or process_id is not None) or len(_group) > 1:
+    # A program may also have called jax.distributed.initialize itself.
+    initialized = jax.distributed.is_initialized()
+    if not (initialized or distributed or coordinator or processes or process_id is not None) or len(_group) > 1:
         return _group
-    if jax.distributed.is_initialized():
+    if initialized:
         state = jax_distributed.global_state
         place = Place(str(state.coordinator_address), state.num_processes, state.process_id)
     else:
-        place = _find_place(coordinator, processes, process_id, timeout)
-    joined = _meet(place, timeout)
-    if not jax.distributed.is_initialized():
+        place = find_place(coordinator, processes, process_id, timeout)
+    joined = meet(place, timeout)
+    if not initialized:
         # Orbax asks for JAX's preemption service at every step, even where signals are handled otherwise.
         jax.config.update("jax_enable_preemption_service", True)
         jax.distributed.initialize(
@@ -83,7 +85,7 @@ def join(
     return joined
 
 
-def _find_place(coordinator: str | None, processes: int | None, process_id: int | None, timeout: float) -> Place:
+def find_place(coordinator: str | None, processes: int | None, process_id: int | None, timeout: float) -> Place:
     # JAX has no public function that finds the place without connecting to it, which takes too long if a process is missing.
     try:
         detected = ClusterEnv.auto_detect_unset_distributed_params(coordinator, processes, process_id, None, None, int(timeout))
@@ -102,7 +104,7 @@ def _find_place(coordinator: str | None, processes: int | None, process_id: int 
     return Place(address, count, index)
 
 
-def _meet(place: Place, timeout: float) -> Group:
+def meet(place: Place, timeout: float) -> Group:
     """Connect the processes."""
     if place.processes == 1:
         return Group(0, [socket.gethostname()], {})

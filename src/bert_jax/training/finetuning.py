@@ -77,7 +77,7 @@ def finetune(config: FinetuneConfig) -> Result:
         coordinator=config.coordinator,
         processes=config.processes,
         process_id=config.process_id,
-        timeout=config.process_timeout,
+        timeout=float(config.process_timeout),
     )
     with group.reporting():
         return _finetune(config)

@@ -230,7 +230,7 @@ def _join(config: Config) -> Group:
         coordinator=train.coordinator,
         processes=train.processes,
         process_id=train.process_id,
-        timeout=train.process_timeout,
+        timeout=float(train.process_timeout),
     )
 
 

@@ -20,7 +20,7 @@ LOCK = ".lock"
 LEASES = ".leases"
 """Directory of leases in a run directory on an object store."""
 _OWNER = ".owner"
-_OURS = {f".{CONFIG}", LOCK, LEASES, _OWNER}
+_OURS = {f".{CONFIG}", LOCK, LEASES, _OWNER, f".{_OWNER}"}
 # A shared file system may show a new file a moment later on another host.
 _PATIENCE_SECONDS = 10.0
 
@@ -106,8 +106,8 @@ def _require_same_directory(run: epath.Path, group: Group) -> None:
         return
     token = secrets.token_hex(8)
     if group.index == 0:
-        with atomic.explained(run):
-            (run / _OWNER).write_text(token)
+        with atomic.explained(run), atomic.replaced_path(run / _OWNER) as part:
+            part.write_text(token)
     expected, ends = group.gather("writing into the run directory", token)[0], time.monotonic() + _PATIENCE_SECONDS
     while not (seen := _read(run / _OWNER) == expected) and time.monotonic() < ends:
         time.sleep(0.1)

@@ -125,7 +125,7 @@ class Group:
         for index, connection in self._connections.items():
             selector.register(connection, selectors.EVENT_READ, index)
         ping = 0.0
-        while True:
+        while selector.get_map():
             for key, _ in selector.select(_PING_SECONDS / 2):
                 if not self._receive(key.data):
                     selector.unregister(key.fileobj)
@@ -133,7 +133,8 @@ class Group:
                 ping = time.monotonic()
                 for index in self._connections:
                     self._send(index, {})
-                self._check()
+                if not self._closed:
+                    self._check()
 
     def _receive(self, index: int) -> bool:
         """Handle what a process has sent; False at the end of its connection."""
