@@ -32,16 +32,21 @@ def connected(count):
     try:
         yield groups
     finally:
-        for group in groups:
-            group.close()
-        for near, far in pairs.values():
-            near.shutdown(socket.SHUT_RDWR)
-        for thread in threading.enumerate():
-            if thread.name == "bert-jax processes":
-                thread.join(10)
-        for pair in pairs.values():
-            for end in pair:
-                end.close()
+        disconnect(groups)
+
+
+def disconnect(groups):
+    ends = [end for group in groups for end in group._connections.values()]
+    for group in groups:
+        group.close()
+    for end in ends:
+        with contextlib.suppress(OSError):
+            end.shutdown(socket.SHUT_RDWR)
+    for thread in threading.enumerate():
+        if thread.name == "bert-jax processes":
+            thread.join(10)
+    for end in ends:
+        end.close()
 
 
 def together(groups, call):
@@ -159,9 +164,7 @@ def meet(places, timeout=10.0):
     port = free_port()
     made = [joining.Place(f"127.0.0.1:{port}", *place) for place in places]
     met = together(made, lambda place: joining.meet(place, timeout))
-    for group in met:
-        if isinstance(group, Group):
-            group.close()
+    disconnect([group for group in met if isinstance(group, Group)])
     return met
 
 

@@ -190,17 +190,19 @@ def _reach_first(place: Place, host: str, port: int, timeout: float) -> tuple[li
                     f"{first_line(error)}); {_ADVICE}."
                 ) from error
             time.sleep(0.2)
-    hello = {"process": place.process_id, "processes": place.processes, "host": socket.gethostname()}
-    _tell(connection, hello)
-    # Process 0 waits for the rest for as long as this one has waited for it, and says so.
-    connection.settimeout(timeout + 10)
-    answer = _hear(connection)
-    if answer is None:
-        raise RunError("Process 0 has ended before all processes had come; see its message.")
-    if "failed" in answer:
-        raise RunError(answer["failed"])
-    if "refused" in answer:
-        raise UserError(answer["refused"])
+    with ExitStack() as on_failure:
+        on_failure.callback(connection.close)
+        _tell(connection, {"process": place.process_id, "processes": place.processes, "host": socket.gethostname()})
+        # Process 0 waits for the rest for as long as this one has waited for it, and says so.
+        connection.settimeout(timeout + 10)
+        answer = _hear(connection)
+        if answer is None:
+            raise RunError("Process 0 has ended before all processes had come; see its message.")
+        if "failed" in answer:
+            raise RunError(answer["failed"])
+        if "refused" in answer:
+            raise UserError(answer["refused"])
+        on_failure.pop_all()
     return answer["hosts"], {0: connection}
 
 
