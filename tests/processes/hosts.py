@@ -78,7 +78,9 @@ class Hosts:
                 error = self.processes[index].communicate(timeout=max(ends - time.monotonic(), 1))[1]
             except subprocess.TimeoutExpired:
                 self.kill()
-                raise AssertionError(f"process {index} has not ended; standard error: {self.processes[index].communicate()[1]}") from None
+                raise AssertionError(
+                    f"process {index} has not ended; standard error: {self.processes[index].communicate()[1]}"
+                ) from None
             found[index] = (self.processes[index].returncode, error)
         return found
 

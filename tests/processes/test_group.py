@@ -139,7 +139,11 @@ print(json.dumps(found))
 def ends():
     scenarios = {name: scenario[:2] for name, scenario in SCENARIOS.items()}
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", SCRIPT, json.dumps(scenarios)], stdout=subprocess.PIPE, text=True, check=True, timeout=300
+        [sys.executable, "-W", "ignore", "-c", SCRIPT, json.dumps(scenarios)],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        timeout=300,
     )
     return json.loads(done.stdout)
 
@@ -256,7 +260,9 @@ def test_configs_that_differ_are_named_on_every_process(run_config, changes):
     other = changed(run_config, **changes)
     (name, value) = next(iter(changes.items()))
     for error in compare(run_config, other):
-        with pytest.raises(UserError, match=rf"^process 2 on c differs from process 0 on a \({name.replace('__', '.')}: {value}, not "):
+        with pytest.raises(
+            UserError, match=rf"^process 2 on c differs from process 0 on a \({name.replace('__', '.')}: {value}, not "
+        ):
             raise error
 
 
