@@ -118,9 +118,10 @@ def test_a_run_cannot_start_on_such_a_disk(tmp_path, monkeypatch, number):
         raise OSError(number, os.strerror(number), str(path))
 
     monkeypatch.setattr("os.mkdir", refused)
-    with pytest.raises(UserError, match=rf"^{tmp_path}/run cannot be written \({REASONS[number]}\); .*cho.*\.$"):
-        with run_directory.open_run_dir(tmp_path / "run", "{}", lambda stored: [], processes.group()):
-            pass
+    sentence = rf"^{tmp_path}/run cannot be written \({REASONS[number]}\); .*cho.*\.$"
+    opened = run_directory.open_run_dir(tmp_path / "run", "{}", lambda stored: [], processes.group())
+    with pytest.raises(UserError, match=sentence), opened:
+        pass
 
 
 def test_checkpoints_cannot_be_created_on_such_a_disk(small, monkeypatch):

@@ -151,8 +151,8 @@ def _parts(sizes: list[int]) -> list[slice]:
 def _connect(mesh: Mesh) -> None:
     """Connect the devices of several processes for collectives over any axes.
 
-    On CPUs, where Gloo connects them in the first collective of a group, processes that come to it more than 30 seconds apart, since
-    one of them compiles longer, would end with an error; once they are connected, collectives wait for longer.
+    On CPUs, Gloo connects them in the first collective of a group, and gives up after 30 seconds, in which another process may
+    still be compiling; once they are connected, collectives wait for longer.
     """
     if jax.process_count() == 1 or jax.devices()[0].platform != "cpu":
         return
