@@ -85,13 +85,13 @@ def pretrain(config: Config) -> Result:
 
 def _pretrain(config: Config) -> Result:
     config, data, policy = _open(config)
+    text, group = config.to_json(), processes.group()
+    digests = {"content of the data": data.digest(), "vocabulary": tokenizers.digest(data.tokenizer)}
+    # Before the launcher connects the devices, which waits for all processes.
+    processes.require_agreement(group, text, digests)
     launcher = launchers.launch(config)
     attention, scoring = (
         attention_implementation(config.model, config.data.sequence_length, training=training) for training in (True, False)
-    )
-    text, group = config.to_json(), processes.group()
-    processes.require_agreement(
-        group, text, {"content of the data": data.digest(), "vocabulary": tokenizers.digest(data.tokenizer)}
     )
 
     def changes(stored: str) -> list[str]:
