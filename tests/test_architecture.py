@@ -17,8 +17,8 @@ SOURCE = Path(bert_jax.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))
 # A package imports only itself and those before it.
 ORDER = [
-    "errors", "batch", "io", "config", "tokenizers", "sharding", "ops", "models", "masking", "data", "tasks", "checkpoints",
-    "convert", "training", "inference", "evaluation", "cli",
+    "errors", "batch", "io", "processes", "config", "tokenizers", "sharding", "ops", "models", "masking", "data", "tasks",
+    "checkpoints", "convert", "training", "inference", "evaluation", "cli",
 ]  # fmt: skip
 NO_JAX = {"tokenizers", "data", "tasks"}
 MAX_LINES, MAX_FUNCTION_LINES, MAX_STEP_LINES = 320, 60, 40

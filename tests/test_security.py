@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 
 import bert_jax
-from bert_jax import convert, tokenizers
+from bert_jax import convert, processes, tokenizers
 from bert_jax.checkpoints import Checkpoints, report
 from bert_jax.data import corpus as corpora
 from bert_jax.data.readers import find_inputs
@@ -219,8 +219,13 @@ def test_links_in_a_run_are_not_followed_when_it_is_written(tmp_path, canary):
     (run / "metrics.jsonl").symlink_to(canary)
     (run / ".metrics.jsonl").symlink_to(canary)
     (run / ".config.json").symlink_to(canary)
+    (run / ".lock").symlink_to(canary)
     (run / "config.json").write_text("{}")
-    open_run_dir(run, "{}", lambda stored: [])
+    with pytest.raises(OSError, match="symbolic link"), open_run_dir(run, "{}", lambda stored: [], processes.group()):
+        pass
+    (run / ".lock").unlink()
+    with open_run_dir(run, "{}", lambda stored: [], processes.group()):
+        pass
     log = RunLog(run, start=0, steps=1)
     log.write(1, "train", {"loss": 1.0})
     log.close()

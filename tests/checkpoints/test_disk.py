@@ -11,6 +11,7 @@ import shutil
 import jax
 import pytest
 
+from bert_jax import processes
 from bert_jax.checkpoints import manifest
 from bert_jax.errors import RunError, UserError
 from bert_jax.training import run_directory
@@ -117,8 +118,10 @@ def test_a_run_cannot_start_on_such_a_disk(tmp_path, monkeypatch, number):
         raise OSError(number, os.strerror(number), str(path))
 
     monkeypatch.setattr("os.mkdir", refused)
-    with pytest.raises(UserError, match=rf"^{tmp_path}/run cannot be written \({REASONS[number]}\); .*cho.*\.$"):
-        run_directory.open_run_dir(tmp_path / "run", "{}", lambda stored: [])
+    sentence = rf"^{tmp_path}/run cannot be written \({REASONS[number]}\); .*cho.*\.$"
+    opened = run_directory.open_run_dir(tmp_path / "run", "{}", lambda stored: [], processes.group())
+    with pytest.raises(UserError, match=sentence), opened:
+        pass
 
 
 def test_checkpoints_cannot_be_created_on_such_a_disk(small, monkeypatch):

@@ -296,7 +296,7 @@ def test_a_full_disk_is_one_sentence(monkeypatch, capsys, tmp_path, text):
 
 
 def test_the_stored_config_is_the_resolved_one(experiment, tmp_path, monkeypatch):
-    monkeypatch.setattr("bert_jax.training.pretraining.fit", lambda job: Result(0, None, None))
+    monkeypatch.setattr("bert_jax.training.pretraining.fit", lambda job, directory: Result(0, None, None))
     out = ok(here("pretrain", experiment, "--mask.select", "span", "--mask.replace", 1.0, 0.0, 0.0))
     stored = Config.from_json((tmp_path / "run" / "config.json").read_text())
     assert stored.mask.select == "span"
@@ -305,7 +305,7 @@ def test_the_stored_config_is_the_resolved_one(experiment, tmp_path, monkeypatch
 
 
 def test_schedules_and_token_weights_are_text(experiment, tmp_path, monkeypatch):
-    monkeypatch.setattr("bert_jax.training.pretraining.fit", lambda job: Result(0, None, None))
+    monkeypatch.setattr("bert_jax.training.pretraining.fit", lambda job, directory: Result(0, None, None))
     (tmp_path / "rare.tsv").write_text("alpha\t2\nbravo\t0.5\n")
     shares = ["linear(1, 0.8)", 0.0, "linear(0, 0.2)"]
     mask = ["--mask.rate", "linear(0.3, 0.15)", "--mask.prediction-rate", 0.15, "--mask.replace", *shares]

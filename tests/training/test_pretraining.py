@@ -310,7 +310,7 @@ def test_functions_of_a_policy_may_not_change_on_resume(run_config, monkeypatch,
     def config(**functions):
         return dataclasses.replace(run_config, mask=MaskPolicy(**functions))
 
-    monkeypatch.setattr("bert_jax.training.pretraining.fit", lambda job: trainer.Result(0, None, None))
+    monkeypatch.setattr("bert_jax.training.pretraining.fit", lambda job, directory: trainer.Result(0, None, None))
     first = {"rate": lambda step, loss: 0.3 - step / 80, "token_weights": lambda batch: batch["input_ids"] + 1}
     pretrain(config(**first))
     pretrain(config(**first))

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from bert_jax.config import format
 from bert_jax.config.model import ModelConfig
+from bert_jax.config.validation import build
 from bert_jax.models import sentence_transformers
 from bert_jax.models.heads import PRETRAINING
 from bert_jax.models.loaded import LoadedModel
@@ -57,6 +58,12 @@ def describe(
         "heads": dict(heads),
         "pooler": pooler,
     }
+
+
+def model_config(content: Mapping[str, Any]) -> ModelConfig:
+    """The shape of the model that a description is of."""
+    # The first checkpoints of version 1 have the model's config only inside the run's config.
+    return build(ModelConfig, content["model"] if "model" in content else content["config"]["model"], "model")
 
 
 def describe_embedding(model: LoadedModel) -> dict[str, Any]:

@@ -51,6 +51,11 @@ def open_manager(
     return ocp.CheckpointManager(path, options=options, item_handlers=dict(handlers))
 
 
+def open_step(manager: Any, path: epath.Path, step: int) -> epath.Path:
+    """Directory of a step that Orbax's handlers can read."""
+    return manager.download(step) if isinstance(manager, StagedManager) else path / str(step)
+
+
 class StagedManager:
     """The part of ``orbax.checkpoint.CheckpointManager`` that this package uses, for S3, to which Orbax cannot write.
 
@@ -96,13 +101,18 @@ class StagedManager:
         if copied:
             copied.result()
 
+    def check_for_errors(self) -> None:
+        """Raise the error of a step that was written in the background, if it has failed."""
+        if self._copied and self._copied.done():
+            self.wait_until_finished()
+
     def restore(self, step: int, *, args: ocp.args.Composite) -> Any:
         """Read a step."""
-        return self._checkpointer.restore(self._download(step), args=args)
+        return self._checkpointer.restore(self.download(step), args=args)
 
     def item_metadata(self, step: int) -> Any:
         """Description of the items of a step."""
-        return self._checkpointer.metadata(self._download(step)).item_metadata
+        return self._checkpointer.metadata(self.download(step)).item_metadata
 
     def all_steps(self) -> list[int]:
         """The complete steps."""
@@ -149,7 +159,8 @@ class StagedManager:
                 if not keep:
                     self.delete(info.step)
 
-    def _download(self, step: int) -> epath.Path:
+    def download(self, step: int) -> epath.Path:
+        """Copy a step to the local directory and return its path; one such copy is kept."""
         local = self._local / f"read-{step}"
         if self._downloaded != step:
             self._discard()

@@ -8,7 +8,7 @@ import logging
 import shutil
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -16,16 +16,16 @@ import orbax.checkpoint as ocp
 from absl import logging as absl_logging
 from etils import epath
 
-from bert_jax import tokenizers
-from bert_jax.checkpoints import manager, manifest
-from bert_jax.checkpoints.description import HEADS_OF_VERSION_1, Meta, decode, describe, describe_embedding, digest
+from bert_jax import processes, tokenizers
+from bert_jax.checkpoints import manager, manifest, reading
+from bert_jax.checkpoints.description import HEADS_OF_VERSION_1, Meta, decode, describe, describe_embedding, digest, model_config
 from bert_jax.checkpoints.retention import Preservation
 from bert_jax.checkpoints.verification import compare, damaged_array, first_line, is_full
 from bert_jax.config import format
 from bert_jax.config.model import ModelConfig
 from bert_jax.config.retention import Retention
 from bert_jax.config.validation import build
-from bert_jax.errors import RunError, UserError
+from bert_jax.errors import RunError
 from bert_jax.io import atomic, remote
 from bert_jax.io.checksums import checksums
 from bert_jax.models import sentence_transformers
@@ -40,7 +40,6 @@ TEMPORARY = ocp.path.atomicity_types.TMP_DIR_SUFFIX
 """Suffix of the directory of a step that is being written."""
 _STATE, _META, _MANIFEST = "state", "meta", "manifest"
 _PARAMS = "params"
-T = TypeVar("T")
 
 
 class Checkpoints:
@@ -69,9 +68,9 @@ class Checkpoints:
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         self._saving = 0
         preservation = None if keep is None else Preservation(keep if isinstance(keep, Retention) else Retention(keep), losses)
-        handlers = {_STATE: ocp.PyTreeCheckpointHandler(), _META: ocp.JsonCheckpointHandler()}
+        self._handlers = {_STATE: ocp.PyTreeCheckpointHandler(), _META: ocp.JsonCheckpointHandler()}
         with atomic.explained(self.path):
-            self._manager = manager.open_manager(self.path, handlers, preservation, before_commit=self._write_manifest)
+            self._manager = manager.open_manager(self.path, self._handlers, preservation, before_commit=self._write_manifest)
 
     def save(self, step: int, state: Any, meta: Meta) -> None:
         """Write a checkpoint in the background; the state may be donated as soon as this returns.
@@ -116,6 +115,17 @@ class Checkpoints:
         # The directory has its final name only where a store cannot rename directories.
         names = (str(self._saving), f"{self._saving}{TEMPORARY}")
         manifest.write(next(path for path in self.path.iterdir() if path.name in names))
+
+    def check_for_errors(self) -> None:
+        """Report a failure of a save in the background without waiting for its end.
+
+        Raises:
+          RunError: as ``save``.
+        """
+        try:
+            self._manager.check_for_errors()
+        except (OSError, ValueError, RuntimeError) as error:
+            raise self._not_written(self._saving, error) from error
 
     def wait(self) -> None:
         """Wait until every checkpoint is committed.
@@ -162,7 +172,7 @@ class Checkpoints:
         """
         try:
             content = self._read_content(step)
-        except Exception as error:  # As in _newest.
+        except Exception as error:  # As in reading.newest.
             return None, [f"the description cannot be read: {first_line(error)}"]
         problems = manifest.problems(self.path / str(step)) if content.get(_MANIFEST) else []
         damage = damaged_array(self._manager, step, _STATE, content["checksums"]) if arrays else None
@@ -180,20 +190,20 @@ class Checkpoints:
           RunError: every checkpoint is damaged.
         """
 
+        group = processes.group()
+        steps: list[int] = group.gather("listing checkpoints", self.steps())[0]
+
         def read(step: int) -> tuple[Any, Meta]:
-            content = self._read_content(step)
-            format.check_version(content.get(format.KEY, 1), str(self.path))
-            model = build(ModelConfig, content["model"], "model")
-            args = ocp.args.PyTreeRestore(abstract, restore_args=ocp.checkpoint_utils.construct_restore_args(abstract))
-            state = self._manager.restore(step, args=ocp.args.Composite(**{_STATE: args}))[_STATE]
+            state, content = reading.agreed(group, step, lambda: self._read(step, abstract))
             compare(checksums(state), content["checksums"])
+            model = build(ModelConfig, content["model"], "model")
             labels, heads = tuple(content["labels"]), content["heads"]
             tokenizer = tokenizers.from_files(decode(content["tokenizer"]))
             meta = Meta(content["config"], model, tokenizer, content["corpus"], content["data"], labels, heads, content["pooler"])
             self._warn_of_damage(step, content)
             return state, meta
 
-        return self._newest(read, set_aside=True)
+        return reading.newest(self.path, steps, read, set_aside=self._set_aside)
 
     def restore_model(self) -> LoadedModel | None:
         """Read the model of the newest undamaged checkpoint, on the default device, or return None if there is no checkpoint.
@@ -210,8 +220,7 @@ class Checkpoints:
             version = content.get(format.KEY, 1)
             format.check_readable(version, str(self.path))
             old_names = HEADS_OF_VERSION_1 if version == 1 else {}
-            # The first checkpoints of version 1 have the model's config only inside the run's config.
-            config = build(ModelConfig, content["model"] if "model" in content else content["config"]["model"], "model")
+            config = model_config(content)
             stored_heads, pooler = content.get("heads", PRETRAINING), content.get("pooler", True)
             heads = {old_names.get(head, head): outputs for head, outputs in stored_heads.items()}
             place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -222,7 +231,7 @@ class Checkpoints:
             args = ocp.args.PyTreeRestore(
                 tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree), partial_restore=True
             )
-            state = self._manager.restore(step, args=ocp.args.Composite(**{_STATE: args}))[_STATE]
+            state = self._read_item(step, _STATE, args)
             compare(checksums(state), content["checksums"])
             tokenizer = tokenizers.from_files(decode(content["tokenizer"])) if content["tokenizer"] else None
             params = {old_names.get(name, name): tree for name, tree in state[_PARAMS].items()}
@@ -230,34 +239,22 @@ class Checkpoints:
             embedding = sentence_transformers.parse(decode(content["embedding"])) if content.get("embedding") else None
             return LoadedModel(config, params, tokenizer, tuple(content.get("labels", ())), embedding)
 
-        return self._newest(read, set_aside=False)
+        return reading.newest(self.path, sorted(self._manager.all_steps()), read)
 
-    def _newest(self, read: Callable[[int], T], *, set_aside: bool) -> T | None:
-        steps = sorted(self._manager.all_steps(), reverse=True)
-        damaged: list[tuple[int, str]] = []
-        for step in steps:
-            try:
-                value = read(step)
-            except UserError:
-                raise
-            except Exception as error:  # Orbax and TensorStore raise many types of exceptions for damaged files.
-                damaged.append((step, first_line(error)))
-                continue
-            # That this step could be read shows that the others are damaged, and reading itself works.
-            for damaged_step, reason in damaged:
-                path = self.path / str(damaged_step)
-                print(f"bert-jax: checkpoint {path} is damaged ({reason}); using step {step}.", file=sys.stderr)
-                if set_aside:
-                    self._set_aside(damaged_step)
-            return value
-        if damaged:
-            reasons = "; ".join(f"{step}: {reason}" for step, reason in damaged)
-            raise RunError(f"No checkpoint in {self.path} can be read ({reasons}); nothing was changed there.")
-        return None
+    def _read(self, step: int, abstract: Any) -> tuple[Any, dict[str, Any]]:
+        """This process's part of a state, and the description of the checkpoint."""
+        content = self._read_content(step)
+        format.check_version(content.get(format.KEY, 1), str(self.path))
+        args = ocp.args.PyTreeRestore(abstract, restore_args=ocp.checkpoint_utils.construct_restore_args(abstract))
+        return self._read_item(step, _STATE, args), content
+
+    def _read_item(self, step: int, item: str, args: Any) -> Any:
+        # The manager would wait for all processes, of which one may not be able to read.
+        return self._handlers[item].restore(manager.open_step(self._manager, self.path, step) / item, args=args)
 
     def _read_content(self, step: int) -> dict[str, Any]:
         """The content of a checkpoint besides the arrays, verified by its digest."""
-        item = self._manager.restore(step, args=ocp.args.Composite(**{_META: ocp.args.JsonRestore()}))[_META]
+        item = self._read_item(step, _META, ocp.args.JsonRestore())
         content = item["content"]
         if digest(content) != item["digest"]:
             raise ValueError("its description differs from its digest")
@@ -268,6 +265,8 @@ class Checkpoints:
             names = {path.name for path in self.path.iterdir()}
             candidates = (f"damaged-{step}{'-again' * count}" for count in itertools.count())
             remote.rename(self.path / str(step), self.path / next(name for name in candidates if name not in names))
+        # Otherwise a process could still have the step in its list when it is saved again.
+        processes.group().gather("setting damaged checkpoints aside", None)
         self._manager.reload()
 
     def _warn_of_damage(self, step: int, content: dict[str, Any]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import importlib
 import io
 import os
@@ -16,8 +15,9 @@ from typing import Any
 
 from bert_jax import __version__
 from bert_jax.cli import process
-from bert_jax.errors import BertWarning, RunError, UserError
+from bert_jax.errors import BertWarning
 from bert_jax.io import remote
+from bert_jax.io.failures import explain
 
 COMMANDS = {
     "vocab": "learn a vocabulary from text, or extend one",
@@ -125,10 +125,6 @@ def _run(command: str, arguments: list[str]) -> int:
             status: int = module.main(arguments)
             sys.stdout.flush()
             return status
-    except UserError as error:
-        return _fail(error, 2)
-    except RunError as error:
-        return _fail(error, 1)
     except KeyboardInterrupt:
         other = _STOPPED.get(command, "incomplete output was removed")
         done = "the same command resumes from the last checkpoint" if resumable else other
@@ -139,15 +135,10 @@ def _run(command: str, arguments: list[str]) -> int:
             raise
         return 128 + signal.SIGTERM
     except Exception as error:
-        # Libraries raise OSError, ValueError or RuntimeError when the disk is full.
-        if getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in str(error):
-            where = getattr(error, "filename", None) or str(error).splitlines()[0]
-            return _fail(f"the disk is full ({where}); free space there, and run the same command again.", 1)
-        if reason := remote.failure(error):
-            return _fail(f"the object store has failed: {reason}.", 1)
-        if isinstance(error, OSError) and error.filename:
-            return _fail(f"{error.filename}: {error.strerror}.", 1)
-        raise
+        sentence, status = explain(error)
+        if sentence is None:
+            raise
+        return _fail(sentence, status)
     finally:
         sys.unraisablehook = unraisable_hook
         if sigterm_handler is not None:

@@ -175,7 +175,15 @@ class FinetuneConfig:
     keep: int = 1
     """Newest checkpoints that are kept beside the best model."""
     distributed: bool = False
-    """Join a multi-host run with jax.distributed.initialize."""
+    """Join the processes of a run on several hosts, found in the environment of a TPU pod, Slurm, Open MPI or Kubernetes."""
+    coordinator: str | None = None
+    """HOST:PORT of process 0, where the environment does not name it; the port after it is used, too."""
+    processes: int | None = None
+    """Number of processes, where the environment does not name it."""
+    process_id: int | None = None
+    """Index of this process, counted from 0, where the environment does not name it."""
+    process_timeout: float | int = 300
+    """Seconds for which processes wait for one that is missing or lags behind before all end with a sentence."""
     log: LogConfig = _LOG
     """What the run reports beside its loss, and where."""
 
@@ -260,6 +268,6 @@ class FinetuneConfig:
 
 FREE_ON_RESUME = {
     ("run",), ("init",), ("data",), ("mesh",), ("parallel",), ("model", "attention"), ("keep",), ("distributed",),
-    ("eval_every",), ("patience",), ("log",),
+    ("eval_every",), ("patience",), ("coordinator",), ("processes",), ("process_id",), ("process_timeout",), ("log",),
 }  # fmt: skip
 """Fields that may change when a run is resumed."""

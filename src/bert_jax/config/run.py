@@ -100,7 +100,8 @@ class Config:
 FREE_ON_RESUME = {
     ("run",), ("data", "corpus"), ("data", "vocab"), ("data", "held_out"), ("mesh",), ("parallel",), ("model", "attention"),
     ("train", "eval_every"), ("train", "eval_batches"), ("train", "save_every"), ("train", "keep"), ("train", "log_every"),
-    ("train", "distributed"), ("train", "save_at"), ("train", "save_at_words"), ("train", "save_at_tokens"),
+    ("train", "distributed"), ("train", "coordinator"), ("train", "processes"), ("train", "process_id"),
+    ("train", "process_timeout"), ("train", "save_at"), ("train", "save_at_words"), ("train", "save_at_tokens"),
     ("train", "save_at_epochs"), ("train", "keep_best"), ("train", "keep_every"), ("train", "keep_hours"), ("log",),
 }  # fmt: skip
 """Fields that do not change what a run computes, as paths; they may differ when it is resumed."""

@@ -57,12 +57,21 @@ class TrainConfig:
     log_every: int = 10
     """Steps between lines of metrics."""
     distributed: bool = False
-    """Join a multi-host run with jax.distributed.initialize, which detects TPU pods and Slurm."""
+    """Join the processes of a run on several hosts, found in the environment of a TPU pod, Slurm, Open MPI or Kubernetes."""
+    coordinator: str | None = None
+    """HOST:PORT of process 0, where the environment does not name it; the port after it is used, too."""
+    processes: int | None = None
+    """Number of processes, where the environment does not name it."""
+    process_id: int | None = None
+    """Index of this process, counted from 0, where the environment does not name it."""
+    process_timeout: float | int = 300
+    """Seconds for which processes wait for one that is missing or lags behind before all end with a sentence."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "eval_every", "save_every", "keep", "log_every"):
             require_positive(f"train.{name}", getattr(self, name))
-        for name in ("eval_batches", "keep_every", "keep_hours"):
+        require_positive("train.process_timeout", self.process_timeout)
+        for name in ("eval_batches", "keep_every", "keep_hours", "processes"):
             if (value := getattr(self, name)) is not None:
                 require_positive(f"train.{name}", value)
         if self.keep_best < 0:

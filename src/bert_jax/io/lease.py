@@ -31,21 +31,23 @@ class Lease:
     Args:
       directory: what is leased, a remote directory.
       what: its name in error messages.
+      doing: what owners do with it, in error messages: it "is being built".
+      patient: wait for the end of a lease that is not renewed, for a process that is started again as soon as it was killed.
 
     Raises:
       UserError: another process holds the lease; the message names it.
     """
 
-    def __init__(self, directory: epath.Path, what: str) -> None:
+    def __init__(self, directory: epath.Path, what: str, *, doing: str = "built", patient: bool = False) -> None:
         self._what, self._store = what, remote.filesystem(directory)
         self._directory, self._number = directory, max(_numbers(directory), default=0) + 1
         self._renewed = time.monotonic()
         try:
             if self._number > 1:
-                _require_ended(_place(directory, self._number - 1), what)
+                _require_ended(_place(directory, self._number - 1), f"{what} is being {doing}", patient=patient)
             self._store.pipe_file(os.fspath(self._path), self._content(), mode="create")
         except (FileExistsError, FileNotFoundError):
-            raise UserError(f"{what} is being built by another process; wait for it, or choose another name.") from None
+            raise UserError(f"{what} is being {doing} by another process; wait for it, or choose another name.") from None
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._renew, daemon=True)
         self._thread.start()
@@ -90,9 +92,9 @@ class Lease:
 
 
 @contextlib.contextmanager
-def held(directory: epath.Path, what: str) -> Iterator[Lease]:
+def held(directory: epath.Path, what: str, *, doing: str = "built", patient: bool = False) -> Iterator[Lease]:
     """Hold the lease of a remote directory; see [`Lease`][bert_jax.io.lease.Lease]."""
-    lease = Lease(directory, what)
+    lease = Lease(directory, what, doing=doing, patient=patient)
     try:
         yield lease
     finally:
@@ -113,11 +115,13 @@ def _place(directory: epath.Path, number: int) -> epath.Path:
     return directory / f"{_PREFIX}{number:06}"
 
 
-def _require_ended(path: epath.Path, what: str) -> None:
-    lease = json.loads(path.read_text())
-    left = lease["ends"] - time.time()
-    if left > 0:
-        raise UserError(
-            f"{what} is being built by {lease['owner']}; wait for it, or choose another name. If that process was killed, try "
-            f"again in {left:.0f} seconds."
-        )
+def _require_ended(path: epath.Path, what: str, *, patient: bool) -> None:
+    content = path.read_text()
+    lease = json.loads(content)
+    while (left := lease["ends"] - time.time()) > 0:
+        if not patient or path.read_text() != content:
+            raise UserError(
+                f"{what} by {lease['owner']}; wait for it, or choose another name. If that process was killed, try again in "
+                f"{left:.0f} seconds."
+            )
+        time.sleep(min(left, TERM / 20))

@@ -16,7 +16,7 @@ from etils import epath
 from jaxtyping import Array, Int
 from matplotlib.figure import Figure
 
-from bert_jax import convert, ops
+from bert_jax import convert, ops, processes, tokenizers
 from bert_jax.batch import Batch, Params
 from bert_jax.checkpoints import Meta
 from bert_jax.config.finetuning import FREE_ON_RESUME, FinetuneConfig
@@ -24,6 +24,7 @@ from bert_jax.config.model import ModelConfig
 from bert_jax.config.validation import differences
 from bert_jax.errors import UserError
 from bert_jax.io import atomic
+from bert_jax.io.checksums import checksums
 from bert_jax.models.encoder import attention_implementation
 from bert_jax.models.heads import POOLED_HEADS, init_params
 from bert_jax.models.loaded import LoadedModel
@@ -72,7 +73,18 @@ def finetune(config: FinetuneConfig) -> Result:
       Traceback (most recent call last):
       bert_jax.errors.UserError: There is no model no-such-model; ...
     """
-    launchers.join_processes(config.distributed)
+    group = processes.join(
+        config.distributed,
+        coordinator=config.coordinator,
+        processes=config.processes,
+        process_id=config.process_id,
+        timeout=float(config.process_timeout),
+    )
+    with group.reporting():
+        return _finetune(config)
+
+
+def _finetune(config: FinetuneConfig) -> Result:
     loggers.check(config.log.loggers)
     pretrained = convert.read(config.init, vocab=config.vocab, added_tokens=config.added_tokens)
     model = config.model_config(pretrained.config)
@@ -89,19 +101,36 @@ def finetune(config: FinetuneConfig) -> Result:
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(pretrained.params))
     runs_per_device = config.runs_per_device or default_runs_per_device(config.num_runs, size)
     config = dataclasses.replace(config, runs_per_device=runs_per_device)
+    _require_agreement(config, pretrained, data)
     # The job is built first, so that what it refuses leaves no directory.
     job = FinetuningJob(config, model, pretrained, data, steps)
-    open_run_dir(config.run, config.to_json(), lambda stored: differences(FinetuneConfig.from_json(stored), config, FREE_ON_RESUME))
-    file, content = epath.Path(config.run) / summary.FILE, summary.to_file(data.summaries)
+    text = config.to_json()
+    with open_run_dir(
+        config.run, text, lambda stored: differences(FinetuneConfig.from_json(stored), config, FREE_ON_RESUME), processes.group()
+    ) as directory:
+        _write_summary(directory.path / summary.FILE, summary.to_file(data.summaries))
+        for line in summary.lines(data.task, data.summaries, sequence_length=config.task_data.sequence_length):
+            log(line)
+        head = "kept" if job.keeps_head and not config.from_scratch else "new"
+        log(
+            f"{config.task}: {len(data.examples):,} examples, {steps:,} steps; {data.task.head} head ({head}); "
+            f"attention: {attention}"
+        )
+        return fit(job, directory)
+
+
+def _require_agreement(config: FinetuneConfig, pretrained: LoadedModel, data: TaskData) -> None:
+    digests = {"content of the data": data.digest(), "vocabulary": tokenizers.digest(data.tokenizer)}
+    if len(processes.group()) > 1 and not config.from_scratch:
+        digests |= {f"weights {name}": f"{value:08x}" for name, value in checksums(pretrained.params).items()}
+    processes.require_agreement(processes.group(), config.to_json(), digests)
+
+
+def _write_summary(file: epath.Path, content: str) -> None:
     # A complete run is left alone.
     if jax.process_index() == 0 and not (file.exists() and file.read_text() == content):
         with atomic.replaced_path(file) as part:
             part.write_text(content)
-    for line in summary.lines(data.task, data.summaries, sequence_length=config.task_data.sequence_length):
-        log(line)
-    head = "kept" if job.keeps_head and not config.from_scratch else "new"
-    log(f"{config.task}: {len(data.examples):,} examples, {steps:,} steps; {data.task.head} head ({head}); attention: {attention}")
-    return fit(job)
 
 
 def _check(config: FinetuneConfig, model: ModelConfig) -> None:

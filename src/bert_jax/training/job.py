@@ -31,7 +31,7 @@ class Batches(Protocol):
 
 
 class Counts(NamedTuple):
-    """What a batch contains, over all processes."""
+    """What batches contain."""
 
     tokens: int
     examples: int

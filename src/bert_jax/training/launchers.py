@@ -14,7 +14,7 @@ from jax.extend.core import jaxpr_as_fun
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from bert_jax import sharding
+from bert_jax import processes, sharding
 from bert_jax.batch import Batch, HostBatch, Params
 from bert_jax.config.mesh import MeshConfig
 from bert_jax.config.model import ModelConfig
@@ -80,12 +80,6 @@ class Launcher(Protocol):
     def context(self) -> contextlib.AbstractContextManager[Any]:
         """A context for every call."""
         ...
-
-
-def join_processes(distributed: bool) -> None:
-    """Join a multi-host run if it is one, once; ``jax.distributed`` must be initialized before any device is used."""
-    if distributed and not jax.distributed.is_initialized():
-        jax.distributed.initialize()
 
 
 def launch(config: Config) -> Launcher:
@@ -154,6 +148,24 @@ def _parts(sizes: list[int]) -> list[slice]:
     return [slice(*bounds) for bounds in itertools.pairwise([*starts, len(sizes)])]
 
 
+def _connect(mesh: Mesh) -> None:
+    """Connect the devices of several processes for collectives over any axes.
+
+    On CPUs, Gloo connects them in the first collective of a group, and gives up after 30 seconds, in which another process may
+    still be compiling; once they are connected, collectives wait for longer.
+    """
+    if jax.process_count() == 1 or jax.devices()[0].platform != "cpu":
+        return
+    processes.group().gather("connecting devices", None)
+    axes = [axis for axis in mesh.axis_names if mesh.shape[axis] > 1]
+    for chosen in itertools.chain.from_iterable(itertools.combinations(axes, count) for count in range(1, len(axes) + 1)):
+
+        def places(chosen: tuple[str, ...] = chosen) -> jax.Array:
+            return jax.lax.psum(sum(jax.lax.axis_index(axis) for axis in chosen), chosen)
+
+        jax.jit(jax.shard_map(places, mesh=mesh, in_specs=(), out_specs=P()))().block_until_ready()
+
+
 class _SingleRun:
     """What launchers of one run share."""
 
@@ -181,6 +193,7 @@ class MeshLauncher(_SingleRun):
     def __init__(self, model: ModelConfig, mesh: Mesh) -> None:
         sharding.check_divisible(mesh, heads=model.num_attention_heads, hidden=model.hidden_size, ffn=model.intermediate_size)
         self.mesh, self._layout = mesh, sharding.batch_sharding(mesh)
+        _connect(mesh)
         self.shards = sharding.batch_shards(mesh)
         self._rows: dict[int, np.ndarray] = {}
 
@@ -227,6 +240,7 @@ class PmapLauncher(_SingleRun):
         local = jax.local_devices()
         self.shards, self._local = jax.device_count(), len(local)
         self._mesh = jax.make_mesh((self.shards,), (AXIS,), (AxisType.Auto,))
+        _connect(self._mesh)
         self._divided = NamedSharding(jax.make_mesh((self._local,), (AXIS,), (AxisType.Auto,), devices=local), P(AXIS))
 
     def rows(self, batch_size: int) -> np.ndarray:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
-from bert_jax import masking
+from bert_jax import masking, processes, tokenizers
 from bert_jax.batch import HostBatch, Params
 from bert_jax.checkpoints import Meta
 from bert_jax.config import lengths
@@ -30,6 +30,7 @@ from bert_jax.masking import ResolvedMaskPolicy
 from bert_jax.masking.policy import with_identity
 from bert_jax.models.encoder import attention_implementation
 from bert_jax.models.heads import PRETRAINING
+from bert_jax.processes import Group
 from bert_jax.training import launchers, loggers, losses, optimizers, plots, step
 from bert_jax.training.job import Batches, Counts, Result, ShouldStop
 from bert_jax.training.launchers import Launcher
@@ -80,7 +81,16 @@ def pretrain(config: Config) -> Result:
       >>> bert_jax.pretrain(config).step
       2
     """
+    with _join(config).reporting():
+        return _pretrain(config)
+
+
+def _pretrain(config: Config) -> Result:
     config, data, policy = _open(config)
+    text, group = config.to_json(), processes.group()
+    digests = {"content of the data": data.digest(), "vocabulary": tokenizers.digest(data.tokenizer)}
+    # Before the launcher connects the devices, which waits for all processes.
+    processes.require_agreement(group, text, digests)
     if isinstance(data, Records) and config.data.pairs:
         nsp_labels.check(data, config.data)
     launcher = launchers.launch(config)
@@ -88,15 +98,18 @@ def pretrain(config: Config) -> Result:
         attention_implementation(config.model, config.data.sequence_length, training=training) for training in (True, False)
     )
     loggers.check(config.log.loggers)
-    text = config.to_json()
-    # Functions are compared by their identity, as they are stored.
-    open_run_dir(config.run, text, lambda stored: differences(Config.from_json(stored), Config.from_json(text), FREE_ON_RESUME))
-    log(f"attention: {attention}" + (f" (evaluation: {scoring})" if scoring != attention else ""))
-    if lengths.has_lengths(config.train):
-        log(f"length: {config.train.steps:,} steps" + _points(config))
-    if data.static_masks and config.data.held_out is None:
-        log("There are no evaluations, because data.held_out names no files.")
-    return fit(PretrainingJob(config, data, policy, launcher))
+
+    def changes(stored: str) -> list[str]:
+        # Functions are compared by their identity, as they are stored.
+        return differences(Config.from_json(stored), Config.from_json(text), FREE_ON_RESUME)
+
+    with open_run_dir(config.run, text, changes, group) as directory:
+        log(f"attention: {attention}" + (f" (evaluation: {scoring})" if scoring != attention else ""))
+        if lengths.has_lengths(config.train):
+            log(f"length: {config.train.steps:,} steps" + _points(config))
+        if data.static_masks and config.data.held_out is None:
+            log("There are no evaluations, because data.held_out names no files.")
+        return fit(PretrainingJob(config, data, policy, launcher), directory)
 
 
 def resolve(config: Config) -> Config:
@@ -105,7 +118,8 @@ def resolve(config: Config) -> Config:
     Raises:
       UserError: there is no corpus, or its tokenizer does not fit the model or the policy.
     """
-    return _open(config)[0]
+    with _join(config).reporting():
+        return _open(config)[0]
 
 
 class PretrainingJob:
@@ -217,10 +231,20 @@ class _CheckedBatches:
         return batch
 
 
+def _join(config: Config) -> Group:
+    """Join the processes of the run, before the policy's schedules are evaluated on a device."""
+    train = config.train
+    return processes.join(
+        train.distributed,
+        coordinator=train.coordinator,
+        processes=train.processes,
+        process_id=train.process_id,
+        timeout=float(train.process_timeout),
+    )
+
+
 def _open(config: Config) -> tuple[Config, PretrainingData, ResolvedMaskPolicy | None]:
     """The config as it is stored, the data, and the resolved mask policy."""
-    # Before the policy's schedules are evaluated on a device.
-    launchers.join_processes(config.train.distributed)
     data = sources.open_data(config.data)
     if lengths.has_lengths(config.train):
         config = dataclasses.replace(config, train=lengths.resolve(config.train, data.rates(seed=config.train.seed)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -11,12 +12,13 @@ from typing import Any
 
 import jax
 
+from bert_jax import processes
 from bert_jax.errors import BertWarning
 from bert_jax.training.compilation import CompilationWatch, describe_changes
 from bert_jax.training.goodput import EventLog, Loss
 from bert_jax.training.job import Counts, TrainingJob
 from bert_jax.training.logging import RunLog, Scores
-from bert_jax.training.throughput import Throughput, peak_flops
+from bert_jax.training.throughput import Throughput, count_all, peak_flops
 from bert_jax.training.tracing import ProfileWindow
 
 
@@ -63,7 +65,9 @@ class Telemetry:
         self._watch = CompilationWatch(step, clock)
         self._profile = ProfileWindow(job.run_dir, job.log.profile_steps)
         peak = job.log.peak_flops or peak_flops(jax.devices()[0])
-        self._throughput = Throughput(job.flop, peak=peak and float(peak) * jax.device_count(), clock=clock)
+        first_row = int(job.launcher.rows(job.launcher.shards)[0])
+        total = functools.partial(count_all, processes.group(), first_row)
+        self._throughput = Throughput(job.flop, peak=peak and float(peak) * jax.device_count(), clock=clock, total=total)
         self._events = EventLog(log.directory, job.run_dir)
         # Reads when a step has ended on the devices, so that only time in which they were idle counts as lost to input.
         self._pool = ThreadPoolExecutor(1, "bert-jax-steps")

@@ -11,6 +11,7 @@ import numpy as np
 
 from bert_jax.config.model import ModelConfig
 from bert_jax.models.arithmetic import forward_flop
+from bert_jax.processes import Group
 from bert_jax.training.job import Counts
 from bert_jax.training.logging import Scores
 
@@ -38,6 +39,7 @@ class Throughput:
       flop: takes the counts and the metrics of steps and returns the floating-point operations of their matrix products.
       peak: FLOP/s of all devices together; None where it is not known.
       clock: seconds.
+      total: takes what this process has counted and returns what all have.
 
     Examples:
       >>> seconds = iter([0.0, 2.0])
@@ -48,9 +50,14 @@ class Throughput:
     """
 
     def __init__(
-        self, flop: Callable[[Counts, Scores], float], *, peak: float | None, clock: Callable[[], float] = time.perf_counter
+        self,
+        flop: Callable[[Counts, Scores], float],
+        *,
+        peak: float | None,
+        clock: Callable[[], float] = time.perf_counter,
+        total: Callable[[Counts], Counts] = lambda counts: counts,
     ) -> None:
-        self._flop, self._peak, self._clock = flop, peak, clock
+        self._flop, self._peak, self._clock, self._total = flop, peak, clock, total
         self._began, self._steps = clock(), 0
         self._seen = np.zeros(len(Counts._fields), int)
 
@@ -68,7 +75,7 @@ class Throughput:
         Args:
           metrics: those of the last step.
         """
-        now, seen = self._clock(), Counts(*self._seen.tolist())
+        now, seen = self._clock(), self._total(Counts(*self._seen.tolist()))
         seconds = now - self._began
         values = {
             "tokens_per_second": seen.tokens / seconds,
@@ -79,6 +86,12 @@ class Throughput:
             values["mfu"] = self._flop(seen, metrics) / (seconds * self._peak)
         self._began, self._steps, self._seen = now, 0, np.zeros_like(self._seen)
         return values
+
+
+def count_all(group: Group, first_row: int, counts: Counts) -> Counts:
+    """What all processes have counted; processes with the same first row of a batch have the same rows, which count once."""
+    by_rows = {first: own for first, *own in group.gather("counting tokens", [first_row, *counts])}
+    return Counts(*np.sum([*by_rows.values()], axis=0).tolist())
 
 
 def training_flop(model: ModelConfig, counts: Counts, *, predictions: int | float = 0, frozen: bool = False) -> float:

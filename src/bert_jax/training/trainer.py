@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from etils import epath
 
+from bert_jax import processes
 from bert_jax.batch import Params
 from bert_jax.checkpoints import BEST, Checkpoints, abstract
 from bert_jax.errors import RunError, UserError
@@ -19,12 +20,17 @@ from bert_jax.models.loaded import LoadedModel
 from bert_jax.training import launchers, plots
 from bert_jax.training.job import Counts, Result, TrainingJob
 from bert_jax.training.logging import RunLog, Scores, held_out_losses, read_metrics
+from bert_jax.training.run_directory import RunDirectory
 from bert_jax.training.signals import StopSignal
 from bert_jax.training.telemetry import Telemetry, WallClock
 
 
-def fit(job: TrainingJob) -> Result:
+def fit(job: TrainingJob, directory: RunDirectory) -> Result:
     """Train to the last step, or resume; [`pretrain`][bert_jax.pretrain] documents the guarantees.
+
+    Args:
+      job: what to train.
+      directory: the job's run directory.
 
     Raises:
       UserError: the run was started with other data.
@@ -34,9 +40,9 @@ def fit(job: TrainingJob) -> Result:
         stack.callback(job.batches.close)
         checkpoints = Checkpoints(job.run_dir, keep=job.train.retention, losses=lambda: held_out_losses(job.run_dir))
         stack.callback(checkpoints.close)
-        stop = StopSignal()
+        stop = StopSignal(processes.group())
         stack.callback(stop.restore)
-        trainer = Trainer(job, checkpoints)
+        trainer = Trainer(job, checkpoints, directory)
         stack.callback(trainer.log.close)
         stack.callback(trainer.telemetry.close)
         with job.launcher.context():
@@ -49,10 +55,13 @@ class Trainer:
     Args:
       job: what to train.
       checkpoints: those of the job's run directory.
+      directory: the run directory.
     """
 
-    def __init__(self, job: TrainingJob, checkpoints: Checkpoints) -> None:
-        self.job, self.checkpoints, clock = job, checkpoints, WallClock()
+    def __init__(self, job: TrainingJob, checkpoints: Checkpoints, directory: RunDirectory) -> None:
+        self.job, self.checkpoints, self.directory, self.group = job, checkpoints, directory, processes.group()
+        self.group.advice = self._advice
+        clock = WallClock()
         began = clock()
         self.state = self._first_state()
         self.step = self.first_step = int(np.ravel(jax.tree.leaves(self.state)[0])[0])
@@ -83,7 +92,7 @@ class Trainer:
         job, train = self.job, self.job.train
         if self._evaluation_is_missing():  # the run was killed between saving a step and scoring it
             self._evaluate(stop)
-        stopped = stop.signal
+        stopped = stop.agreed()
         pending: tuple[int, Any, Counts] | None = None
         batch, counts = ({}, Counts(0, 0, 0)) if stopped or self._finished() else self._next_batch()
         while not self._finished() and stopped is None:
@@ -96,7 +105,8 @@ class Trainer:
             if pending:
                 self.report(*pending)
             pending = done
-            stopped = stop.agreed(self.step)
+            stopped = stop.agreed()
+            self.checkpoints.check_for_errors()
             evaluates, saves = (
                 self.step % every == 0 or self.step == train.steps for every in (train.eval_every, train.save_every)
             )
@@ -106,10 +116,11 @@ class Trainer:
                 pending = None
                 with self.telemetry.lost("checkpoint", self.step):
                     self.log.sync()
+                    self.directory.check()
                     self.checkpoints.save(self.step, job.launcher.storable(self.state), job.meta(position))
                 if evaluates and not stopped:
                     self._evaluate(stop)
-                    stopped = stop.signal
+                    stopped = stop.agreed()
         with self.telemetry.lost("checkpoint", self.step):
             self.checkpoints.wait()
         self._announce_end(stopped)
@@ -150,11 +161,9 @@ class Trainer:
         return batch, self._count(host["segment_ids"])
 
     def _count(self, segment_ids: np.ndarray) -> Counts:
-        """What a batch contains over all processes, from the rows [..., R, S] of this one; those of a shared shard are the same."""
-        shards = self.job.launcher.shards
-        scale = shards // len(self.job.launcher.rows(shards))
+        """What the rows [..., R, S] of this process contain."""
         tokens, segments = int((segment_ids > 0).sum()), int(segment_ids.max(-1).sum())
-        return Counts(tokens * scale, segments * scale // self.job.texts_per_example, segment_ids.size * scale)
+        return Counts(tokens, segments // self.job.texts_per_example, segment_ids.size)
 
     def report(self, step: int, metrics: Any, counts: Counts) -> None:
         """Check the metrics of a step, and log them where a line is due."""
@@ -179,7 +188,7 @@ class Trainer:
     def _score(self, stop: StopSignal) -> None:
         job = self.job
         params = job.launcher.params(self.state)
-        evaluated = job.evaluate(params, lambda: stop.signal is not None)
+        evaluated = job.evaluate(params, lambda: stop.agreed() is not None)
         if evaluated is None:
             return
         scores, sentence = evaluated
@@ -194,7 +203,7 @@ class Trainer:
         meta = self.job.meta({})
         best = Checkpoints(epath.Path(self.job.run_dir) / BEST, keep=1)
         # A run that was killed before it logged these scores comes here again.
-        if best.latest() != self.step:
+        if self.group.gather("the best model", best.latest())[0] != self.step:
             # A best model of a later step belongs to a part of the run that is now repeated.
             best.forget(after=self.step)
             best.save_model(LoadedModel(meta.model, params, meta.tokenizer, meta.labels), step=self.step)
@@ -202,7 +211,18 @@ class Trainer:
         best.close()
 
     def _score_lines(self) -> list[dict[str, Any]]:
-        return [line for line in read_metrics(self.job.run_dir) if line["split"] == self.job.split]
+        """Lines of scores, as the process that writes them reads them."""
+        own = (
+            [line for line in read_metrics(self.job.run_dir) if line["split"] == self.job.split] if self.group.index == 0 else None
+        )
+        lines: list[dict[str, Any]] = self.group.gather("reading scores", own)[0]
+        return lines
+
+    def _advice(self) -> str:
+        """What a user should know when a failure of another process ends this one."""
+        last = self.checkpoints.latest()
+        kept = f"Step {last} is the newest complete checkpoint" if last is not None else "No checkpoint is complete"
+        return f"{kept}; start the same command again on every host to go on from there."
 
     def _last_scores(self) -> Scores | None:
         lines = self._score_lines()
