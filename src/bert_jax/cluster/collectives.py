@@ -11,13 +11,24 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from bert_jax.errors import RunError
+
 # Transfers of the whole array per device that a ring needs, times (n - 1) / n.
 _TRANSFERS = {"all-reduce": 2, "all-gather": 1, "reduce-scatter": 1, "all-to-all": 1}
 _PERMUTE = "collective-permute"
 _OPERATION = re.compile(rf"= (?P<type>\(.*?\)|\S+) (?P<kind>{'|'.join([*_TRANSFERS, _PERMUTE])})(?:-start)?\(")
 _HEADER = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\{$")
-_CALL = re.compile(r"(?:calls|to_apply|body|condition|branch_computations|true_computation|false_computation)=\{?((?:%?[\w.\-]+(?:, )?)+)")
-_DTYPES = {"pred": "bool", "bf16": "bfloat16", **{f"{kind}{bits}": f"{name}{bits}" for kind, name in (("f", "float"), ("s", "int"), ("u", "uint")) for bits in (8, 16, 32, 64) if (kind, bits) != ("f", 8)}}
+_CALL = re.compile(
+    r"(?:calls|to_apply|body|condition|branch_computations|true_computation|false_computation)=(?:\{(?P<list>.*?)\}|(?P<one>[^,\s]+))"
+)
+_IOTA = r"\[(?P<order>[\d,]+)\](?:T\((?P<axes>[\d,]+)\))?"
+_LISTED = re.compile(r"replica_groups=\{\{(.*?)\}\}")
+_TILED = re.compile(rf"replica_groups=\[(?P<shape>[\d,]+)\]<={_IOTA}")
+_MESHED = re.compile(rf"replica_groups=mesh\[(?P<mesh>.*?)\](?:, device_ids=\({_IOTA}\))? \{{(?P<members>['\w, ]+)\}}")
+_PAIRS = re.compile(r"source_target_pairs=\{\{(.*?)\}\}")
+_NUMBERS = {"f": "float", "s": "int", "u": "uint"}
+_DTYPES = {f"{short}{bits}": f"{long}{bits}" for short, long in _NUMBERS.items() for bits in (8, 16, 32, 64)}
+_DTYPES |= {"pred": "bool", "bf16": "bfloat16"}
 
 
 class Collective(NamedTuple):
@@ -112,8 +123,8 @@ def _executions(program: str) -> Mapping[str, int]:
     callers: defaultdict[str, list[tuple[str, int]]] = defaultdict(list)
     for computation, line in _operations(program):
         trips = re.search(r'"known_trip_count":\{"n":"(\d+)"', line)
-        for names in _CALL.findall(line):
-            for name in names.split(", "):
+        for match in _CALL.finditer(line):
+            for name in (match["list"] or match["one"]).split(", "):
                 callers[name.lstrip("%")].append((computation, int(trips[1]) if trips else 1))
     counts: dict[str, int] = {header[2]: 1 for line in program.splitlines() if (header := _HEADER.match(line)) and header[1]}
 
@@ -129,21 +140,37 @@ def _executions(program: str) -> Mapping[str, int]:
 
 def _exchanging(line: str, mesh: Mapping[str, int]) -> tuple[tuple[str, ...], int]:
     """Axes along which the members of a group differ, and the number of members."""
-    if match := re.search(r"source_target_pairs=\{(.*?)\}\}", line):
-        groups = [[int(number) for number in pair.split(",")] for pair in re.findall(r"\{?(\d+,\d+)", match[1])]
-    elif match := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line):
-        shape, order, axes = ([int(number) for number in part.split(",")] if part else None for part in match.groups())
-        assert shape and order
-        groups = np.arange(math.prod(order)).reshape(order).transpose(axes).reshape(shape).tolist()
-    elif match := re.search(r"replica_groups=\{\{(.*?)\}\}", line):
-        groups = [[int(number) for number in group.split(",")] for group in match[1].split("},{")]
-    else:
-        groups = [list(range(math.prod(mesh.values())))]
-    varying = set()
-    for group in groups:
-        places = np.unravel_index(group, tuple(mesh.values()))
-        varying |= {axis for axis, place in zip(mesh, places, strict=True) if len(set(place.tolist())) > 1}
-    return tuple(axis for axis in mesh if axis in varying), len(groups[0])
+    groups = _groups(line, math.prod(mesh.values()))
+    places = np.array(np.unravel_index(groups, tuple(mesh.values())))
+    varies = (places != places[..., :1]).any((1, 2))
+    return tuple(axis for axis, differs in zip(mesh, varies, strict=True) if differs), groups.shape[1]
+
+
+def _groups(line: str, devices: int) -> np.ndarray:
+    """Groups [G, N] of device numbers that an operation exchanges data in, from each of XLA's notations."""
+    if match := _PAIRS.search(line) or _LISTED.search(line):
+        return np.array([_numbers(group) for group in match[1].split("},{")])
+    if match := _TILED.search(line):
+        return _iota(match).reshape(_numbers(match["shape"]))
+    if match := _MESHED.search(line):
+        sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", match["mesh"])}
+        names, members = list(sizes), re.findall(r"'(\w+)'", match["members"])
+        places = (_iota(match) if match["order"] else np.arange(devices)).reshape(*sizes.values())
+        places = np.moveaxis(places, [names.index(name) for name in members], [*range(-len(members), 0)])
+        return places.reshape(-1, math.prod(sizes[name] for name in members))
+    if "replica_groups={}" in line or "replica_groups" not in line:
+        return np.arange(devices)[None]
+    raise RunError(f"This version of XLA describes groups of devices in an unknown way: {line.strip()[:200]}; report it.")
+
+
+def _iota(match: re.Match[str]) -> np.ndarray:
+    """Device numbers in the order that ``[shape]T(axes)`` describes."""
+    shape = _numbers(match["order"])
+    return np.arange(math.prod(shape)).reshape(shape).transpose(_numbers(match["axes"]) if match["axes"] else None)
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",")]
 
 
 def _bytes(types: str) -> int:
