@@ -2,8 +2,8 @@
 
 Arrays are described by logical axes. Two tables map each logical axis to mesh axes: one for activations and for parameters in a
 computation, one for stored parameters and their optimizer state. Data parallelism, FSDP, tensor parallelism, several slices and
-their combinations are sizes of the mesh, not code. Without an explicit mesh (in a notebook, or under ``pmap``) the functions that lay
-out arrays return them unchanged.
+their combinations are sizes of the mesh, not code. Without an explicit mesh (in a notebook, or under ``pmap``) the functions that
+lay out arrays return them unchanged.
 """
 
 from __future__ import annotations
@@ -78,9 +78,7 @@ for _head in (
     PARAM_AXES |= {f"{_head}/kernel": ("hidden", None), f"{_head}/bias": (None,)}
 
 
-def make_mesh(
-    *, data: int = -1, fsdp: int = 1, tensor: int = 1, slices: int = 1, devices: list[jax.Device] | None = None
-) -> Mesh:
+def make_mesh(*, data: int = -1, fsdp: int = 1, tensor: int = 1, slices: int = 1, devices: list[jax.Device] | None = None) -> Mesh:
     """Create an explicit mesh (slice, data, fsdp, tensor) over all devices.
 
     Args:
