@@ -43,7 +43,7 @@ class Options:
     memory: str | None = None
     """Memory of a device, such as 16GB or 15.5GiB; None: that of --hardware."""
     hardware: str | None = None
-    """Kind of device, from whose data sheet memory and bfloat16 FLOP/s are taken: v4, v5e, v5p, v6e, a100-40, a100-80, h100, h200."""
+    """Kind of device: v4, v5e, v5p, v6e, a100-40, a100-80, h100 or h200; memory and bfloat16 FLOP/s are those of its data sheet."""
     flops: float | None = None
     """Peak FLOP/s of a device in the dtype of the model; None: those of --hardware."""
     mfu: float = 0.4

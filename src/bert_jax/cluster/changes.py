@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 from bert_jax.config.run import Config
 
-
 _Options = dict[str, dict[str, Any]]
 
 
