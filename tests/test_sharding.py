@@ -21,6 +21,7 @@ from bert_jax.config.optimizer import OptimConfig
 from bert_jax.errors import UserError
 from bert_jax.models import heads
 from bert_jax.training import launchers, optimizers, step
+from tests.runs import quickly_compiled
 from tests.training.test_step import BATCH, CONFIG, objective
 
 LAYOUTS = Path(__file__).parent / "golden" / "layouts.txt"
@@ -112,7 +113,7 @@ def compiled(mesh, **changes):
     shapes = jax.eval_shape(lambda: step.init_state(config, optimizer))
     state = jax.tree.map(typed, shapes, launcher.shardings(shapes))
     batch = {name: typed(value, sharding.batch_sharding(launcher.mesh)) for name, value in BATCH.items()}
-    with launcher.context():
+    with launcher.context(), quickly_compiled():
         program = launcher.compile_step(step.make_train_step(objective(config), optimizer)).lower(state, batch).compile()
     return summary(collectives(program.as_text(), dict(launcher.mesh.shape))), state.params, dict(launcher.mesh.shape)
 

@@ -9,7 +9,7 @@ lay out arrays return them unchanged.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -109,7 +109,7 @@ def make_mesh(*, data: int = -1, fsdp: int = 1, tensor: int = 1, slices: int = 1
     return Mesh(_order_by_slice(devices, slices, (1, size, fsdp, tensor)), AXES, axis_types=kinds)
 
 
-def _order_by_slice(devices: list[jax.Device], slices: int, shape: tuple[int, ...]) -> np.ndarray:
+def _order_by_slice(devices: Sequence[Any], slices: int, shape: tuple[int, ...]) -> np.ndarray:
     """Devices [slices, data, fsdp, tensor], each slice in an order that suits its own network."""
     if devices[0].platform == "cpu":
         return np.array(devices).reshape(slices, *shape[1:])

@@ -48,7 +48,8 @@ WAYS = {
     "pmap 8": {"parallel": "pmap"},
 }
 # Axes that are tested together are tested by themselves where there is more time.
-SOME = [pytest.param(way, marks=pytest.mark.slow if way in ("tensor 4", "fsdp 2 x tensor 4", "slice 2 x fsdp 2 x tensor 2") else ()) for way in WAYS]
+SLOW = ("tensor 4", "fsdp 2 x tensor 4", "slice 2 x fsdp 2 x tensor 2")
+SOME = [pytest.param(way, marks=pytest.mark.slow if way in SLOW else ()) for way in WAYS]
 
 
 def objective(config, policy=POLICY):
