@@ -90,9 +90,10 @@ def test_the_arithmetic_is_that_of_the_paper(estimated):
     assert estimated.mesh == {"slice": 2, "data": 2, "fsdp": 2, "tensor": 1}
 
 
-@pytest.mark.parametrize(("remat", "share"), [("dots", "attention"), ("full", None)])
-def test_recomputation_is_stated_apart(estimated, remat, share):
-    config = dataclasses.replace(CONFIG, model=dataclasses.replace(MODEL, remat=remat))
+@pytest.mark.parametrize(("remat", "layers", "share"), [("dots", "scan", "attention"), ("full", "unroll", None)])
+def test_recomputation_is_stated_apart(estimated, remat, layers, share):
+    """Also where the CPU's compiler would undo it, in unrolled layers."""
+    config = dataclasses.replace(CONFIG, model=dataclasses.replace(MODEL, remat=remat, layers=layers))
     with quickly_compiled():
         found = estimate(config, batch_shapes(config))
     forward = benchmark.forward_flop(MODEL, np.full(16, 32), 0)

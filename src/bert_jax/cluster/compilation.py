@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from typing import Any, NamedTuple
@@ -61,6 +62,9 @@ class Estimate(NamedTuple):
 def estimate(config: Config, shapes: Shapes, *, masked: bool = False) -> Estimate:
     """Compile the train step of a config for the devices of this process, and read off what it needs.
 
+    With ``model.remat`` the layers are compiled as a loop, because XLA's CPU compiler merges what unrolled layers recompute, with
+    ``dots`` and ``full`` alike; compilers for GPUs and TPUs do not.
+
     Args:
       config: the run, on a mesh.
       shapes: its batches, from ``batch_shapes`` or from its data.
@@ -70,6 +74,9 @@ def estimate(config: Config, shapes: Shapes, *, masked: bool = False) -> Estimat
       UserError: the devices, the model or the batch do not divide as configured.
     """
     began = time.perf_counter()
+    if config.model.remat != "none":
+        # XLA's CPU compiler drops the barriers that keep unrolled layers from being computed once; it cannot undo a loop.
+        config = dataclasses.replace(config, model=dataclasses.replace(config.model, layers="scan"))
     launcher, optimizer, state = _state(config)
     policy = None if masked else benchmark.policy_without_vocabulary(config)
     layout = batch_sharding(launcher.mesh)
