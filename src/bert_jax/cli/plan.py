@@ -172,5 +172,5 @@ def to_json(found: Plan) -> dict[str, Any]:
     }
 
 
-def _megabytes(size: float) -> str:
+def _megabytes(size: int | float) -> str:
     return f"{size / 1e6:,.1f} MB"
