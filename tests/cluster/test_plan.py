@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -77,6 +80,17 @@ def test_the_memory_is_that_of_the_compiled_step_of_a_run(estimated):
     for tree, size in ((state.params, memory.parameters), (state.opt_state, memory.optimizer)):
         assert size == sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(tree))
     assert resident_bytes(CONFIG) == memory.parameters + memory.optimizer
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_a_process_grows_by_the_planned_memory():
+    """BERT-Tiny with the whole vocabulary. Without XLA's YNNPACK, whose copies of operands are not part of any program's memory."""
+    environment = os.environ | {"XLA_FLAGS": "--xla_cpu_experimental_ynn_fusion_type=", "JAX_ENABLE_COMPILATION_CACHE": "false"}
+    command = [sys.executable, "-m", "tests.cluster.growth", "1", "64"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    planned, grown = map(int, done.stdout.split())
+    assert grown == pytest.approx(planned, rel=0.1)
 
 
 def test_the_arithmetic_is_that_of_the_paper(estimated):
