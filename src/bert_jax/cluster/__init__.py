@@ -1,1 +1,1 @@
-"""Runs on many devices, before and while they run: what a config needs there."""
+"""Runs on many devices: the memory, arithmetic, time and network that a config needs there."""
