@@ -1,31 +1,33 @@
 """Mesh, logical axes and layouts: the only module that uses the names of mesh axes.
 
 Arrays are described by logical axes. Two tables map each logical axis to mesh axes: one for activations and for parameters in a
-computation, one for stored parameters and their optimizer state. Data parallelism, FSDP, tensor parallelism and their
-combinations are sizes of the mesh, not code. Without an explicit mesh (in a notebook, or under ``pmap``) the functions that lay
-out arrays return them unchanged.
+computation, one for stored parameters and their optimizer state. Data parallelism, FSDP, tensor parallelism, several slices and
+their combinations are sizes of the mesh, not code. Without an explicit mesh (in a notebook, or under ``pmap``) the functions that
+lay out arrays return them unchanged.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from bert_jax.errors import UserError
 
-DATA, FSDP, TENSOR = "data", "fsdp", "tensor"
+AXES = SLICE, DATA, FSDP, TENSOR = "slice", "data", "fsdp", "tensor"
+"""Axes of the mesh, from the slowest network (between slices) to the fastest (between neighbours)."""
 
 Rules = dict[str | None, tuple[str, ...]]
 
 ACTIVATION_RULES: Rules = {
     None: (),
-    "batch": (DATA, FSDP),
+    "batch": (SLICE, DATA, FSDP),
     "hidden": (),
     "heads": (TENSOR,),
     "ffn": (TENSOR,),
@@ -76,29 +78,48 @@ for _head in (
     PARAM_AXES |= {f"{_head}/kernel": ("hidden", None), f"{_head}/bias": (None,)}
 
 
-def make_mesh(*, data: int = -1, fsdp: int = 1, tensor: int = 1, devices: list[jax.Device] | None = None) -> Mesh:
-    """Create an explicit mesh (data, fsdp, tensor) over all devices.
+def make_mesh(*, data: int = -1, fsdp: int = 1, tensor: int = 1, slices: int = 1, devices: list[jax.Device] | None = None) -> Mesh:
+    """Create an explicit mesh (slice, data, fsdp, tensor) over all devices.
 
     Args:
-      data, fsdp, tensor: devices along each axis; ``data`` -1 takes the devices that the others leave.
+      data, fsdp, tensor: devices along each axis within a slice; ``data`` -1 takes the devices that the other axes leave.
+      slices: groups of devices that a data-center network connects. Devices that know their slice are grouped by it; CPU devices,
+        which do not, are divided in order.
       devices: the devices; ``jax.devices()`` by default.
 
     Raises:
-      UserError: the axes do not multiply to the number of devices.
+      UserError: the axes do not multiply to the number of devices, or the devices lie in another number of slices.
 
     Examples:
       >>> make_mesh().shape["data"] == jax.device_count()
       True
     """
     devices = jax.devices() if devices is None else devices
-    rest = fsdp * tensor
+    rest = slices * fsdp * tensor
     size = len(devices) // rest if data == -1 else data
     if size * rest != len(devices):
+        several = f"slices {slices} x " if slices > 1 else ""
         raise UserError(
-            f"A mesh of data {data} x fsdp {fsdp} x tensor {tensor} does not cover {len(devices)} devices; "
-            "change --mesh.data, --mesh.fsdp or --mesh.tensor."
+            f"A mesh of {several}data {data} x fsdp {fsdp} x tensor {tensor} does not cover {len(devices)} devices; "
+            f"change {'--mesh.slices, ' if slices > 1 else ''}--mesh.data, --mesh.fsdp or --mesh.tensor."
         )
-    return jax.make_mesh((size, fsdp, tensor), (DATA, FSDP, TENSOR), (AxisType.Explicit,) * 3, devices=devices)
+    kinds = (AxisType.Explicit,) * len(AXES)
+    if slices == 1:
+        return jax.make_mesh((1, size, fsdp, tensor), AXES, kinds, devices=devices)
+    return Mesh(_order_by_slice(devices, slices, (1, size, fsdp, tensor)), AXES, axis_types=kinds)
+
+
+def _order_by_slice(devices: Sequence[Any], slices: int, shape: tuple[int, ...]) -> np.ndarray:
+    """Devices [slices, data, fsdp, tensor], each slice in an order that suits its own network."""
+    if devices[0].platform == "cpu":
+        return np.array(devices).reshape(slices, *shape[1:])
+    found = {getattr(device, "slice_index", 0) for device in devices}
+    if len(found) != slices:
+        raise UserError(f"mesh.slices is {slices}, but the devices lie in {len(found)} slices; use --mesh.slices {len(found)}.")
+    try:
+        return mesh_utils.create_hybrid_device_mesh(shape, (slices, 1, 1, 1), devices)
+    except ValueError as error:
+        raise UserError(f"The devices cannot be divided into {slices} slices of equal size: {error}") from None
 
 
 def spec(*axes: str | None) -> P | None:
@@ -171,7 +192,7 @@ def reshard_layers(value: jax.Array) -> jax.Array:
     if spec() is None:
         return value
     mesh, shards, names = jax.sharding.get_abstract_mesh(), 1, []
-    # Not TENSOR: XLA cannot merge two sharded axes into one in a single exchange.
+    # Not TENSOR: XLA cannot merge two sharded axes into one in a single exchange. Not SLICE: its network is slow.
     for name in (FSDP, DATA):
         size = mesh.shape[name]
         if size > 1 and value.ndim > 1 and value.shape[0] % (shards * size) == 0:
@@ -213,13 +234,13 @@ def state_shardings(tree: Any, mesh: Mesh | AbstractMesh) -> Any:
 
 
 def batch_sharding(mesh: Mesh | AbstractMesh) -> NamedSharding:
-    """Sharding of a batch: rows over the data and fsdp axes."""
+    """Sharding of a batch: rows over the slice, data and fsdp axes."""
     return NamedSharding(mesh, P(_place("batch", ACTIVATION_RULES, mesh)))
 
 
 def batch_shards(mesh: Mesh) -> int:
     """Number of shards of a batch."""
-    return mesh.shape[DATA] * mesh.shape[FSDP]
+    return mesh.shape[SLICE] * mesh.shape[DATA] * mesh.shape[FSDP]
 
 
 def local_rows(sharding: NamedSharding, batch_size: int) -> np.ndarray:

@@ -60,7 +60,7 @@ def test_predictions_are_counted_as_they_are_made(changes):
     data = DataConfig("", sequence_length=64, batch_size=4)
     policy = with_policy(POLICY, steps=10, **changes)
     batch = jax.jit(mask_tokens, static_argnums=2)(jax.random.key(0), benchmark.random_batch(data, VOCAB), policy, 0)
-    assert benchmark._count_predictions(policy, np.full(4, 64)) == batch["mlm_weights"].sum()
+    assert benchmark.count_predictions(policy, np.full(4, 64)) == batch["mlm_weights"].sum()
 
 
 def test_an_instant_is_divided_among_running_operations():

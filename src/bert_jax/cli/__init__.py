@@ -27,6 +27,7 @@ COMMANDS = {
     "finetune": "fine-tune a model on a task, or resume a run",
     "evaluate": "compute the official scores of a fine-tuned model",
     "predict": "apply a fine-tuned model to a file",
+    "plan": "compute what a config needs on a cluster: memory, time and network",
     "bench": "measure the training speed of a config on this machine",
     "checkpoints": "list, verify or delete the checkpoints of a run",
     "info": "describe a model",

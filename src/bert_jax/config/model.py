@@ -83,7 +83,8 @@ class ModelConfig:
     layers: Literal["scan", "unroll"] = "unroll"
     """How the layer stack is compiled, with the same parameter tree: "scan" compiles one layer, "unroll" runs faster on a CPU."""
     remat: Literal["none", "dots", "full"] = "none"
-    """What the backward pass recomputes: nothing, all but the matrix products ("dots"), or whole layers ("full")."""
+    """What the backward pass recomputes: nothing, all but the matrix products ("dots"), or whole layers ("full").
+    On CPUs XLA undoes this in unrolled layers; use layers "scan" there."""
     attention: Literal["auto", "reference", "xla", "cudnn", "splash", "tokamax"] = "auto"
     """Attention implementation. Only "reference" has dropout; the others train at a rate of 0.
     "auto": cuDNN on an NVIDIA GPU, splash attention on a TPU, for bfloat16 without attention dropout; otherwise the reference."""

@@ -94,7 +94,7 @@ def run(config: Config, *, steps: int, profile: bool = False) -> Report:
     if config.train.distributed:
         raise UserError("bench measures a single process; leave out --train.distributed.")
     policy, launcher, attention = (
-        _resolve_policy(config),
+        policy_without_vocabulary(config),
         launchers.launch(config),
         attention_implementation(config.model, config.data.sequence_length, training=True),
     )
@@ -126,7 +126,7 @@ def run(config: Config, *, steps: int, profile: bool = False) -> Report:
         traced = min(steps, _PROFILED_STEPS)
         phases = profile_step(take_step, train_step.as_text(), steps=traced) if profile else None
     lengths = np.full(data.batch_size, data.sequence_length)
-    flop = forward_flop(model, lengths, _count_predictions(policy, lengths))
+    flop = forward_flop(model, lengths, count_predictions(policy, lengths))
     return Report(
         attention=attention,
         first=first,
@@ -147,11 +147,15 @@ def product_speed(config: Config) -> float:
     return 2 * size**3 / min(time_calls(lambda: jax.block_until_ready(multiply(x)), 6))
 
 
-def _resolve_policy(config: Config) -> ResolvedMaskPolicy:
-    """The mask policy without a tokenizer; every token is ordinary, and id 0 stands for [MASK]."""
+def policy_without_vocabulary(config: Config) -> ResolvedMaskPolicy:
+    """The mask policy without a tokenizer; every token is ordinary, and id 0 stands for [MASK].
+
+    Raises:
+      UserError: the policy reads a file of token weights.
+    """
     weights, vocab_size = config.mask.token_weights, config.model.vocab_size
     if isinstance(weights, str):
-        raise UserError("bench reads no vocabulary, which a file of token weights needs; leave out mask.token_weights.")
+        raise UserError("No vocabulary is read here, which a file of token weights needs; use --mask.token-weights None.")
     return ResolvedMaskPolicy(
         config.mask,
         mask_id=0,
@@ -162,8 +166,8 @@ def _resolve_policy(config: Config) -> ResolvedMaskPolicy:
     )
 
 
-def _count_predictions(resolved: ResolvedMaskPolicy, lengths: np.ndarray) -> float:
-    """Predictions of examples of these lengths in the first step."""
+def count_predictions(resolved: ResolvedMaskPolicy, lengths: np.ndarray) -> float:
+    """Predictions of examples of these lengths [N] in the first step."""
     policy = resolved.policy
     if policy.select == "next":
         # Each token but the last predicts its successor.

@@ -69,13 +69,13 @@ def _product(equation: str, x: Array, y: Array, out: P | None, dtype: jnp.dtype)
     return jax.lax.platform_dependent(x, y, cpu=cpu, default=other)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def broadcast(vector: Array, shape: tuple[int, ...]) -> Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def broadcast(vector: Array, shape: tuple[int, ...], out: P | None) -> Array:
     """``jnp.broadcast_to`` whose gradient is, on a CPU, a product with ones instead of a reduction."""
-    return jnp.broadcast_to(vector, shape)
+    return jnp.broadcast_to(vector, shape, out_sharding=out)
 
 
-def _broadcast_backward(shape: tuple[int, ...], vector: Array, cotangent: Array) -> tuple[Array]:
+def _broadcast_backward(shape: tuple[int, ...], out: P | None, vector: Array, cotangent: Array) -> tuple[Array]:
     summed = tuple(range(len(shape) - vector.ndim))
 
     def cpu(cotangent: Array) -> Array:
@@ -94,4 +94,4 @@ def _broadcast_backward(shape: tuple[int, ...], vector: Array, cotangent: Array)
     return (jax.lax.platform_dependent(cotangent, cpu=cpu, default=other).astype(vector.dtype),)
 
 
-broadcast.defvjp(lambda vector, shape: (broadcast(vector, shape), vector), _broadcast_backward)
+broadcast.defvjp(lambda vector, shape, out: (broadcast(vector, shape, out), vector), _broadcast_backward)

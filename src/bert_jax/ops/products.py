@@ -46,8 +46,12 @@ def project(
 
 
 def broadcast_bias(vector: Float[Array, "*N"], like: Float[Array, "*B"]) -> Float[Array, "*B"]:
-    """Broadcast a bias or a scale over the leading axes of ``like``, in the vector's dtype.
+    """Broadcast a bias or a scale over the leading axes of ``like``, in the vector's dtype and in the layout of ``like``.
 
-    In bfloat16 programs the gradient, a sum over these axes, has a form of its own ([`bert_jax.ops.cpu`][bert_jax.ops.cpu]).
+    Each device sums its own rows of the gradient. Without the layout, the gradient of the whole batch would be gathered first.
+    In bfloat16 programs that sum has a form of its own ([`bert_jax.ops.cpu`][bert_jax.ops.cpu]).
     """
-    return jnp.broadcast_to(vector, like.shape) if like.dtype == jnp.float32 else cpu.broadcast(vector, like.shape)
+    layout = sharding.spec_of(like)
+    if like.dtype == jnp.float32:
+        return jnp.broadcast_to(vector, like.shape, out_sharding=layout)
+    return cpu.broadcast(vector, like.shape, layout)

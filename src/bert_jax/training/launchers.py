@@ -106,7 +106,7 @@ def for_model(model: ModelConfig, mesh: MeshConfig, kind: Kind) -> Launcher:
     """
     if kind == "pmap":
         return PmapLauncher()
-    return MeshLauncher(model, sharding.make_mesh(data=mesh.data, fsdp=mesh.fsdp, tensor=mesh.tensor))
+    return MeshLauncher(model, sharding.make_mesh(data=mesh.data, fsdp=mesh.fsdp, tensor=mesh.tensor, slices=mesh.slices))
 
 
 def create(init: Callable[..., Any], shardings: Any, *source: Any) -> Any:
@@ -178,7 +178,7 @@ class _SingleRun:
 
 
 class MeshLauncher(_SingleRun):
-    """``jax.jit`` on an explicit mesh (data, fsdp, tensor).
+    """``jax.jit`` on an explicit mesh (slice, data, fsdp, tensor).
 
     Args:
       model: its dimensions must divide over the mesh.

@@ -71,6 +71,11 @@ def classification(logits: Float[Array, "*B C"], labels: Int[Array, "*B"], weigh
         return (loss, weight), ((weights * right).sum(), weight)
 
 
+def logit_chunks(rows: int, count: int, vocab_size: int) -> int:
+    """Number of chunks in which the MLM logits of B rows with M positions are computed, on the devices of the current mesh."""
+    return min(count, -(-rows * count * vocab_size // (MAX_LOGITS_PER_DEVICE * sharding.devices())))
+
+
 def masked_lm(
     states: Float[Array, "B M D"], decoder: Decoder, labels: Int[Array, "B M"], weights: Float[Array, "B M"]
 ) -> tuple[Sum, Sum]:
@@ -79,7 +84,7 @@ def masked_lm(
     The backward pass recomputes the logits of each chunk.
     """
     rows, count, _ = states.shape
-    chunks = min(count, -(-rows * count * decoder.bias.size // (MAX_LOGITS_PER_DEVICE * sharding.devices())))
+    chunks = logit_chunks(rows, count, decoder.bias.size)
     if chunks == 1:
         return classification(decoder.logits(states), labels, weights)
     size = -(-count // chunks)
