@@ -99,5 +99,7 @@ FREE_ON_RESUME = {
     ("train", "eval_every"), ("train", "eval_batches"), ("train", "save_every"), ("train", "keep"), ("train", "log_every"),
     ("train", "distributed"), ("train", "save_at"), ("train", "save_at_words"), ("train", "save_at_tokens"),
     ("train", "save_at_epochs"), ("train", "keep_best"), ("train", "keep_every"), ("train", "keep_hours"),
+    ("train", "on_anomaly"), ("train", "spike_factor"), ("train", "spike_window"), ("train", "max_skips"),
+    ("train", "max_rollbacks"), ("train", "anomaly_dumps"),
 }  # fmt: skip
-"""Fields that do not change what a run computes, as paths; they may differ when it is resumed."""
+"""Fields that do not change what a run computes, or only from the next anomaly on, as paths; they may differ when it is resumed."""

@@ -31,13 +31,13 @@ from bert_jax.tasks import summary
 from bert_jax.tasks.layout import RowLayout, Shuffled
 from bert_jax.training import launchers, losses, optimizers, plots, step
 from bert_jax.training.ensemble import EnsembleLauncher, Groups, default_runs_per_device, group_runs
+from bert_jax.training.job import Result, ShouldStop
 from bert_jax.training.launchers import Launcher
 from bert_jax.training.logging import RUN_PREFIX, Scores, log
 from bert_jax.training.run_directory import open_run_dir
 from bert_jax.training.scoring import Scorer
 from bert_jax.training.step import Objective, TrainState
 from bert_jax.training.task_data import TaskData, open_task
-from bert_jax.training.job import Result, ShouldStop
 from bert_jax.training.trainer import fit
 
 _INIT = 0
@@ -124,6 +124,7 @@ class FinetuningJob:
     """
 
     split = "dev"
+    recovers = False
     best: str | None
 
     def __init__(self, config: FinetuneConfig, model: ModelConfig, pretrained: LoadedModel, data: TaskData, steps: int) -> None:

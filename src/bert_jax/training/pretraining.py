@@ -30,10 +30,10 @@ from bert_jax.masking.policy import with_identity
 from bert_jax.models.encoder import attention_implementation
 from bert_jax.models.heads import PRETRAINING
 from bert_jax.training import launchers, losses, optimizers, plots, step
+from bert_jax.training.job import Batches, Result, ShouldStop
 from bert_jax.training.launchers import Launcher
 from bert_jax.training.logging import Scores, log
 from bert_jax.training.run_directory import open_run_dir
-from bert_jax.training.job import Batches, Result, ShouldStop
 from bert_jax.training.trainer import fit
 
 # Fields of ``data`` that TFRecord files have decided.
@@ -117,6 +117,7 @@ class PretrainingJob:
     batches: Batches
     best: str | None = None
     patience: int | None = None
+    recovers = True
     source: Any = ()
     texts_per_example = 1
 

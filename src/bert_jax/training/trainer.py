@@ -14,13 +14,15 @@ from etils import epath
 
 from bert_jax.batch import Params
 from bert_jax.checkpoints import BEST, Checkpoints, abstract
-from bert_jax.errors import RunError, UserError
+from bert_jax.errors import UserError
 from bert_jax.io import atomic
 from bert_jax.models.loaded import LoadedModel
 from bert_jax.training import launchers, plots
 from bert_jax.training.job import Counts, Result, TrainingJob
 from bert_jax.training.logging import RunLog, Scores, held_out_losses, read_metrics
+from bert_jax.training.recovery import Recovery, RollBack
 from bert_jax.training.signals import StopSignal
+
 
 def fit(job: TrainingJob) -> Result:
     """Train to the last step, or resume; [`pretrain`][bert_jax.pretrain] documents the guarantees.
@@ -35,10 +37,18 @@ def fit(job: TrainingJob) -> Result:
         stack.callback(checkpoints.close)
         stop = StopSignal()
         stack.callback(stop.restore)
-        trainer = Trainer(job, checkpoints)
-        stack.callback(trainer.log.close)
-        with job.launcher.context():
-            return trainer.run(stop)
+        recovery = Recovery(job, checkpoints)
+        while (result := _attempt(job, checkpoints, recovery, stop)) is None:
+            pass
+        return result
+
+
+def _attempt(job: TrainingJob, checkpoints: Checkpoints, recovery: Recovery, stop: StopSignal) -> Result | None:
+    """Train from the newest checkpoint; None if the run has to go on from an earlier one."""
+    trainer = Trainer(job, checkpoints, recovery)
+    with contextlib.closing(trainer.log), contextlib.suppress(RollBack), job.launcher.context():
+        return trainer.run(stop)
+    return None
 
 
 class Trainer:
@@ -47,11 +57,11 @@ class Trainer:
     Args:
       job: what to train.
       checkpoints: those of the job's run directory.
+      recovery: computes the steps, and answers anomalies.
     """
 
-    def __init__(self, job: TrainingJob, checkpoints: Checkpoints) -> None:
-        self.job, self.checkpoints = job, checkpoints
-        self.train_step = job.launcher.compile_step(job.train_step)
+    def __init__(self, job: TrainingJob, checkpoints: Checkpoints, recovery: Recovery) -> None:
+        self.job, self.checkpoints, self.recovery = job, checkpoints, recovery
         self.state = self._first_state()
         self.step = self.first_step = int(np.ravel(jax.tree.leaves(self.state)[0])[0])
         self.log = RunLog(job.run_dir, start=self.step, steps=job.train.steps)
@@ -69,11 +79,12 @@ class Trainer:
         with job.launcher.context():
             restored = self.checkpoints.restore(abstract(shapes, shardings))
         if restored is None:
+            self.recovery.resume(0, None)
             return launchers.create(job.init, shardings, job.source)
         state, meta = restored
         if meta.corpus != job.meta({}).corpus:
             raise UserError(f"{job.run_dir} was started with other data; restore its data, or choose another run directory.")
-        job.batches.set_state(meta.data)
+        self.recovery.resume(int(np.ravel(jax.tree.leaves(state)[0])[0]), meta)
         return state
 
     def run(self, stop: StopSignal) -> Result:
@@ -85,14 +96,15 @@ class Trainer:
         pending: tuple[int, Any, Counts] | None = None
         batch, counts = ({}, Counts(0, 0, 0)) if stopped or self._finished() else self._next_batch()
         while not self._finished() and stopped is None:
-            self.state, metrics = self.train_step(self.state, batch)
+            self.state, metrics = self.recovery.compute(self.state, batch)
             self.step += 1
             done = (self.step, metrics, counts)
             position = job.batches.get_state()
             batch, counts = self._next_batch()
             # The previous step's metrics are read while this step runs, so that reading never blocks the device.
-            if pending:
-                self.report(*pending)
+            if pending and self.report(*pending):
+                self.state, metrics = self.recovery.repeat(self.state)
+                done = (self.step, metrics, done[2])
             pending = done
             stopped = stop.agreed(self.step)
             evaluates, saves = (
@@ -103,7 +115,8 @@ class Trainer:
                 self.report(*pending)
                 pending = None
                 self.log.sync()
-                self.checkpoints.save(self.step, job.launcher.storable(self.state), job.meta(position))
+                meta = job.meta(position)._replace(anomalies=self.recovery.stored())
+                self.checkpoints.save(self.step, job.launcher.storable(self.state), meta)
                 if evaluates and not stopped:
                     self._evaluate(stop)
                     stopped = stop.signal
@@ -150,23 +163,24 @@ class Trainer:
         tokens, segments = int((segment_ids > 0).sum()), int(segment_ids.max(-1).sum())
         return Counts(tokens * scale, segments * scale // self.job.texts_per_example, segment_ids.size * scale)
 
-    def report(self, step: int, metrics: Any, counts: Counts) -> None:
-        """Check the metrics of a step, and log them where a line is due."""
+    def report(self, step: int, metrics: Any, counts: Counts) -> bool:
+        """Check the metrics of a step, and log them where a line is due; return whether the step was skipped."""
         values = self.job.launcher.means(metrics)
-        wrong = [name for name in ("loss", "grad_norm") if not math.isfinite(values[name])]
-        if wrong:
-            self.checkpoints.wait()
-            last = self.checkpoints.latest()
-            kept = f"Step {last} is the last good checkpoint." if last is not None else "No checkpoint was saved before it."
-            raise RunError(f"{wrong[0]} is {values[wrong[0]]} at step {step}; the run stops. {kept}")
+        if self.recovery.check(step, values, self.state):
+            self.log.write(step, "anomaly", {"skipped": self.recovery.skipped})
+            return True
         self.seen, self.batches_seen = self.seen + np.array(counts), self.batches_seen + 1
         if step % self.job.train.log_every == 0 or step == self.job.train.steps:
             now, seen = time.perf_counter(), Counts(*self.seen.tolist())
-            values |= {"learning_rate": self.job.learning_rate(step - 1), "tokens_per_second": seen.tokens / (now - self.clock)}
+            values |= {
+                "learning_rate": self.job.learning_rate(step - 1 - self.recovery.skipped),
+                "tokens_per_second": seen.tokens / (now - self.clock),
+            }
             values |= {"examples_per_step": seen.examples / self.batches_seen, "fill": seen.tokens / seen.slots}
             self.clock, self.seen, self.batches_seen = now, np.zeros_like(self.seen), 0
             self.log.write(step, "train", values)
             self.log.progress(step, values)
+        return False
 
     def _evaluate(self, stop: StopSignal) -> None:
         """Score the model; a signal abandons it, and the resumed run catches up."""

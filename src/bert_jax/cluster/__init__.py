@@ -1,0 +1,1 @@
+"""Pods: planning, checking and replaying runs."""
