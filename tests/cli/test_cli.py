@@ -21,8 +21,8 @@ from bert_jax import cli
 from bert_jax.cli import COMMANDS, process
 from bert_jax.cli.pretrain import load_experiment
 from bert_jax.config.run import Config
-from bert_jax.training.pretraining import resolve
 from bert_jax.training.job import Result
+from bert_jax.training.pretraining import resolve
 
 EXPERIMENT = """
 import bert_jax

@@ -17,8 +17,8 @@ from bert_jax.errors import UserError
 from bert_jax.evaluation import seeds
 from bert_jax.evaluation.seeds import Grid, bootstrap_interval, finetune_all, seed_statistics
 from bert_jax.training.finetuning import CONSTANT
-from bert_jax.training.logging import RUN_PREFIX
 from bert_jax.training.job import Result
+from bert_jax.training.logging import RUN_PREFIX
 from tests.runs import config_of, interrupt_at, quickly_compiled, save_model, write_data
 from tests.training.test_ensemble import devices
 

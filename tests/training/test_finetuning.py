@@ -26,8 +26,8 @@ from bert_jax.models.heads import init_params
 from bert_jax.tasks import registry
 from bert_jax.training import losses, optimizers, scoring, step, trainer
 from bert_jax.training.finetuning import finetune
-from bert_jax.training.logging import read_metrics
 from bert_jax.training.job import Result
+from bert_jax.training.logging import read_metrics
 from tests.conftest import MODEL, files_below
 from tests.runs import TASK_DATA, config_of, interrupt_at, lines_of, log_every_step, one_device, save_model, write_data
 

@@ -20,8 +20,8 @@ class ReplayStep:
 
     A run writes such a step to RUN/anomalies: the state before it, its batch and its metrics. The command prints whether loss and
     gradient norm come out as in the run, wrong inputs, parameters that were not finite already, the first part of the network with
-    an output that is not finite, and parameters with such gradients. Of a run on one device the numbers have the same bits; the sums
-    of a run on several devices are rounded differently.
+    an output that is not finite, and parameters with such gradients. Of a run on one device the numbers have the same bits; sums of
+    a run on several devices are rounded differently.
 
     Example: bert-jax replay runs/mine/anomalies/step-1234
     """

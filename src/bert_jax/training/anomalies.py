@@ -82,10 +82,10 @@ def watched(step: TrainStep, factor: float | None) -> WatchedStep:
 
     Examples:
       >>> def step(state, batch):
-      ...     return state._replace(step=state.step + 1, params=batch), {"loss": batch, "grad_norm": batch}
-      >>> state = TrainState(jnp.int32(0), jnp.float32(5), (), jnp.zeros(2, jnp.uint32))
-      >>> (state, watch), _ = watched(step, None)((state, first_watch((), None)), jnp.float32("nan"))
-      >>> int(state.step), float(state.params), bool(watch.halted)
+      ...     return state._replace(step=state.step + 1, params=batch), batch | {"grad_norm": jnp.float32(1)}
+      >>> state = TrainState(jnp.int32(0), {"loss": jnp.float32(5)}, (), jnp.zeros(2, jnp.uint32))
+      >>> (state, watch), _ = watched(step, None)((state, first_watch((), None)), {"loss": jnp.float32("nan")})
+      >>> int(state.step), float(state.params["loss"]), bool(watch.halted)
       (1, 5.0, True)
     """
 
