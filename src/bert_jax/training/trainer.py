@@ -167,7 +167,7 @@ class Trainer:
         """Check the metrics of a step, and log them where a line is due; return whether the step was skipped."""
         values = self.job.launcher.means(metrics)
         if self.recovery.check(step, values, self.state):
-            self.log.write(step, "anomaly", {"skipped": self.recovery.skipped})
+            self.log.write(step, "anomaly", {"skipped": float(self.recovery.skipped)})
             return True
         self.seen, self.batches_seen = self.seen + np.array(counts), self.batches_seen + 1
         if step % self.job.train.log_every == 0 or step == self.job.train.steps:
