@@ -107,7 +107,7 @@ class Run:
 
     def put(self, tree):
         """A copy on the devices, which a step may overwrite."""
-        return jax.device_put(tree, self.launcher.shardings(tree), may_alias=False)
+        return jax.device_put(tree, self.launcher.shardings(jax.eval_shape(lambda: tree)), may_alias=False)
 
     def watch(self, window=None):
         return self.put(jax.device_get(first_watch((), window)))

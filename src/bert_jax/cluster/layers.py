@@ -9,17 +9,18 @@ import functools
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, cast
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Key
+from jaxtyping import Array, Bool, Float, Key
 
 from bert_jax import ops
 from bert_jax.batch import Batch, Params
 from bert_jax.config.model import ModelConfig
 from bert_jax.models.encoder import Encoded, pool
 from bert_jax.models.heads import mlm_states, nsp_logits
-from bert_jax.models.layers import Embeddings, Layer, fold_site
+from bert_jax.models.layers import Block, Embeddings, Layer, fold_site
 from bert_jax.training import losses
 
 # Modules with parameters in a layer, and those of them that return states, in the order of the computation.
@@ -94,9 +95,17 @@ def _outputs(
     yield from ((name, heads[name]) for name in _HEADS if name in heads)
 
 
+class _NamedEmbeddings(Block):
+    """The embeddings under their name, by which the layouts of their parameters are found."""
+
+    @nn.compact
+    def __call__(self, batch: Batch, keys: Key[Array, " B"] | None) -> Float[Array, "B S D"]:
+        return cast(Array, Embeddings(self.config, name="embeddings")(batch, keys))
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def _embed(config: ModelConfig, params: Params, batch: Batch, keys: Array) -> tuple[Array, Bool[Array, " B"]]:
-    x = Embeddings(config).apply({"params": params}, batch, fold_site(keys, config.num_hidden_layers))
+    x = _NamedEmbeddings(config).apply({"params": {"embeddings": params}}, batch, fold_site(keys, config.num_hidden_layers))
     return cast(Array, x), _finite(cast(Array, x), batch["segment_ids"] > 0)
 
 

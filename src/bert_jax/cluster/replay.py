@@ -128,7 +128,7 @@ def replay(path: epath.PathLike, *, mask: MaskPolicy | None = None, accumulate: 
 
 
 def _placed(launcher: MeshLauncher, tree: Any) -> Any:
-    return jax.device_put(tree, launcher.shardings(tree))
+    return jax.device_put(tree, launcher.shardings(jax.eval_shape(lambda: tree)))
 
 
 def _gradients(objective: Objective, state: TrainState, batch: Batch) -> tuple[tuple[str, ...], Params, Batch]:

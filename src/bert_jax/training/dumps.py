@@ -100,7 +100,7 @@ def write(path: epath.Path, anomaly: Anomaly, state: Any, batch: HostBatch, meta
             "step": anomaly.step,
             "reason": anomaly.reason,
             "metrics": metrics,
-            "devices": jax.device_count(),
+            "devices": len(jax.tree.leaves(arrays[_STATE])[0].sharding.device_set),
             "shards": launcher.shards,
             "batch": {name: [list(value.shape), str(value.dtype)] for name, value in batch.items()},
             "config": meta.config,
