@@ -58,13 +58,14 @@ class TrainConfig:
     log_every: int = 10
     """Steps between lines in metrics.jsonl and TensorBoard."""
     on_anomaly: Literal["stop", "skip", "rollback"] = "stop"
-    """Pretraining, at a loss or gradient that is not finite, or at a loss spike: stop the run;
-    skip the step, which leaves the model and the optimizer as they were; or roll back to the newest checkpoint before it,
-    and go on with the batch that follows, so that all batches since that checkpoint are passed over.
-    Each writes the step to RUN/anomalies, for `bert-jax replay`."""
+    """What pretraining does at a loss or gradient that is not finite, or at a loss spike: stop the run;
+    skip the step, which leaves the model and the optimizer as they were;
+    or roll back to the newest checkpoint before it, and pass over all batches since then.
+    The step is written to RUN/anomalies, for `bert-jax replay`."""
     spike_factor: float | None = None
-    """A loss is a spike if it exceeds the median of the last train.spike_window losses by so many robust standard deviations:
-    1.4826 times the median absolute deviation from the median. Losses of anomalies do not count. None: nothing is a spike."""
+    """A loss is a spike if it is more than so many robust standard deviations above the median of the last losses.
+    The robust standard deviation is 1.4826 times the median absolute deviation from the median; anomalies do not count.
+    None: nothing is a spike."""
     spike_window: int = 128
     """Number of losses that a loss is compared with; until there are so many, nothing is a spike."""
     max_skips: int = 5
