@@ -207,8 +207,9 @@ def test_a_stopped_run_goes_on_when_it_may_skip(run_config, poison, quick):
 
 
 def test_spikes_are_skipped_as_by_hand(run_config, quick):
-    """A low limit, so that small changes of the loss are spikes."""
-    config = with_train(run_config, on_anomaly="skip", spike_factor=0.3, spike_window=3, max_skips=9)
+    """With a learning rate at which the loss is not steady, and a low limit."""
+    config = dataclasses.replace(run_config, optim=dataclasses.replace(run_config.optim, peak_lr=0.03))
+    config = with_train(config, on_anomaly="skip", spike_factor=0.3, spike_window=3, max_skips=9)
     assert pretrain(config).step == 8
     opened, data, policy = pretraining._open(config)
     job = PretrainingJob(opened, data, policy, launchers.launch(opened))
@@ -223,7 +224,7 @@ def test_spikes_are_skipped_as_by_hand(run_config, quick):
             state = after if fine else state._replace(step=state.step + 1)
     job.batches.close()
     skipped = [number for number, kind in enumerate(spikes(losses, 0.3, 3)[0], 1) if kind]
-    assert 0 < len(skipped) < 5
+    assert 0 < len(skipped) < 8
     assert [line["step"] for line in lines(config, "anomaly")] == skipped
     assert_same(final_state(config)[0], jax.device_get(state))
 
