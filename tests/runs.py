@@ -291,8 +291,9 @@ def interrupt_at(monkeypatch, number, what):
     original = trainer.Trainer.report
 
     def report(self, done, *more):
-        original(self, done, *more)
+        skipped = original(self, done, *more)
         if done == number:
             what()
+        return skipped
 
     monkeypatch.setattr(trainer.Trainer, "report", report)

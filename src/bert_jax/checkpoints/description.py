@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from bert_jax.config import format
@@ -44,6 +45,8 @@ class Meta(NamedTuple):
     """Name of each head -> number of its outputs."""
     pooler: bool = True
     """Whether the encoder has a pooler."""
+    anomalies: Mapping[str, Any] = MappingProxyType({})
+    """What the run has to know about earlier anomalies, as JSON values; empty where there is nothing."""
 
 
 def describe(

@@ -38,7 +38,7 @@ BEST = "best"
 """Directory of the best model in the run directory of a job that keeps one."""
 TEMPORARY = ocp.path.atomicity_types.TMP_DIR_SUFFIX
 """Suffix of the directory of a step that is being written."""
-_STATE, _META, _MANIFEST = "state", "meta", "manifest"
+_STATE, _META, _MANIFEST, _ANOMALIES = "state", "meta", "manifest", "anomalies"
 _PARAMS = "params"
 
 
@@ -84,6 +84,7 @@ class Checkpoints:
           RunError: this checkpoint, or the previous one in the background, could not be written (a full disk).
         """
         run = {"config": meta.config, "corpus": meta.corpus, "data": meta.data}
+        run |= {_ANOMALIES: dict(meta.anomalies)} if meta.anomalies else {}
         self._save(step, state, run | describe(meta.model, meta.tokenizer, meta.labels, meta.heads, pooler=meta.pooler))
 
     def save_model(self, model: LoadedModel, *, step: int = 0) -> None:
@@ -199,7 +200,8 @@ class Checkpoints:
             model = build(ModelConfig, content["model"], "model")
             labels, heads = tuple(content["labels"]), content["heads"]
             tokenizer = tokenizers.from_files(decode(content["tokenizer"]))
-            meta = Meta(content["config"], model, tokenizer, content["corpus"], content["data"], labels, heads, content["pooler"])
+            run = (content["config"], model, tokenizer, content["corpus"], content["data"])
+            meta = Meta(*run, labels, heads, content["pooler"], content.get(_ANOMALIES, {}))
             self._warn_of_damage(step, content)
             return state, meta
 

@@ -29,6 +29,7 @@ COMMANDS = {
     "predict": "apply a fine-tuned model to a file",
     "plan": "compute what a config needs on a cluster: memory, time and network",
     "bench": "measure the training speed of a config on this machine",
+    "replay": "compute an anomalous step of a run again, and name the layer where values stop being finite",
     "checkpoints": "list, verify or delete the checkpoints of a run",
     "info": "describe a model",
     "fill-mask": "predict the tokens under [MASK]",
@@ -36,7 +37,7 @@ COMMANDS = {
     "features": "write the hidden states of every token",
     "convert": "convert a model to another format",
 }
-_COMPUTING = ("pretrain", "finetune", "evaluate", "predict", "bench", "embed", "features")
+_COMPUTING = ("pretrain", "finetune", "evaluate", "predict", "bench", "replay", "embed", "features")
 # Commands that save their run when they are stopped.
 _RESUMABLE = ("pretrain", "finetune")
 # What Ctrl-C means for the output of other commands, unless they remove what is incomplete.

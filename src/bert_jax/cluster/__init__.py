@@ -1,1 +1,1 @@
-"""Runs on many devices: the memory, arithmetic, time and network that a config needs there."""
+"""Pods: planning, checking and replaying runs."""

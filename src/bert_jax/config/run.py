@@ -103,5 +103,7 @@ FREE_ON_RESUME = {
     ("train", "distributed"), ("train", "coordinator"), ("train", "processes"), ("train", "process_id"),
     ("train", "process_timeout"), ("train", "save_at"), ("train", "save_at_words"), ("train", "save_at_tokens"),
     ("train", "save_at_epochs"), ("train", "keep_best"), ("train", "keep_every"), ("train", "keep_hours"), ("log",),
+    ("train", "on_anomaly"), ("train", "spike_factor"), ("train", "spike_window"), ("train", "max_skips"),
+    ("train", "max_rollbacks"), ("train", "anomaly_dumps"),
 }  # fmt: skip
-"""Fields that do not change what a run computes, as paths; they may differ when it is resumed."""
+"""Fields that do not change what a run computes, or only from the next anomaly on, as paths; they may differ when it is resumed."""

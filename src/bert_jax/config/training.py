@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from bert_jax.config import lengths
 from bert_jax.config.retention import Retention
-from bert_jax.config.validation import require_positive
+from bert_jax.config.validation import check_choices, require_positive
 from bert_jax.errors import UserError
 
 
@@ -56,6 +57,24 @@ class TrainConfig:
     """The same at numbers of epochs, such as 0.5,1,2."""
     log_every: int = 10
     """Steps between lines of metrics."""
+    on_anomaly: Literal["stop", "skip", "rollback"] = "stop"
+    """What pretraining does at a loss or gradient that is not finite, or at a loss spike: stop the run;
+    skip the step, which leaves the model and the optimizer as they were;
+    or roll back to the newest checkpoint before it, and pass over all batches since then.
+    The step is written to RUN/anomalies, for `bert-jax replay`."""
+    spike_factor: float | None = None
+    """A loss is a spike if it is more than so many robust standard deviations above the median of the last losses.
+    The robust standard deviation is 1.4826 times the median absolute deviation from the median; anomalies do not count.
+    None: nothing is a spike."""
+    spike_window: int = 128
+    """Number of losses that a loss is compared with; until there are so many, nothing is a spike."""
+    max_skips: int = 5
+    """Number of anomalies one after the other at which a run that skips rolls back instead."""
+    max_rollbacks: int = 5
+    """Number of rollbacks of a run; at the next one, it stops."""
+    anomaly_dumps: int = 5
+    """Number of steps that a run writes to RUN/anomalies, each as large as a checkpoint.
+    The step that stops a run is always written."""
     distributed: bool = False
     """Join the processes of a run on several hosts, found in the environment of a TPU pod, Slurm, Open MPI or Kubernetes."""
     coordinator: str | None = None
@@ -68,14 +87,16 @@ class TrainConfig:
     """Seconds for which processes wait for one that is missing or lags behind before all end with a sentence."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "eval_every", "save_every", "keep", "log_every"):
+        check_choices(self, "train")
+        for name in ("steps", "eval_every", "save_every", "keep", "log_every", "spike_window", "max_skips"):
             require_positive(f"train.{name}", getattr(self, name))
         require_positive("train.process_timeout", self.process_timeout)
-        for name in ("eval_batches", "keep_every", "keep_hours", "processes"):
+        for name in ("eval_batches", "keep_every", "keep_hours", "processes", "spike_factor"):
             if (value := getattr(self, name)) is not None:
                 require_positive(f"train.{name}", value)
-        if self.keep_best < 0:
-            raise UserError(f"train.keep_best is {self.keep_best}; it must not be negative.")
+        for name in ("keep_best", "max_rollbacks", "anomaly_dumps", "seed"):
+            if (value := getattr(self, name)) < 0:
+                raise UserError(f"train.{name} is {value}; it must not be negative.")
         if self.keep_every and self.keep_every % self.save_every and self.keep_every % self.eval_every:
             raise UserError(
                 f"train.keep_every is {self.keep_every}, but steps are saved every {self.save_every} (train.save_every); use a "
@@ -90,8 +111,6 @@ class TrainConfig:
                 lengths.parse_amounts(points, f"train.{name}")
         if any(step <= 0 for step in self.save_at):
             raise UserError(f"train.save_at is {self.save_at}; its steps must be greater than 0.")
-        if self.seed < 0:
-            raise UserError(f"train.seed is {self.seed}; it must not be negative.")
 
     @property
     def retention(self) -> Retention:

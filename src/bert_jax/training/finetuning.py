@@ -155,6 +155,7 @@ class FinetuningJob:
     """
 
     split = "dev"
+    recovers = False
     best: str | None
 
     def __init__(self, config: FinetuneConfig, model: ModelConfig, pretrained: LoadedModel, data: TaskData, steps: int) -> None:

@@ -59,6 +59,8 @@ class TrainingJob(Protocol):
     """Name of the split that evaluations score."""
     best: str | None
     """Score by which the best model is kept in a directory of its own; None: no best model is kept."""
+    recovers: bool
+    """Whether the run answers anomalies as ``train.on_anomaly`` says; otherwise it stops."""
     patience: int | None
     """Evaluations without a better score after which the run ends; None: no early stopping."""
 

@@ -136,6 +136,7 @@ class PretrainingJob:
     batches: Batches
     best: str | None = None
     patience: int | None = None
+    recovers = True
     source: Any = ()
     texts_per_example = 1
 

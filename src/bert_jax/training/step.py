@@ -113,6 +113,11 @@ def mask_key(root: Key[Array, ""]) -> Key[Array, ""]:
     return jax.random.fold_in(root, _MASK)
 
 
+def dropout_key(root: Key[Array, ""], step: Int[Array, ""]) -> Key[Array, ""]:
+    """The key of a step's dropout, from the root key of its run."""
+    return jax.random.fold_in(jax.random.fold_in(root, _DROPOUT), step)
+
+
 def make_train_step(
     objective: Objective, optimizer: optax.GradientTransformation, *, axis_name: str | None = None, norms: bool = False
 ) -> TrainStep:
@@ -127,7 +132,7 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         root = jax.random.wrap_key_data(state.key, impl=ops.GENERATOR)
-        dropout = jax.random.fold_in(jax.random.fold_in(root, _DROPOUT), state.step)
+        dropout = dropout_key(root, state.step)
         batch = objective.prepare(mask_key(root), batch, state)
         weights = _sum_over({name: batch[weight].sum() for name, weight in objective.weights.items()}, axis_name)
 

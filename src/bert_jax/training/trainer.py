@@ -14,12 +14,13 @@ from etils import epath
 from bert_jax import processes
 from bert_jax.batch import Params
 from bert_jax.checkpoints import BEST, Checkpoints, abstract
-from bert_jax.errors import RunError, UserError
+from bert_jax.errors import UserError
 from bert_jax.io import atomic
 from bert_jax.models.loaded import LoadedModel
 from bert_jax.training import launchers, plots
 from bert_jax.training.job import Counts, Result, TrainingJob
 from bert_jax.training.logging import RunLog, Scores, held_out_losses, read_metrics
+from bert_jax.training.recovery import Recovery, RollBack
 from bert_jax.training.run_directory import RunDirectory
 from bert_jax.training.signals import StopSignal
 from bert_jax.training.telemetry import Telemetry, WallClock
@@ -42,11 +43,25 @@ def fit(job: TrainingJob, directory: RunDirectory) -> Result:
         stack.callback(checkpoints.close)
         stop = StopSignal(processes.group())
         stack.callback(stop.restore)
-        trainer = Trainer(job, checkpoints, directory)
-        stack.callback(trainer.log.close)
-        stack.callback(trainer.telemetry.close)
-        with job.launcher.context():
-            return trainer.run(stop)
+        recovery = Recovery(job, checkpoints)
+        while (result := _attempt(job, checkpoints, directory, recovery, stop)) is None:
+            pass
+        return result
+
+
+def _attempt(
+    job: TrainingJob, checkpoints: Checkpoints, directory: RunDirectory, recovery: Recovery, stop: StopSignal
+) -> Result | None:
+    """Train from the newest checkpoint; None if the run has to go on from an earlier one."""
+    trainer = Trainer(job, checkpoints, directory, recovery)
+    with (
+        contextlib.closing(trainer.log),
+        contextlib.closing(trainer.telemetry),
+        contextlib.suppress(RollBack),
+        job.launcher.context(),
+    ):
+        return trainer.run(stop)
+    return None
 
 
 class Trainer:
@@ -56,10 +71,12 @@ class Trainer:
       job: what to train.
       checkpoints: those of the job's run directory.
       directory: the run directory.
+      recovery: computes the steps, and answers anomalies.
     """
 
-    def __init__(self, job: TrainingJob, checkpoints: Checkpoints, directory: RunDirectory) -> None:
-        self.job, self.checkpoints, self.directory, self.group = job, checkpoints, directory, processes.group()
+    def __init__(self, job: TrainingJob, checkpoints: Checkpoints, directory: RunDirectory, recovery: Recovery) -> None:
+        self.job, self.checkpoints, self.directory, self.recovery = job, checkpoints, directory, recovery
+        self.group = processes.group()
         self.group.advice = self._advice
         clock = WallClock()
         began = clock()
@@ -69,8 +86,9 @@ class Trainer:
         self.best_scores: list[float] = []
         if job.best:
             self.best_scores = [line[job.best] for line in self._score_lines() if line["step"] <= self.step]
-        step, finished = job.launcher.compile_step(job.train_step), self._finished()
-        self.telemetry = Telemetry(job, self.log, step, start=self.step, began=began, finished=finished, clock=clock)
+        self.telemetry = Telemetry(
+            job, self.log, recovery.compute, start=self.step, began=began, finished=self._finished(), clock=clock
+        )
 
     def _first_state(self) -> Any:
         """The newest undamaged checkpoint, or fresh parameters."""
@@ -80,11 +98,12 @@ class Trainer:
         with job.launcher.context():
             restored = self.checkpoints.restore(abstract(shapes, shardings))
         if restored is None:
+            self.recovery.resume(0, None)
             return launchers.create(job.init, shardings, job.source)
         state, meta = restored
         if meta.corpus != job.meta({}).corpus:
             raise UserError(f"{job.run_dir} was started with other data; restore its data, or choose another run directory.")
-        job.batches.set_state(meta.data)
+        self.recovery.resume(int(np.ravel(jax.tree.leaves(state)[0])[0]), meta)
         return state
 
     def run(self, stop: StopSignal) -> Result:
@@ -102,8 +121,9 @@ class Trainer:
             position = job.batches.get_state()
             batch, counts = self._next_batch()
             # The previous step's metrics are read while this step runs, so that reading never blocks the device.
-            if pending:
-                self.report(*pending)
+            if pending and self.report(*pending):
+                self.state, metrics = self.recovery.repeat(self.state)
+                done = (self.step, metrics, done[2])
             pending = done
             stopped = stop.agreed()
             self.checkpoints.check_for_errors()
@@ -116,8 +136,9 @@ class Trainer:
                 pending = None
                 with self.telemetry.lost("checkpoint", self.step):
                     self.log.sync()
+                    meta = job.meta(position)._replace(anomalies=self.recovery.stored())
                     self.directory.check()
-                    self.checkpoints.save(self.step, job.launcher.storable(self.state), job.meta(position))
+                    self.checkpoints.save(self.step, job.launcher.storable(self.state), meta)
                 if evaluates and not stopped:
                     self._evaluate(stop)
                     stopped = stop.agreed()
@@ -165,20 +186,19 @@ class Trainer:
         tokens, segments = int((segment_ids > 0).sum()), int(segment_ids.max(-1).sum())
         return Counts(tokens, segments // self.job.texts_per_example, segment_ids.size)
 
-    def report(self, step: int, metrics: Any, counts: Counts) -> None:
-        """Check the metrics of a step, and log them where a line is due."""
+    def report(self, step: int, metrics: Any, counts: Counts) -> bool:
+        """Check the metrics of a step, and log them where a line is due; return whether the step was skipped."""
         values = self.job.launcher.means(metrics)
-        wrong = [name for name in ("loss", "grad_norm") if not math.isfinite(values[name])]
-        if wrong:
-            self.checkpoints.wait()
-            last = self.checkpoints.latest()
-            kept = f"Step {last} is the last good checkpoint." if last is not None else "No checkpoint was saved before it."
-            raise RunError(f"{wrong[0]} is {values[wrong[0]]} at step {step}; the run stops. {kept}")
+        if self.recovery.check(step, values, self.state):
+            self.log.write(step, "anomaly", {"skipped": float(self.recovery.skipped)})
+            return True
         self.telemetry.add(counts)
         if step % self.job.train.log_every == 0 or step == self.job.train.steps:
-            values |= {"learning_rate": self.job.learning_rate(step - 1)} | self.telemetry.take(step, values)
+            rate = self.job.learning_rate(step - 1 - self.recovery.skipped)
+            values |= {"learning_rate": rate} | self.telemetry.take(step, values)
             self.log.write(step, "train", values)
             self.log.progress(step, values)
+        return False
 
     def _evaluate(self, stop: StopSignal) -> None:
         """Score the model; a signal abandons it, and the resumed run catches up."""
