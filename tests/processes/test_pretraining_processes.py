@@ -22,9 +22,9 @@ def longer(config, **changes):
 
 def assert_continues(config, tmp_path, *, steps_more=3):
     """The same command goes on from the newest checkpoint; it is stopped by SIGTERM."""
-    newest = steps(config)[-1]
+    last = read_metrics(config.run)[-1]["step"]
     hosts = Hosts(config, tmp_path / "hosts")
-    hosts.wait_for_step(newest + steps_more)
+    hosts.wait_for_step(last + steps_more)
     hosts.send(signal.SIGTERM, 0)
     for status, error in hosts.ended().values():
         assert status == 128 + signal.SIGTERM, error
