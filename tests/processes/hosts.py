@@ -36,9 +36,13 @@ class Hosts:
       absent: indices of processes that are not started.
       devices: of every process.
       experiment: directory for the experiment's file.
+      arguments: further arguments of all commands.
+      command: the subcommand.
     """
 
-    def __init__(self, config, experiment, *, count=2, differing=None, patch="", absent=(), devices=0, arguments=()):
+    def __init__(
+        self, config, experiment, *, count=2, differing=None, patch="", absent=(), devices=0, arguments=(), command="pretrain"
+    ):
         experiment.mkdir(parents=True, exist_ok=True)
         (experiment / "config.json").write_text(config.to_json())
         file = experiment / "experiment.py"
@@ -48,12 +52,12 @@ class Hosts:
         )
         port, self.run = free_port(), config.run
         environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices or DEVICES // count), "BERT_JAX_ALLOCATOR": "system"}
-        self.processes = {}
+        self.processes, self.output = {}, {}
         for index in range(count):
             if index not in absent:
                 place = [f"--train.coordinator=127.0.0.1:{port}", f"--train.processes={count}", f"--train.process-id={index}"]
-                command = ["pretrain", str(file), *place, *arguments, *(differing or {}).get(index, ())]
-                source = f"INDEX = {index}\n{patch}\nimport sys\nfrom bert_jax.cli import main\nsys.exit(main({command!r}))"
+                words = [command, str(file), *place, *arguments, *(differing or {}).get(index, ())]
+                source = f"INDEX = {index}\n{patch}\nimport sys\nfrom bert_jax.cli import main\nsys.exit(main({words!r}))"
                 self.processes[index] = subprocess.Popen(
                     [sys.executable, "-c", source], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
                 )
@@ -75,7 +79,7 @@ class Hosts:
         ends, found = time.monotonic() + seconds, {}
         for index in of or self.processes:
             try:
-                error = self.processes[index].communicate(timeout=max(ends - time.monotonic(), 1))[1]
+                self.output[index], error = self.processes[index].communicate(timeout=max(ends - time.monotonic(), 1))
             except subprocess.TimeoutExpired:
                 self.kill()
                 raise AssertionError(

@@ -161,6 +161,10 @@ class Checkpoints:
         """When a step was committed, or, if Orbax's note of it is damaged, when a file of it was last changed."""
         return manifest.committed(self.path / str(step))
 
+    def corpus(self, step: int) -> str:
+        """Digest of the data of the run that saved a step."""
+        return str(self._read_content(step)["corpus"])
+
     def check(self, step: int, *, arrays: bool) -> tuple[int | None, list[str]]:
         """Look for damage; nothing is changed on disk.
 

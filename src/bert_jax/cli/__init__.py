@@ -28,6 +28,7 @@ COMMANDS = {
     "evaluate": "compute the official scores of a fine-tuned model",
     "predict": "apply a fine-tuned model to a file",
     "plan": "compute what a config needs on a cluster: memory, time and network",
+    "doctor": "check a pretraining run before it starts",
     "bench": "measure the training speed of a config on this machine",
     "replay": "compute an anomalous step of a run again, and name the layer where values stop being finite",
     "checkpoints": "list, verify or delete the checkpoints of a run",

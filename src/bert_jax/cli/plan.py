@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from bert_jax.cli.pretrain import expand_names, load_experiment, registry
+from bert_jax.cli.pretrain import expand_names, load_config, registry
 from bert_jax.cluster import hardware, plan
 from bert_jax.cluster.plan import Device, Plan
 from bert_jax.config.mesh import MeshConfig
@@ -62,7 +62,7 @@ def main(arguments: list[str]) -> int:
         return 0 if is_help else 2
     options = tyro.cli(
         Options,
-        default=Options(_load(Path(arguments[0]))),
+        default=Options(load_config(Path(arguments[0]))),
         prog=f"bert-jax plan {arguments[0]}",
         args=expand_names(arguments[1:]),
         registry=registry(),
@@ -70,12 +70,6 @@ def main(arguments: list[str]) -> int:
     found = plan.plan(options.config, _device(options), devices=_devices(options), search=options.search)
     print(json.dumps(to_json(found), indent=2) if options.json else "\n".join(summary(options.config, found)))
     return 0
-
-
-def _load(path: Path) -> Config:
-    if path.suffix == ".json" and path.is_file():
-        return Config.from_json(path.read_text())
-    return load_experiment(path)
 
 
 def _devices(options: Options) -> int:

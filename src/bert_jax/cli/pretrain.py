@@ -108,6 +108,15 @@ def load_experiment(path: Path) -> Config:
     return config
 
 
+def load_config(path: Path) -> Config:
+    """The config of an experiment's file, or of the ``config.json`` of a run.
+
+    Raises:
+      UserError: as ``load_experiment``.
+    """
+    return Config.from_json(path.read_text()) if path.suffix == ".json" and path.is_file() else load_experiment(path)
+
+
 def report(result: Result, run: str) -> str:
     """Return the held-out scores of a run, with those of a unigram model and of the majority class for comparison."""
     scores = result.held_out

@@ -118,6 +118,15 @@ def resident_bytes(config: Config) -> int:
     return _local_bytes(state.params) + _local_bytes(state.opt_state)
 
 
+def state_bytes(config: Config) -> int:
+    """Bytes of parameters and optimizer state altogether, which are those of a checkpoint.
+
+    Raises:
+      UserError: as ``resident_bytes``.
+    """
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(_state(config)[2]))
+
+
 def batch_shapes(config: Config) -> Shapes:
     """Shapes of the batches that documents give."""
     data = config.data

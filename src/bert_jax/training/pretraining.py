@@ -81,16 +81,14 @@ def pretrain(config: Config) -> Result:
       >>> bert_jax.pretrain(config).step
       2
     """
-    with _join(config).reporting():
+    with join(config).reporting():
         return _pretrain(config)
 
 
 def _pretrain(config: Config) -> Result:
-    config, data, policy = _open(config)
-    text, group = config.to_json(), processes.group()
-    digests = {"content of the data": data.digest(), "vocabulary": tokenizers.digest(data.tokenizer)}
+    config, data, policy = open_run(config)
     # Before the launcher connects the devices, which waits for all processes.
-    processes.require_agreement(group, text, digests)
+    require_agreement(config, data)
     if isinstance(data, Records) and config.data.pairs:
         nsp_labels.check(data, config.data)
     launcher = launchers.launch(config)
@@ -98,12 +96,7 @@ def _pretrain(config: Config) -> Result:
         attention_implementation(config.model, config.data.sequence_length, training=training) for training in (True, False)
     )
     loggers.check(config.log.loggers)
-
-    def changes(stored: str) -> list[str]:
-        # Functions are compared by their identity, as they are stored.
-        return differences(Config.from_json(stored), Config.from_json(text), FREE_ON_RESUME)
-
-    with open_run_dir(config.run, text, changes, group) as directory:
+    with open_run_dir(config.run, config.to_json(), lambda stored: changes(stored, config), processes.group()) as directory:
         log(f"attention: {attention}" + (f" (evaluation: {scoring})" if scoring != attention else ""))
         if lengths.has_lengths(config.train):
             log(f"length: {config.train.steps:,} steps" + _points(config))
@@ -118,8 +111,23 @@ def resolve(config: Config) -> Config:
     Raises:
       UserError: there is no corpus, or its tokenizer does not fit the model or the policy.
     """
-    with _join(config).reporting():
-        return _open(config)[0]
+    with join(config).reporting():
+        return open_run(config)[0]
+
+
+def changes(stored: str, config: Config) -> list[str]:
+    """How a config computes something else than one that is stored as JSON; functions are compared by their identity."""
+    return differences(Config.from_json(stored), Config.from_json(config.to_json()), FREE_ON_RESUME)
+
+
+def require_agreement(config: Config, data: PretrainingData) -> None:
+    """Check that all processes have started the same run on the same data.
+
+    Raises:
+      UserError: as [`require_agreement`][bert_jax.processes.agreement.require_agreement].
+    """
+    digests = {"content of the data": data.digest(), "vocabulary": tokenizers.digest(data.tokenizer)}
+    processes.require_agreement(processes.group(), config.to_json(), digests)
 
 
 class PretrainingJob:
@@ -232,7 +240,7 @@ class _CheckedBatches:
         return batch
 
 
-def _join(config: Config) -> Group:
+def join(config: Config) -> Group:
     """Join the processes of the run, before the policy's schedules are evaluated on a device."""
     train = config.train
     return processes.join(
@@ -244,8 +252,12 @@ def _join(config: Config) -> Group:
     )
 
 
-def _open(config: Config) -> tuple[Config, PretrainingData, ResolvedMaskPolicy | None]:
-    """The config as it is stored, the data, and the resolved mask policy."""
+def open_run(config: Config) -> tuple[Config, PretrainingData, ResolvedMaskPolicy | None]:
+    """The config as it is stored, the data, and the resolved mask policy; the processes have joined.
+
+    Raises:
+      UserError: as ``resolve``.
+    """
     data = sources.open_data(config.data)
     if lengths.has_lengths(config.train):
         config = dataclasses.replace(config, train=lengths.resolve(config.train, data.rates(seed=config.train.seed)))

@@ -19,8 +19,9 @@ LOCK = ".lock"
 """File that the owner of a local run directory locks; the lock ends with the process, however it ends."""
 LEASES = ".leases"
 """Directory of leases in a run directory on an object store."""
-_OWNER = ".owner"
-_OURS = {f".{CONFIG}", LOCK, LEASES, _OWNER, f".{_OWNER}"}
+OWNER = ".owner"
+"""File by which the processes of a run see that they use the same directory."""
+_OURS = {f".{CONFIG}", LOCK, LEASES, OWNER, f".{OWNER}"}
 # A shared file system may show a new file a moment later on another host.
 _PATIENCE_SECONDS = 10.0
 
@@ -59,6 +60,25 @@ def open_run_dir(run: epath.PathLike, text: str, differences: Callable[[str], li
     """
     run = remote.open_path(run)
     path = run / CONFIG
+    require_fitting(run, differences)
+    # Every process has looked before one of them writes.
+    group.gather("opening the run directory", None)
+    with contextlib.ExitStack() as stack:
+        held = stack.enter_context(owned(run, group)) if group.index == 0 else None
+        if group.index == 0:
+            with atomic.explained(run), atomic.replaced_path(path) as part:
+                part.write_text(text)
+        require_shared(run, group)
+        yield RunDirectory(run, held)
+
+
+def require_fitting(run: epath.Path, differences: Callable[[str], list[str]]) -> None:
+    """Check that a directory is new, or has a run with a config that may be resumed; the arguments are those of ``open_run_dir``.
+
+    Raises:
+      UserError: it is neither.
+    """
+    path = run / CONFIG
     if path.exists():
         if changed := differences(path.read_text()):
             raise UserError(
@@ -67,20 +87,15 @@ def open_run_dir(run: epath.PathLike, text: str, differences: Callable[[str], li
             )
     elif run.exists() and (not run.is_dir() or any(entry.name not in _OURS for entry in run.iterdir())):
         raise UserError(f"{run} exists and is not a run; choose another --run.")
-    # Every process has looked before one of them writes.
-    group.gather("opening the run directory", None)
-    with contextlib.ExitStack() as stack:
-        held = stack.enter_context(_owned(run, group)) if group.index == 0 else None
-        if group.index == 0:
-            with atomic.explained(run), atomic.replaced_path(path) as part:
-                part.write_text(text)
-        _require_same_directory(run, group)
-        yield RunDirectory(run, held)
 
 
 @contextlib.contextmanager
-def _owned(run: epath.Path, group: Group) -> Iterator[lease.Lease | None]:
-    """Hold the lock of a local directory, or the lease of a remote one."""
+def owned(run: epath.Path, group: Group) -> Iterator[lease.Lease | None]:
+    """Hold the lock of a local directory, which is created, or the lease of a remote one.
+
+    Raises:
+      UserError: another process owns it.
+    """
     if remote.is_remote(run):
         # A cluster starts a killed process again before its lease has ended.
         with lease.held(run / LEASES, str(run), doing="used", patient=True) as held:
@@ -100,16 +115,20 @@ def _owned(run: epath.Path, group: Group) -> Iterator[lease.Lease | None]:
         lock.release()
 
 
-def _require_same_directory(run: epath.Path, group: Group) -> None:
-    """Check that all processes see the file that the first one has written."""
+def require_shared(run: epath.Path, group: Group) -> None:
+    """Check that all processes see the file that the first one writes into a directory.
+
+    Raises:
+      UserError: one does not; every process raises it.
+    """
     if len(group) == 1:
         return
     token = secrets.token_hex(8)
     if group.index == 0:
-        with atomic.explained(run), atomic.replaced_path(run / _OWNER) as part:
+        with atomic.explained(run), atomic.replaced_path(run / OWNER) as part:
             part.write_text(token)
     expected, ends = group.gather("writing into the run directory", token)[0], time.monotonic() + _PATIENCE_SECONDS
-    while not (seen := _read(run / _OWNER) == expected) and time.monotonic() < ends:
+    while not (seen := _read(run / OWNER) == expected) and time.monotonic() < ends:
         time.sleep(0.1)
     found = group.gather("reading from the run directory", seen)
     if not all(found):
