@@ -113,8 +113,6 @@ def _documents(opened: Opened) -> str:
             f"{unknown:.1%} of the tokens are [UNK]: the vocabulary is probably one of another casing or language. "
             f"`bert-jax inspect {config.data.corpus}` shows the words; prepare the corpus with a vocabulary that fits."
         )
-    if not len(data.corpus.held_out.documents):
-        raise UserError(f"{config.data.corpus} has no held-out examples; prepare it with a larger --held-out.")
     return f"{read} of them can be read; {unknown:.2%} [UNK]"
 
 
