@@ -45,7 +45,7 @@ def copy_corpus(config, tmp_path):
     return changed(config, data__corpus=str(tmp_path / "copy")), tmp_path / "copy"
 
 
-def test_a_sound_run_passes_and_nothing_is_left_behind(run_config, tmp_path):
+def test_a_sound_run_passes_and_nothing_is_left_behind(run_config, tmp_path, quick):
     findings = [*doctor.examine(run_config)]
     assert {finding.level for finding in findings} == {"ok"}, findings
     assert [finding.check for finding in findings] == [

@@ -132,7 +132,7 @@ def _devices(opened: Opened) -> str:
             f"This machine has an accelerator ({', '.join(sorted(found))}), but JAX computes on the CPU; install jax[cuda13] or "
             "jax[tpu], and look at JAX_PLATFORMS."
         )
-    return f"{jax.device_count()} of kind {device.device_kind} in {jax.process_count()} processes"
+    return f"{jax.device_count()} of kind {device.device_kind}"
 
 
 def _jax(opened: Opened) -> str:
@@ -179,7 +179,7 @@ def _run_directory(opened: Opened) -> str:
     seconds = _write(path)
     if seconds > _SLOW_WRITE:
         raise Fault(f"A small file took {seconds:.1f} s to be written into {path}; metrics and checkpoints will be slow there.")
-    return f"can be written, a small file in {seconds * 1e3:.0f} ms"
+    return f"can be written, a small file in {seconds * 1e3:.1f} ms"
 
 
 def _write(path: epath.Path) -> float:
