@@ -33,7 +33,7 @@ class Job:
     """
 
     def __init__(self, experiment, patch=""):
-        self.error = tempfile.TemporaryFile("w+")
+        self.error = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self.pid = os.fork()
         self.status = None
         if self.pid == 0:
@@ -101,11 +101,8 @@ class Attacker:
         return [path for path in self.checkpoints.iterdir() if not path.name.isdecimal()] if self.checkpoints.exists() else []
 
     def _steps(self):
-        return (
-            sorted(int(path.name) for path in self.checkpoints.iterdir() if path.name.isdecimal())
-            if self.checkpoints.exists()
-            else []
-        )
+        names = [path.name for path in self.checkpoints.iterdir()] if self.checkpoints.exists() else []
+        return sorted(int(name) for name in names if name.isdecimal())
 
     def _await(self, job, condition):
         ends = time.monotonic() + SECONDS

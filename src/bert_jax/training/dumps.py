@@ -14,9 +14,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from etils import epath
-from jax.experimental import multihost_utils
 
-from bert_jax import masking
+from bert_jax import masking, processes
 from bert_jax.batch import Batch, HostBatch
 from bert_jax.checkpoints import Checkpoints, Meta, abstract
 from bert_jax.config import format, schedules
@@ -82,8 +81,7 @@ def write(path: epath.Path, anomaly: Anomaly, state: Any, batch: HostBatch, meta
     if jax.process_index() == 0 and path.exists():
         (path / FACTS).unlink(missing_ok=True)
         path.rmtree()
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("anomaly")
+    processes.group().gather("writing an anomaly", None)
     shapes = {name: jax.ShapeDtypeStruct(value.shape, value.dtype) for name, value in batch.items()}
     arrays = {_STATE: launcher.storable(state), _BATCH: jax.device_put(batch, launcher.shardings(shapes))}
     checkpoints = Checkpoints(path, keep=1)

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 from etils import epath
 
+from bert_jax import processes
 from bert_jax.checkpoints import Checkpoints, Meta
 from bert_jax.errors import RunError
 from bert_jax.io import atomic
@@ -55,9 +56,13 @@ class Recovery:
         step: Any = anomalies.watched(job.train_step, job.train.spike_factor) if job.recovers else job.train_step
         self._compiled = job.launcher.compile_step(step)
         self._path = epath.Path(job.run_dir) / dumps.DIRECTORY
-        self._dumps = {path.parent.name for path in self._path.glob(f"*/{dumps.FACTS}")} if job.recovers else set()
         file = self._path / ROLLBACKS
-        self._rollbacks: list[dict[str, Any]] = read_json(file)["rollbacks"] if job.recovers and file.exists() else []
+        dumped = [path.parent.name for path in self._path.glob(f"*/{dumps.FACTS}")] if job.recovers else []
+        rollbacks = read_json(file)["rollbacks"] if job.recovers and file.exists() else []
+        # A shared file system may show other processes another state of the directory.
+        found = processes.group().gather("reading anomalies", {"dumps": dumped, "rollbacks": rollbacks})[0]
+        self._dumps: set[str] = {*found["dumps"]}
+        self._rollbacks: list[dict[str, Any]] = found["rollbacks"]
         self._next: dict[str, Any] | None = None
         # The step that is being computed and the one before it, which is being checked.
         self._taken: collections.deque[_Taken] = collections.deque(maxlen=2)
