@@ -20,7 +20,7 @@ ATTACKS = {
     "kills": (100, ["kill", "kill_saving", "kill_starting", "kill_committing"]),
     "signals": (20, ["terminate", "interrupt"]),
     "damage": (20, ["damage", "lose"]),
-    "disks": (20, ["fill", "protect", "slow", "fill"]),
+    "disks": (20, ["fill", "protect", "slow"]),
     "others": (10, ["two", "hang"]),
 }
 
@@ -29,7 +29,7 @@ ATTACKS = {
 @pytest.mark.parametrize("name", ATTACKS)
 def test_attacked_runs_equal_unbroken_ones(run_config, tmp_path, name):
     rounds, attacks = ATTACKS[name]
-    train = dataclasses.replace(run_config.train, steps=60 * rounds, save_every=10, eval_every=30 * rounds, keep=3)
+    train = dataclasses.replace(run_config.train, steps=100 * rounds, save_every=10, eval_every=50 * rounds, keep=3)
     config = dataclasses.replace(run_config, train=train)
     (tmp_path / "config.json").write_text(config.to_json())
     experiment = tmp_path / "experiment.py"
