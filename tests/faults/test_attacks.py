@@ -15,21 +15,21 @@ from tests.runs import CLOCKS
 from tests.training.test_pretraining import assert_bit_equal
 
 ROOT = Path(__file__).parent.parent.parent
-# Attacks and their number; half of the kills fall into a save.
+# Number of attacks, which ones, steps, and steps between checkpoints; half of the kills fall into a save.
 ATTACKS = {
-    "kills": (100, ["kill", "kill_saving", "kill_starting", "kill_committing"]),
-    "signals": (20, ["terminate", "interrupt"]),
-    "damage": (20, ["damage", "lose"]),
-    "disks": (20, ["fill", "protect", "slow"]),
-    "others": (10, ["two", "hang"]),
+    "kills": (100, ["kill", "kill_saving", "kill_starting", "kill_committing"], 4000, 10),
+    "signals": (20, ["terminate", "interrupt"], 1500, 10),
+    "damage": (20, ["damage", "lose"], 1000, 10),
+    "disks": (20, ["fill", "protect", "slow"], 2000, 20),
+    "others": (10, ["two", "hang"], 5000, 100),
 }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ATTACKS)
 def test_attacked_runs_equal_unbroken_ones(run_config, tmp_path, name):
-    rounds, attacks = ATTACKS[name]
-    train = dataclasses.replace(run_config.train, steps=100 * rounds, save_every=10, eval_every=50 * rounds, keep=3)
+    rounds, attacks, steps, save_every = ATTACKS[name]
+    train = dataclasses.replace(run_config.train, steps=steps, save_every=save_every, eval_every=steps // 2, keep=3)
     config = dataclasses.replace(run_config, train=train)
     (tmp_path / "config.json").write_text(config.to_json())
     experiment = tmp_path / "experiment.py"
