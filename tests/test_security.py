@@ -221,7 +221,7 @@ def test_links_in_a_run_are_not_followed_when_it_is_written(tmp_path, canary):
     (run / ".config.json").symlink_to(canary)
     (run / ".lock").symlink_to(canary)
     (run / "config.json").write_text("{}")
-    with pytest.raises(OSError, match="symbolic link"), open_run_dir(run, "{}", lambda stored: [], processes.group()):
+    with pytest.raises(UserError, match="symbolic link"), open_run_dir(run, "{}", lambda stored: [], processes.group()):
         pass
     (run / ".lock").unlink()
     with open_run_dir(run, "{}", lambda stored: [], processes.group()):

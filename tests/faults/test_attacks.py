@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from bert_jax.training.logging import read_metrics
-from tests.runs import CLOCKS
+from tests.runs import is_measured
 from tests.training.test_pretraining import assert_bit_equal
 
 ROOT = Path(__file__).parent.parent.parent
@@ -52,8 +52,4 @@ def test_attacked_runs_equal_unbroken_ones(run_config, tmp_path, name):
 
 def lines(config):
     """Lines of metrics without those that measure time."""
-    times = (*CLOCKS, "goodput")
-    return [
-        {name: value for name, value in line.items() if name not in times and not name.endswith("_seconds")}
-        for line in read_metrics(config.run)
-    ]
+    return [{name: value for name, value in line.items() if not is_measured(name)} for line in read_metrics(config.run)]

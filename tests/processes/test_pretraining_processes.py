@@ -11,7 +11,7 @@ import pytest
 from bert_jax.training.logging import read_metrics
 from bert_jax.training.pretraining import pretrain
 from tests.processes.hosts import Hosts, steps
-from tests.runs import CLOCKS
+from tests.runs import is_measured
 
 
 def longer(config, **changes):
@@ -173,7 +173,8 @@ remote.rename = slow
         assert ("made up" in error) == (index == 0)
     assert steps(config)[-1] == 60
     for line, expected in zip(read_metrics(config.run, split="train"), whole, strict=True):
-        assert {**line, **dict.fromkeys(CLOCKS)} == {**expected, **dict.fromkeys(CLOCKS)}
+        for name in expected:
+            assert is_measured(name) or line[name] == expected[name]
 
 
 @pytest.mark.slow
@@ -201,7 +202,9 @@ def test_logged_figures_do_not_depend_on_the_number_of_hosts(run_config, tmp_pat
     for status, error in Hosts(run_config, tmp_path / "hosts", count=count, devices=devices).ended().values():
         assert status == 0, error
     for line, expected in zip(read_metrics(run_config.run), read_metrics(alone.run), strict=True):
-        for name in expected.keys() - CLOCKS:
+        for name in expected:
+            if is_measured(name):
+                continue
             if name in ("fill", "examples_per_step", "step", "split", "learning_rate"):
                 assert line[name] == expected[name], name
             else:

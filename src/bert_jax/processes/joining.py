@@ -71,7 +71,7 @@ def join(
         state = jax_distributed.global_state
         place = Place(str(state.coordinator_address), state.num_processes, state.process_id)
     else:
-        place = find_place(coordinator, processes, process_id, timeout)
+        place = _find_place(coordinator, processes, process_id, timeout)
     joined = meet(place, timeout)
     if not initialized:
         # Orbax asks for JAX's preemption service at every step, even where signals are handled otherwise.
@@ -85,7 +85,7 @@ def join(
     return joined
 
 
-def find_place(coordinator: str | None, processes: int | None, process_id: int | None, timeout: float) -> Place:
+def _find_place(coordinator: str | None, processes: int | None, process_id: int | None, timeout: float) -> Place:
     # JAX has no public function that finds the place without connecting to it, which takes too long if a process is missing.
     try:
         detected = ClusterEnv.auto_detect_unset_distributed_params(coordinator, processes, process_id, None, None, int(timeout))
