@@ -260,14 +260,14 @@ def test_descriptions_are_read_from_help():
     assert descriptions(out) == {"--out": "File to create.", "--task": "Task.", "--bare": ""}
 
 
-@pytest.mark.parametrize("command", [*COMMANDS, "pretrain EXPERIMENT"])
+@pytest.mark.parametrize("command", [*COMMANDS, "pretrain EXPERIMENT", "plan EXPERIMENT", "doctor EXPERIMENT"])
 def test_help_describes_every_option(command, experiment):
     name, *more = command.split()
     out = ok(here(name, *([experiment] if more else []), "--help"))
     assert f"usage: bert-jax {name} " in out
     described = descriptions(out)
-    # Without an experiment, the help of pretrain only refers to the one with an experiment.
-    assert ("-h, --help" in described) == (command != "pretrain")
+    # Without an experiment, the help of these commands only refers to the one with an experiment.
+    assert ("-h, --help" in described) == (command not in ("pretrain", "plan", "doctor"))
     assert all(len(text.split()) >= 2 for text in described.values()), described
     if more:
         assert all(f"--{section}." in out for section in ("data", "model", "mask", "optim", "mesh", "train"))

@@ -13,6 +13,7 @@ import bert_jax
 from bert_jax import cli
 from bert_jax.cli.finetune import split_lists
 from bert_jax.config.finetuning import FinetuneConfig, ModelOverrides, TaskDataConfig
+from bert_jax.config.logging import LogConfig
 from bert_jax.config.mesh import MeshConfig
 from bert_jax.config.optimizer import OptimConfig
 from bert_jax.evaluation import seeds
@@ -160,11 +161,12 @@ def options_of(config, *, prefix="", without=()):
 
 
 FINETUNE_OPTIONS = [
-    *options_of(FinetuneConfig, without=("task", "task_data", "model", "optim", "mesh")),
+    *options_of(FinetuneConfig, without=("task", "task_data", "model", "optim", "mesh", "log")),
     *options_of(TaskDataConfig),
     *options_of(ModelOverrides, prefix="model."),
     *options_of(OptimConfig, prefix="optim."),
     *options_of(MeshConfig, prefix="mesh."),
+    *options_of(LogConfig, prefix="log."),
     *options_of(Grid),
 ]
 

@@ -165,7 +165,9 @@ def test_functions_of_a_policy_come_from_the_experiment(run_config, monkeypatch,
     out = here("replay", dump)
     assert out.returncode == 2
     assert "has functions or token weights, which a dump does not contain; name the run's experiment" in out.stderr
-    assert json.loads(here("replay", dump, "--experiment", path, "--json").stdout)["bit_equal"]
+    out = here("replay", dump, "--experiment", path, "--json")
+    assert out.returncode == 0, out.stderr
+    assert json.loads(out.stdout)["bit_equal"]
     path.write_text(EXPERIMENT.format(start=0.2))
     out = here("replay", dump, "--experiment", path)
     assert (out.returncode, "The mask policy is not that of" in out.stderr) == (2, True)

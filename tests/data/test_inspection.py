@@ -458,14 +458,17 @@ def test_a_sample_is_spread_over_all_files(records):
     assert inspect_records(str(records), records=7, examples=3, seed=1).examples != report.examples[:3]
 
 
-def test_every_checksum_is_verified(records, tmp_path):
+def test_every_checksum_is_verified(records, tmp_path, monkeypatch):
     path = copied(records, tmp_path)
     file = find_files(str(path))[1]
     content = file.read_bytes()
     first = 16 + int.from_bytes(content[:8], "little")
     second = first + 16 + int.from_bytes(content[first : first + 8], "little")
     damage(path / file.name, flip(second + 40))
-    assert inspect_records(str(path), records=2, examples=0).sample.sampled == 2
+    with monkeypatch.context() as patch:
+        # The meaning of NSP labels is found from further records.
+        patch.setattr("bert_jax.data.nsp_labels.label_meanings", lambda *args, **kwargs: [])
+        assert inspect_records(str(path), records=2, examples=0).sample.sampled == 2
     with pytest.raises(UserError, match=f"{file.name}: the record at byte {second:,} is damaged"):
         inspect_records(str(path), records=2, examples=0, verify=True)
     assert inspect_records(str(records), verify=True, examples=0).sample.verified

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import signal
@@ -11,49 +10,14 @@ import subprocess
 import sys
 import threading
 import warnings
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from bert_jax.errors import BertWarning, RunError, UserError
 from bert_jax.processes import Group, agreement, joining, require_agreement
 from bert_jax.training.signals import StopSignal
+from tests.processes.groups import connected, disconnect, together
 from tests.processes.hosts import free_port
-
-HOSTS = ("a", "b", "c", "d")
-
-
-@contextlib.contextmanager
-def connected(count):
-    """The groups of several processes, in one."""
-    pairs = {index: socket.socketpair() for index in range(1, count)}
-    groups = [Group(0, HOSTS[:count], {index: pair[0] for index, pair in pairs.items()})]
-    groups += [Group(index, HOSTS[:count], {0: pair[1]}) for index, pair in pairs.items()]
-    try:
-        yield groups
-    finally:
-        disconnect(groups)
-
-
-def disconnect(groups):
-    ends = [end for group in groups for end in group._connections.values()]
-    for group in groups:
-        group.close()
-    for end in ends:
-        with contextlib.suppress(OSError):
-            end.shutdown(socket.SHUT_RDWR)
-    for thread in threading.enumerate():
-        if thread.name == "bert-jax processes":
-            thread.join(10)
-    for end in ends:
-        end.close()
-
-
-def together(groups, call):
-    """Call a function with every group at the same time, and return results or exceptions."""
-    with ThreadPoolExecutor(len(groups)) as pool:
-        futures = [pool.submit(call, group) for group in groups]
-    return [future.exception() or future.result() for future in futures]
 
 
 @pytest.mark.parametrize("count", [2, 4])

@@ -11,7 +11,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from bert_jax.training.job import Counts
+from bert_jax.training.throughput import count_all
 from bert_jax.training.trainer import Trainer
+from tests.processes.groups import connected, together
 from tests.runs import save_model, write_data
 
 # JAX reads these variables under Slurm: a job of one process.
@@ -56,10 +59,14 @@ def test_a_grid_joins_once(tokenizer, tmp_path):
     assert log.count("dev: accuracy") == 2
 
 
-@pytest.mark.parametrize(("rows", "scale"), [([0, 1, 2, 3], 1), ([0, 1], 2), ([2], 4)])
-def test_a_batch_is_counted_over_all_processes(rows, scale):
-    """Four shards of rows: processes that hold the same shards, as with a tensor axis over hosts, hold the same examples."""
-    launcher = SimpleNamespace(shards=4, rows=lambda batch_size: np.array(rows))
-    trainer = SimpleNamespace(job=SimpleNamespace(launcher=launcher, texts_per_example=1))
-    segment_ids = np.array([[1, 1, 2, 0], [1, 1, 1, 1]])
-    assert Trainer._count(trainer, segment_ids) == (7 * scale, 3 * scale, 8 * scale)
+def test_rows_that_processes_share_are_counted_once():
+    """With a tensor axis over hosts, processes 0 and 1 have the same rows, and so have 2 and 3."""
+    counts = [Counts(tokens=7, examples=3, slots=8), Counts(tokens=5, examples=2, slots=8)]
+    with connected(4) as groups:
+        found = together(groups, lambda group: count_all(group, 2 * (group.index // 2), counts[group.index // 2]))
+    assert found == [Counts(tokens=12, examples=5, slots=16)] * 4
+
+
+def test_a_batch_is_counted():
+    trainer = SimpleNamespace(job=SimpleNamespace(texts_per_example=1))
+    assert Trainer._count(trainer, np.array([[1, 1, 2, 0], [1, 1, 1, 1]])) == Counts(tokens=7, examples=3, slots=8)

@@ -340,8 +340,8 @@ def test_a_batch_that_no_mesh_divides(run_config):
 def test_a_non_finite_loss_stops_the_run_and_leaves_the_last_good_checkpoint(run_config, monkeypatch, quick):
     original = step.make_train_step
 
-    def poisoned(objective, optimizer, *, axis_name=None):
-        inner = original(objective, optimizer, axis_name=axis_name)
+    def poisoned(objective, optimizer, **options):
+        inner = original(objective, optimizer, **options)
 
         def train_step(state, batch):
             state, metrics = inner(state, batch)

@@ -16,9 +16,8 @@ from bert_jax.config.mesh import MeshConfig
 from bert_jax.data import pipeline, sources
 from bert_jax.errors import RunError, UserError
 from bert_jax.training import launchers, optimizers, pretraining
-from bert_jax.training.logging import read_metrics
 from bert_jax.training.pretraining import PretrainingJob, pretrain
-from tests.runs import interrupt_at, quickly_compiled
+from tests.runs import interrupt_at, lines_of, quickly_compiled
 from tests.training.test_anomalies import assert_same, spikes
 from tests.training.test_pretraining import final_state
 
@@ -62,7 +61,7 @@ def poison(run_config, monkeypatch):
 
 def by_hand(config, numbers):
     """The state after a loop over batches, counted from 1: None for a step that is skipped, a number for a batch that is used."""
-    opened, data, policy = pretraining._open(config)
+    opened, data, policy = pretraining.open_run(config)
     job = PretrainingJob(opened, data, policy, launchers.launch(opened))
     with job.launcher.context():
         step = job.launcher.compile_step(job.train_step)
@@ -78,8 +77,7 @@ def by_hand(config, numbers):
 
 
 def lines(config, split):
-    clocks = ("seconds", "tokens_per_second")
-    return [{key: line[key] for key in line if key not in clocks} for line in read_metrics(config.run) if line["split"] == split]
+    return lines_of(config.run, split)
 
 
 def dumps_of(config):
@@ -211,7 +209,7 @@ def test_spikes_are_skipped_as_by_hand(run_config, quick):
     config = dataclasses.replace(run_config, optim=dataclasses.replace(run_config.optim, peak_lr=0.03))
     config = with_train(config, on_anomaly="skip", spike_factor=0.3, spike_window=3, max_skips=9)
     assert pretrain(config).step == 8
-    opened, data, policy = pretraining._open(config)
+    opened, data, policy = pretraining.open_run(config)
     job = PretrainingJob(opened, data, policy, launchers.launch(opened))
     losses = []
     with job.launcher.context():

@@ -58,6 +58,7 @@ class Simulation:
     def __init__(self, run, clock, start, startup, **log):
         names = [name for name in (*TrainingJob.__annotations__, *vars(TrainingJob)) if not name.startswith("_")]
         fields = dict.fromkeys(names, lambda *more: None) | {"run_dir": str(run), "log": LogConfig(loggers=(), **log)}
+        fields["launcher"] = types.SimpleNamespace(shards=1, rows=np.arange)
         fields["flop"] = lambda counts, metrics: 4.0 * counts.tokens
         self.clock, self.step = clock, start
         self.log = RunLog(run, start=start, steps=10, loggers=())

@@ -56,8 +56,9 @@ class Replay:
 
     @property
     def bit_equal(self) -> bool:
-        """Whether loss and gradient norm are those of the run, bit for bit."""
-        return all(np.float32(self.recorded[name]).tobytes() == np.float32(self.replayed[name]).tobytes() for name in _COMPARED)
+        """Whether loss and gradient norm are those of the run, bit for bit; all NaN count as the same."""
+        recorded, replayed = ([np.float32(metrics[name]) for name in _COMPARED] for metrics in (self.recorded, self.replayed))
+        return np.array_equal(recorded, replayed, equal_nan=True)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values; numbers that are not finite are text."""

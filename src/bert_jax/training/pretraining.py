@@ -164,6 +164,8 @@ class PretrainingJob:
         self._rows = launcher.rows(config.data.batch_size)
         self.batches = _CheckedBatches(data.train_batches(seed=self.train.seed, rows=self._rows), config.model)
         self._digest = data.digest()
+        # The digest of a function's program would be another one in the context of a mesh.
+        self._stored = json.loads(config.to_json())
 
     def init(self, source: Any) -> step.TrainState:
         """The state before the first step, a function of the seed."""
@@ -208,8 +210,7 @@ class PretrainingJob:
 
     def meta(self, position: dict[str, Any]) -> Meta:
         """What a checkpoint stores beside the state."""
-        stored = json.loads(self.config.to_json())
-        return Meta(stored, self.config.model, self.data.tokenizer, self._digest, position, heads=PRETRAINING)
+        return Meta(self._stored, self.config.model, self.data.tokenizer, self._digest, position, heads=PRETRAINING)
 
     def figure(self) -> Figure:
         """Losses and accuracies over steps."""
