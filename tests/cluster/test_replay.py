@@ -83,7 +83,7 @@ def spoil_gradient(monkeypatch, layer):
     monkeypatch.setattr(losses, "pretraining", pretraining)
 
 
-@pytest.mark.parametrize("accumulate", [1, 4])
+@pytest.mark.parametrize("accumulate", [1, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_bad_token_is_found_and_the_step_has_the_same_bits(run_config, monkeypatch, quick, accumulate):
     config = short(run_config, optim=dataclasses.replace(run_config.optim, accumulate=accumulate))
     with monkeypatch.context() as patch:
@@ -104,8 +104,8 @@ def test_a_bad_token_is_found_and_the_step_has_the_same_bits(run_config, monkeyp
     ("layer", "path", "part"),
     [
         (1, ("attention", "value", "kernel"), "layers/1/attention/output"),
-        (2, ("ffn", "inner", "bias"), "layers/2/ffn/inner"),
-        (0, ("ffn", "norm", "scale"), "layers/0/ffn/norm"),
+        pytest.param(2, ("ffn", "inner", "bias"), "layers/2/ffn/inner", marks=pytest.mark.slow),
+        pytest.param(0, ("ffn", "norm", "scale"), "layers/0/ffn/norm", marks=pytest.mark.slow),
     ],
 )
 def test_the_layer_of_a_bad_parameter_is_named(run_config, monkeypatch, quick, layer, path, part):
@@ -132,6 +132,7 @@ def test_the_layer_of_a_bad_gradient_is_named(run_config, monkeypatch, quick):
     assert found.gradients == ("bert/layers/1/attention/output/kernel",)
 
 
+@pytest.mark.slow
 def test_a_step_of_eight_devices_is_replayed_up_to_rounding(run_config, monkeypatch):
     with quickly_compiled():
         spoil_gradient(monkeypatch, 2)

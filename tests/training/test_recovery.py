@@ -100,7 +100,8 @@ def test_skipping_equals_a_loop_that_leaves_the_batches_out(run_config, poison, 
     assert "loss is nan at step 3, which is skipped (1 so far)" in " ".join(capsys.readouterr().err.split())
 
 
-@pytest.mark.parametrize("way", [{"mesh": MeshConfig(2, 2, 2)}, pytest.param({"parallel": "pmap"}, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("way", [{"mesh": MeshConfig(2, 2, 2)}, {"parallel": "pmap"}])
 def test_skipping_on_eight_devices(run_config, poison, way):
     poison(3, 4)
     config = with_train(dataclasses.replace(run_config, **way), on_anomaly="skip", steps=5, eval_every=5)
@@ -140,7 +141,9 @@ def test_a_rollback_passes_over_the_batches_since_the_checkpoint(run_config, poi
     assert "step 4; the batches up to that of step 6 are passed over" in " ".join(capsys.readouterr().err.split())
 
 
-@pytest.mark.parametrize(("skips", "first"), [(1, 5), (2, 5), (3, 5), (2, 6), (2, 4)])
+@pytest.mark.parametrize(
+    ("skips", "first"), [(2, 5), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((1, 5), (3, 5), (2, 6), (2, 4)))]
+)
 def test_so_many_anomalies_in_a_row_roll_back(run_config, poison, quick, skips, first):
     """To the checkpoint before the first of them, although steps that are skipped are saved, too."""
     bad = [*range(first, first + skips)]
@@ -204,6 +207,7 @@ def test_a_stopped_run_goes_on_when_it_may_skip(run_config, poison, quick):
     assert_same(final_state(config)[0], by_hand(config, [1, 2, 3, 4, 5, None, 7, 8]))
 
 
+@pytest.mark.slow
 def test_spikes_are_skipped_as_by_hand(run_config, quick):
     """With a learning rate at which the loss is not steady, and a low limit."""
     config = dataclasses.replace(run_config, optim=dataclasses.replace(run_config.optim, peak_lr=0.03))

@@ -48,7 +48,7 @@ WAYS = {
     "pmap 8": {"parallel": "pmap"},
 }
 # Axes that are tested together are tested by themselves where there is more time.
-SLOW = ("tensor 4", "fsdp 2 x tensor 4", "slice 2 x fsdp 2 x tensor 2")
+SLOW = ("fsdp 8", "tensor 4", "fsdp 2 x tensor 4", "slice 2 x data 2 x fsdp 2", "slice 2 x fsdp 2 x tensor 2")
 SOME = [pytest.param(way, marks=pytest.mark.slow if way in SLOW else ()) for way in WAYS]
 
 
@@ -157,7 +157,7 @@ def test_bfloat16_runs_on_every_launcher(alone, way):
 
 @pytest.mark.parametrize(
     "way",
-    ["data 2 x fsdp 2 x tensor 2", "pmap 8", *(pytest.param(way, marks=pytest.mark.slow) for way in ("one device", "fsdp 8"))],
+    ["data 2 x fsdp 2 x tensor 2", *(pytest.param(way, marks=pytest.mark.slow) for way in ("one device", "fsdp 8", "pmap 8"))],
 )
 @pytest.mark.parametrize("parts", [2])
 def test_accumulated_gradients_are_those_of_the_whole_batch(alone, way, parts):
