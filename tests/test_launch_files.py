@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import contextlib
 import json
 import os
 import re
@@ -208,13 +209,17 @@ def test_slurm_requeues_after_failures_and_saved_runs(status, restarts, requeued
 def test_a_signal_saves_the_run(script, sent, requeued, programs, tmp_path):
     """The run gets one SIGTERM, and the script waits for it and returns its status."""
     environment = programs | {"UNTIL_SIGNAL": "yes"}
-    with subprocess.Popen([LAUNCH / script, EXPERIMENT], cwd=tmp_path / "clone", env=environment) as process:
+    # Where the tests run in the background of a shell, SIGINT is ignored, and bash cannot change that.
+    heeding = "import os, signal, sys\nsignal.signal(signal.SIGINT, signal.SIG_DFL)\nos.execv(sys.argv[1], sys.argv[1:])"
+    command = [sys.executable, "-c", heeding, LAUNCH / script, EXPERIMENT]
+    with subprocess.Popen(command, cwd=tmp_path / "clone", env=environment, start_new_session=True) as process:
         try:
             wait_until((tmp_path / "pid").exists)
             process.send_signal(sent)
             assert process.wait(timeout=30) == SAVED
         finally:
-            process.kill()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
     assert (tmp_path / "signals").read_text() == "TERM\n"
     assert len(starts(tmp_path)) == 1
     assert (tmp_path / "scontrol").exists() == requeued
