@@ -100,7 +100,10 @@ def owned(run: epath.Path, group: Group) -> Iterator[lease.Lease | None]:
         # A cluster starts a killed process again before its lease has ended.
         with lease.held(run / LEASES, str(run), doing="used", patient=True) as held:
             group.at_exit.append(held.release)
-            yield held
+            try:
+                yield held
+            finally:
+                group.at_exit.remove(held.release)
         return
     with atomic.explained(run):
         run.mkdir(parents=True, exist_ok=True)

@@ -41,6 +41,8 @@ def fit(job: TrainingJob, directory: RunDirectory) -> Result:
         stack.callback(job.batches.close)
         checkpoints = Checkpoints(job.run_dir, keep=job.train.retention, losses=lambda: held_out_losses(job.run_dir))
         stack.callback(checkpoints.close)
+        # The trainer's sentence about what is saved; it would keep the state in memory.
+        stack.callback(setattr, processes.group(), "advice", str)
         stop = StopSignal(processes.group())
         stack.callback(stop.restore)
         recovery = Recovery(job, checkpoints)
@@ -57,6 +59,8 @@ def _attempt(
     with (
         contextlib.closing(trainer.log),
         contextlib.closing(trainer.telemetry),
+        # Before what closes, which may wait for other processes.
+        processes.group().reporting(),
         contextlib.suppress(RollBack),
         job.launcher.context(),
     ):
