@@ -65,7 +65,7 @@ def test_an_old_config_is_refused():
         bert_jax.FinetuneConfig.from_json((OLD / "task" / "config.json").read_text())
 
 
-def test_files_of_a_newer_version_are_refused(run_config, monkeypatch):
+def test_files_of_a_newer_version_are_refused(run_config, monkeypatch, quick):
     bert_jax.pretrain(run_config)
     monkeypatch.setattr(config_format, "VERSION", VERSION - 1)
     sentence = f"format version {VERSION}, which is newer than the version {VERSION - 1} that this package reads; install a newer"

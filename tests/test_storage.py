@@ -350,6 +350,7 @@ def on_files(finished, config):
     return finished["params"], finished["losses"]
 
 
+@pytest.mark.parametrize("store", ["gs", pytest.param("s3", marks=pytest.mark.slow)], indirect=True)
 def test_a_stopped_and_damaged_run_on_a_store_is_the_run_on_files(quick, run_config, stored_run, finished, monkeypatch, capsys):
     expected, expected_losses = on_files(finished, run_config)
     with monkeypatch.context() as patch:

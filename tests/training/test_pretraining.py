@@ -96,7 +96,7 @@ RARITY = np.linspace(1, 2, 128)
     [
         (1, "bert_adam", MaskPolicy()),
         (3, "muon", MaskPolicy(rate="adaptive(0.4, 0.1, 5, 3)", select="span")),
-        (
+        pytest.param(
             5,
             "schedule_free",
             MaskPolicy(
@@ -104,6 +104,7 @@ RARITY = np.linspace(1, 2, 128)
                 prediction_rate=0.1,
                 token_weights=lambda batch: jax.numpy.asarray(RARITY)[batch["input_ids"]],
             ),
+            marks=pytest.mark.slow,
         ),
     ],
 )

@@ -146,7 +146,8 @@ def test_every_launcher_gives_the_same_gradients(gradient, way):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), found, expected)
 
 
-@pytest.mark.parametrize("way", ["data 2 x fsdp 2 x tensor 2", pytest.param("pmap 8", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["data 2 x fsdp 2 x tensor 2", "pmap 8"])
 def test_bfloat16_runs_on_every_launcher(alone, way):
     model = dataclasses.replace(MODEL, dtype="bfloat16", layers="unroll")
     metrics, _ = run(dataclasses.replace(CONFIG, model=model, **WAYS[way]))
