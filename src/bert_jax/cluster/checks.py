@@ -87,9 +87,11 @@ def _settings(opened: Opened) -> str:
             f"train.save_every is {train.save_every:,}, but there are {train.steps:,} steps: a run that is killed starts "
             "again from the beginning; use less."
         )
-    rates = opened.data.rates(seed=train.seed)
-    length = f"{train.steps:,} steps of {data.batch_size} x {data.sequence_length} tokens, {rates.epochs * train.steps:,.2f} epochs"
-    return length
+    epochs = ""
+    # A corpus of an earlier release does not know its words.
+    with contextlib.suppress(UserError):
+        epochs = f", {opened.data.rates(seed=train.seed).epochs * train.steps:,.2f} epochs"
+    return f"{train.steps:,} steps of {data.batch_size} x {data.sequence_length} tokens{epochs}"
 
 
 def _documents(opened: Opened) -> str:
