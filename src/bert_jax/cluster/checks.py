@@ -144,9 +144,7 @@ def _jax(opened: Opened) -> str:
         raise UserError("JAX_ENABLE_X64 is set, with which JAX computes some arrays in float64; unset it.")
     if values["jax_disable_jit"]:
         raise UserError("JAX_DISABLE_JIT is set, with which nothing is compiled; unset it.")
-    slow = [
-        name for name in ("jax_debug_nans", "jax_debug_infs", "jax_check_tracer_leaks", "jax_enable_checks") if values.get(name)
-    ]
+    slow = [name for name in _SLOW_SETTINGS if values.get(name)]
     if slow:
         raise Fault(f"{', '.join(map(str.upper, slow))} is set, which makes every step slower; unset it for a long run.")
     return f"JAX {jax.__version__}"
@@ -237,8 +235,9 @@ def _checkpoint(opened: Opened) -> str:
         step = checkpoints.latest()
         if step is None:
             return "none yet"
-        corpus = checkpoints.corpus(step)
-        problems = checkpoints.check(step, arrays=True)[1]
+        # Several processes would have to read arrays together, and wait for one that cannot.
+        problems = checkpoints.check(step, arrays=len(processes.group()) == 1)[1]
+        corpus = None if problems else checkpoints.corpus(step)
     finally:
         checkpoints.close()
     if problems:
