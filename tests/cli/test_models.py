@@ -267,7 +267,7 @@ def test_bad_input(model, lines, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"lines.txt", "bad.jsonl", "empty.txt"}
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
 def test_a_signal_leaves_nothing_behind(model, tmp_path, number):
     """While the command reads, tokenizes and computes."""
     path = tmp_path / "many.txt"

@@ -129,15 +129,12 @@ def test_interrupted_and_resumed_equals_unbroken_bit_for_bit(run_config, tmp_pat
     assert first == second
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("way", "mask"),
     [
         ({"mesh": MeshConfig(2, 2, 2)}, MaskPolicy(rate="adaptive(0.4, 0.1, 5, 3)", select="t5", token_weights="pairs.tsv")),
-        pytest.param(
-            {"parallel": "pmap"},
-            MaskPolicy(rate="adaptive(0.4, 0.1, 5, 3)", select="ngram", prediction_rate=0.1),
-            marks=pytest.mark.slow,
-        ),
+        ({"parallel": "pmap"}, MaskPolicy(rate="adaptive(0.4, 0.1, 5, 3)", select="ngram", prediction_rate=0.1)),
     ],
 )
 def test_resumed_on_another_mesh_sees_the_same_batches_and_masks(run_config, tmp_path, monkeypatch, way, mask):
