@@ -68,6 +68,8 @@ def process(index, pairs, action, file):
         group.gather("the start", None)
         exec(action, globals() | {"group": group})
         group.gather("the end", None)
+        # One that was stopped may find the others' last values, and then the ends of their connections.
+        time.sleep(2 if action else 0)
     os._exit(0)
 
 running = {}
