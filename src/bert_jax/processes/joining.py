@@ -6,7 +6,7 @@ import atexit
 import json
 import socket
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -207,7 +207,9 @@ def _reach_first(place: Place, host: str, port: int, timeout: float) -> tuple[li
 
 
 def _tell(connection: socket.socket, message: dict[str, object]) -> None:
-    connection.sendall(json.dumps(message).encode() + b"\n")
+    # Whoever listens on a connection notices its end.
+    with suppress(OSError):
+        connection.sendall(json.dumps(message).encode() + b"\n")
 
 
 def _hear(connection: socket.socket) -> dict[str, Any] | None:
