@@ -57,10 +57,9 @@ class Hosts:
             if index not in absent:
                 place = [f"--train.coordinator=127.0.0.1:{port}", f"--train.processes={count}", f"--train.process-id={index}"]
                 words = [command, str(file), *place, *arguments, *(differing or {}).get(index, ())]
-                source = f"INDEX = {index}\n{patch}\nimport sys\nfrom bert_jax.cli import main\nsys.exit(main({words!r}))"
-                self.processes[index] = subprocess.Popen(
-                    [sys.executable, "-c", source], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-                )
+                source = f"INDEX = {index}\n{patch}\nimport sys\nfrom bert_jax.cli import main\nsys.exit(main())"
+                pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+                self.processes[index] = subprocess.Popen([sys.executable, "-c", source, *words], env=environment, **pipes)
 
     def wait_for_step(self, step, seconds=240):
         """Return when the metrics have a step."""

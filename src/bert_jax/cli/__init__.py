@@ -39,6 +39,8 @@ COMMANDS = {
     "convert": "convert a model to another format",
 }
 _COMPUTING = ("pretrain", "finetune", "evaluate", "predict", "bench", "replay", "embed", "features")
+# Commands of several processes.
+_DISTRIBUTED = ("pretrain", "finetune", "doctor")
 # Commands that save their run when they are stopped.
 _RESUMABLE = ("pretrain", "finetune")
 # What Ctrl-C means for the output of other commands, unless they remove what is incomplete.
@@ -85,6 +87,8 @@ def main(arguments: list[str] | None = None) -> int:
         arguments = sys.argv[1:]
         if arguments and arguments[0] in _COMPUTING:
             process.keep_freed_memory()
+        if arguments and arguments[0] in _DISTRIBUTED:
+            process.keep_output_for_results()
     try:
         status = _dispatch(arguments)
     except BrokenPipeError:

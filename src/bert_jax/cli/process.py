@@ -1,15 +1,18 @@
-"""Process-wide settings of the command: memory allocation, the cache of compiled programs, and a prompt exit.
+"""Process-wide settings of the command: memory allocation, the cache of compiled programs, standard output, and a prompt exit.
 
-Two of them would surprise in a library, so only the command `bert-jax` uses them, and only on machines without an accelerator.
+They would surprise in a library, so only the command `bert-jax` uses them.
 
 - *Allocation.* By default glibc returns large arrays to the operating system whenever they are freed, and the next training step
   pays for fresh pages again. Keeping them makes steps on a CPU 1.2 to 1.3 times faster. glibc reads its settings from the
   environment variable GLIBC_TUNABLES when a program starts and only then, so the command sets the variable and replaces itself
   by a new Python process (`execv`: same process id, same arguments). A GLIBC_TUNABLES that is already set is left unchanged.
+- *Output.* Standard output is for results, so what libraries in C++ print there, such as Gloo about its connections, goes to
+  standard error.
 - *Exit.* After Ctrl-C or SIGTERM, Python waits for threads of the libraries before it exits, which took more than a minute in
   measurements. A command that has removed its incomplete output therefore ends with `os._exit`.
 
-Neither happens if the environment variable BERT_JAX_ALLOCATOR is "system", on a machine with a GPU or TPU, or in a debugger.
+The command neither restarts nor ends itself so if the environment variable BERT_JAX_ALLOCATOR is "system", on a machine with a GPU
+or TPU, or in a debugger.
 """
 
 from __future__ import annotations
@@ -59,6 +62,16 @@ def is_adjustable() -> bool:
         return False
     platforms = {name.strip() for name in os.environ.get("JAX_PLATFORMS", "").lower().split(",")}
     return platforms.isdisjoint(_ACCELERATOR_PLATFORMS) and not any(map(glob.glob, _ACCELERATOR_DEVICES))
+
+
+def keep_output_for_results() -> None:
+    """Send what libraries in C++ print to standard output to standard error; there is nothing to do where one of them is closed."""
+    if sys.stdout is None or sys.stderr is None:
+        return
+    sys.stdout.flush()
+    output = os.dup(sys.stdout.fileno())
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    sys.stdout = os.fdopen(output, "w", encoding=sys.stdout.encoding, buffering=1 if sys.stdout.isatty() else -1)
 
 
 def cache_compiled_programs() -> None:
