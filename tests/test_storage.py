@@ -30,6 +30,7 @@ from bert_jax.data.records import Records, find_files
 from bert_jax.errors import RunError, UserError
 from bert_jax.io import atomic, lease, remote
 from bert_jax.io.spool import Spool
+from bert_jax.training.goodput import read_goodput
 from bert_jax.training.logging import RunLog, read_metrics
 from tests.conftest import files_below
 from tests.runs import config_of, interrupt_at, lines_of, save_model, write_data
@@ -364,10 +365,15 @@ def test_a_stopped_and_damaged_run_on_a_store_is_the_run_on_files(quick, run_con
     assert f"checkpoint {newest} is damaged" in capsys.readouterr().err
     assert_same_params(bert_jax.load(stored_run.run), expected)
     assert losses(stored_run.run) == expected_losses
+    goodput = read_goodput(stored_run.run)
+    assert (goodput["starts"], goodput["step"]) == (2, 8)
+    assert goodput["productive_seconds"] + sum(goodput["lost_seconds"].values()) == pytest.approx(
+        goodput["total_seconds"], abs=0.01
+    )
     # The newest two of the steps 3, 4, 6 and 8 are kept.
     assert {path.name for path in steps.iterdir()} == {"6", "8", f"damaged-{newest.name}"}
     found = names(stored_run.run)
-    assert {"config.json", "curves.png", "metrics.jsonl"} <= {*found}
+    assert {"config.json", "curves.png", "goodput.jsonl", "metrics.jsonl"} <= {*found}
     assert sum(name.startswith("tensorboard/events.out.tfevents") for name in found) == 2
     assert not {"gs:", "s3:"} & {*os.listdir()}
     capsys.readouterr()

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import signal
 import time
 
+import numpy as np
 import pytest
+from etils import epath
 
+from bert_jax.cluster.replay import replay
+from bert_jax.data import sources
 from bert_jax.training.logging import read_metrics
 from bert_jax.training.pretraining import pretrain
 from tests.processes.hosts import Hosts, steps
@@ -209,6 +214,35 @@ def test_logged_figures_do_not_depend_on_the_number_of_hosts(run_config, tmp_pat
                 assert line[name] == expected[name], name
             else:
                 assert line[name] == pytest.approx(expected[name], rel=2e-4), name
+
+
+@pytest.mark.slow
+def test_an_anomaly_on_one_host_is_skipped_by_all(run_config, tmp_path):
+    """A token of the second host's rows has a position that no table has: its states are NaN in that process only."""
+    batches = sources.open_data(run_config.data).train_batches(seed=run_config.train.seed, rows=np.arange(16))
+    bad = [int(next(batches)["example_ids"][8, 0]) for _ in range(5)][4]
+    batches.close()
+    train = dataclasses.replace(run_config.train, on_anomaly="skip")
+    config = dataclasses.replace(run_config, train=train)
+    patch = f"""
+from bert_jax.data import pipeline
+original = pipeline.assemble
+def assemble(*arguments):
+    batch = original(*arguments)
+    if INDEX and batch["example_ids"][0, 0] == {bad}:
+        batch["position_ids"][0, 0] = 10_000
+    return batch
+pipeline.assemble = assemble
+"""
+    for index, (status, error) in Hosts(config, tmp_path / "hosts", patch=patch).ended().items():
+        assert status == 0, error
+        assert ("loss is nan at step 5, which is skipped" in " ".join(error.split())) == (index == 0)
+    assert [(line["step"], line["skipped"]) for line in read_metrics(config.run, split="anomaly")] == [(5, 1)]
+    assert [line["step"] for line in read_metrics(config.run, split="train")] == [1, 2, 3, 4, 6, 7, 8]
+    assert steps(config)[-1] == 8
+    result = replay(epath.Path(config.run) / "anomalies" / "step-5")
+    assert math.isnan(result.replayed["loss"])
+    assert "position" in " ".join(result.inputs)
 
 
 @pytest.mark.slow

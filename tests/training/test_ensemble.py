@@ -15,6 +15,7 @@ import pytest
 from etils import epath
 
 import bert_jax
+from bert_jax.config.logging import LogConfig
 from bert_jax.errors import RunError, UserError
 from bert_jax.inference.predictor import Predictor
 from bert_jax.tasks import registry
@@ -107,6 +108,17 @@ def test_the_log_contains_means_over_the_runs(singles, init, data, tmp_path):
     for name in ("loss", "accuracy", "grad_norm"):
         expected = np.mean([[line[name] for line in singles[index][0]] for index in (4, 5)], 0)
         np.testing.assert_allclose([line[name] for line in train_lines], expected, rtol=1e-6)
+
+
+def test_norms_of_layers_are_means_over_the_runs(init, data, tmp_path):
+    log = LogConfig(norms=True)
+    singles = [train(init, data, tmp_path / str(seed), learning_rates=RATES[:1], seed=seed, log=log)[0] for seed in (5, 6)]
+    lines = train(init, data, tmp_path / "run", learning_rates=RATES[:1], seed=5, seeds=2, runs_per_device=1, log=log)[0]
+    norms = {name for name in lines[0] if "/" in name}
+    assert {"grad_norm/layer_00", "update_norm/embeddings"} <= norms == {name for name in singles[0][0] if "/" in name}
+    for name in norms:
+        expected = np.mean([[line[name] for line in single] for single in singles], 0)
+        np.testing.assert_allclose([line[name] for line in lines], expected, rtol=1e-6)
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,7 @@ from bert_jax.training.job import Counts, TrainingJob
 from bert_jax.training.logging import RunLog, read_metrics
 from bert_jax.training.telemetry import Telemetry
 from tests.conftest import MODEL, POLICY, make_batch
-from tests.runs import config_of, interrupt_at, write_data
+from tests.runs import config_of, interrupt_at, lines_of, quickly_compiled, write_data
 
 
 class Clock:
@@ -275,6 +275,22 @@ def test_norms_by_layer_are_those_of_the_gradients_and_updates(quick):
         assert len(expected) >= 3 + 2
     whole = np.sqrt(sum(value**2 for name, value in norms.items() if name.startswith("grad_norm")))
     assert whole == pytest.approx(float(metrics["grad_norm"]), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_norms_by_layer_do_not_depend_on_the_launcher(run_config, tmp_path):
+    train = dataclasses.replace(run_config.train, steps=3, eval_every=3)
+    runs = {}
+    for parallel in ("mesh", "pmap"):
+        config = dataclasses.replace(run_config, run=str(tmp_path / parallel), parallel=parallel, train=train)
+        with quickly_compiled():
+            bert_jax.pretrain(dataclasses.replace(config, log=LogConfig(norms=True)))
+        runs[parallel] = [{name: value for name, value in line.items() if "/" in name} for line in lines_of(config.run, "train")]
+    assert len(runs["mesh"]) == 3
+    for line, expected in zip(runs["pmap"], runs["mesh"], strict=True):
+        assert {"grad_norm/layer_02", "update_norm/embeddings", "grad_norm/nsp"} <= line.keys()
+        # The devices' sums are added in another order; the first update of Adam is the sign of a gradient, however small.
+        assert line == pytest.approx(expected, rel=1e-4)
 
 
 def test_a_fine_tuning_run_logs_norms_and_its_goodput(tmp_path, init, quick):
