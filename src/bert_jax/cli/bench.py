@@ -12,7 +12,7 @@ from typing import Annotated
 import jax
 import tyro
 
-from bert_jax.cli.pretrain import expand_names, load_experiment, registry
+from bert_jax.cli.pretrain import load_experiment, parse
 from bert_jax.config.data import DataConfig
 from bert_jax.config.model import ModelConfig
 from bert_jax.config.run import Config
@@ -52,13 +52,7 @@ def main(arguments: list[str]) -> int:
     """Run the command and return its exit status."""
     has_experiment = bool(arguments) and not arguments[0].startswith("-")
     config = load_experiment(Path(arguments[0])) if has_experiment else DEFAULT
-    options = tyro.cli(
-        Bench,
-        default=Bench(config),
-        prog="bert-jax bench [EXPERIMENT.py]",
-        args=expand_names(arguments[has_experiment:]),
-        registry=registry(),
-    )
+    options = parse(Bench(config), arguments[has_experiment:], prog="bert-jax bench [EXPERIMENT.py]")
     # Checks before the measurement that the file can be written.
     with atomic.new_path(options.out) if options.out else contextlib.nullcontext() as out:
         report = benchmark.run(options.config, steps=options.steps, profile=options.profile)

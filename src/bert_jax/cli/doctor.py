@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +11,7 @@ import tyro
 from rich.console import Console
 
 from bert_jax import processes
-from bert_jax.cli.pretrain import expand_names, load_config, registry
+from bert_jax.cli.pretrain import load_config, parse, print_usage
 from bert_jax.cluster import doctor
 from bert_jax.cluster.doctor import Finding
 from bert_jax.config.run import Config
@@ -46,16 +45,9 @@ class Options:
 def main(arguments: list[str]) -> int:
     """Run the command and return its exit status."""
     if not arguments or arguments[0].startswith("-"):
-        is_help = bool(arguments) and arguments[0] in ("-h", "--help")
-        print(_USAGE, end="", file=sys.stdout if is_help else sys.stderr)
-        return 0 if is_help else 2
-    options = tyro.cli(
-        Options,
-        default=Options(load_config(Path(arguments[0]))),
-        prog=f"bert-jax doctor {arguments[0]}",
-        args=expand_names(arguments[1:]),
-        registry=registry(),
-    )
+        return print_usage(_USAGE, arguments)
+    default = Options(load_config(Path(arguments[0])))
+    options = parse(default, arguments[1:], prog=f"bert-jax doctor {arguments[0]}")
     found = []
     for finding in doctor.examine(options.config):
         found.append(finding)

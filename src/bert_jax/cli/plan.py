@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
-from bert_jax.cli.pretrain import expand_names, load_config, registry
+from bert_jax.cli.pretrain import load_config, parse, print_usage
 from bert_jax.cluster import hardware, plan
 from bert_jax.cluster.plan import Device, Plan
 from bert_jax.config.mesh import MeshConfig
@@ -57,16 +56,9 @@ class Options:
 def main(arguments: list[str]) -> int:
     """Run the command and return its exit status."""
     if not arguments or arguments[0].startswith("-"):
-        is_help = bool(arguments) and arguments[0] in ("-h", "--help")
-        print(_USAGE, end="", file=sys.stdout if is_help else sys.stderr)
-        return 0 if is_help else 2
-    options = tyro.cli(
-        Options,
-        default=Options(load_config(Path(arguments[0]))),
-        prog=f"bert-jax plan {arguments[0]}",
-        args=expand_names(arguments[1:]),
-        registry=registry(),
-    )
+        return print_usage(_USAGE, arguments)
+    default = Options(load_config(Path(arguments[0])))
+    options = parse(default, arguments[1:], prog=f"bert-jax plan {arguments[0]}")
     found = plan.plan(options.config, _device(options), devices=_devices(options), search=options.search)
     print(json.dumps(to_json(found), indent=2) if options.json else "\n".join(summary(options.config, found)))
     return 0

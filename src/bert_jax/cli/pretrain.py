@@ -7,7 +7,7 @@ import runpy
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any, TypeVar, get_args, get_origin
 
 import tyro
 
@@ -15,6 +15,8 @@ from bert_jax.config import schedules
 from bert_jax.config.run import Config
 from bert_jax.errors import UserError
 from bert_jax.training.pretraining import Result, pretrain, resolve
+
+_Options = TypeVar("_Options")
 
 _USAGE = """usage: bert-jax pretrain EXPERIMENT.py [--section.field VALUE ...]
 
@@ -31,18 +33,10 @@ Example: bert-jax pretrain experiments/quickstart.py --optim.peak-lr 3e-4 --mask
 def main(arguments: list[str]) -> int:
     """Run the command and return its exit status."""
     if not arguments or arguments[0].startswith("-"):
-        is_help = bool(arguments) and arguments[0] in ("-h", "--help")
-        print(_USAGE, end="", file=sys.stdout if is_help else sys.stderr)
-        return 0 if is_help else 2
-    path, overrides = Path(arguments[0]), expand_names(arguments[1:])
-    config = tyro.cli(
-        Config,
-        default=load_experiment(path),
-        prog=f"bert-jax pretrain {path}",
-        args=overrides,
-        description=f"Pretrain with the config of {path}, or resume its run.",
-        registry=registry(),
-    )
+        return print_usage(_USAGE, arguments)
+    path, *options = arguments
+    description = f"Pretrain with the config of {path}, or resume its run."
+    config = parse(load_experiment(Path(path)), options, prog=f"bert-jax pretrain {path}", description=description)
     # The config as it is stored is printed before the run starts.
     print((config := resolve(config)).to_json(), flush=True)
     result = pretrain(config)
@@ -52,7 +46,28 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def registry() -> tyro.constructors.ConstructorRegistry:
+def print_usage(usage: str, arguments: list[str]) -> int:
+    """Print the usage of a command whose first argument must be a config, and return the exit status."""
+    is_help = bool(arguments) and arguments[0] in ("-h", "--help")
+    print(usage, end="", file=sys.stdout if is_help else sys.stderr)
+    return 0 if is_help else 2
+
+
+def parse(default: _Options, arguments: list[str], *, prog: str, description: str | None = None) -> _Options:
+    """Return options of a command, among them those of a config.
+
+    Args:
+      default: values without arguments.
+      arguments: those of the command, without the config's path.
+      prog: the command, for its help.
+      description: what it does; None: the docstring of ``default``.
+    """
+    # --attention is short for --model.attention.
+    arguments = ["--model" + word.replace("--", ".", 1) if word.split("=")[0] == "--attention" else word for word in arguments]
+    return tyro.cli(type(default), default=default, prog=prog, args=arguments, description=description, registry=_callable_fields())
+
+
+def _callable_fields() -> tyro.constructors.ConstructorRegistry:
     """Return rules for the command-line form of fields that can be functions in Python: a number, a schedule or a file name."""
     rules = tyro.constructors.ConstructorRegistry()
 
@@ -81,11 +96,6 @@ def _parse(word: str, types: tuple[Any, ...]) -> float | str | None:
         with contextlib.suppress(ValueError):
             return float(word)
     return word
-
-
-def expand_names(arguments: list[str]) -> list[str]:
-    """Return the arguments with ``--attention`` replaced by ``--model.attention``."""
-    return ["--model" + word.replace("--", ".", 1) if word.split("=")[0] == "--attention" else word for word in arguments]
 
 
 def load_experiment(path: Path) -> Config:
