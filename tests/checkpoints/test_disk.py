@@ -7,9 +7,12 @@ import json
 import os
 import resource
 import shutil
+import time
 
 import jax
+import orbax.checkpoint as ocp
 import pytest
+from orbax.checkpoint._src.metadata import checkpoint as metadata
 
 from bert_jax import processes
 from bert_jax.checkpoints import manifest
@@ -81,6 +84,26 @@ def test_a_failed_save_in_the_background_is_reported_with_its_own_step(small, ch
             checkpoints.save(3, small.state(3), small.meta)
     checkpoints.save(3, small.state(3), small.meta)
     checkpoints.wait()
+    assert small.directories() == ["1", "3"]
+
+
+def test_a_save_that_fails_at_once_ends_what_is_written_beside_it(small):
+    """Orbax writes the step's metadata in another thread, which would find its directory gone."""
+    write = metadata._MetadataStoreImpl.write
+
+    def slow(*arguments):
+        time.sleep(0.3)
+        write(*arguments)
+
+    small.save([1])
+    checkpoints = small.open(keep=5)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(metadata._MetadataStoreImpl, "write", slow)
+        patch.setattr(ocp.JsonCheckpointHandler, "async_save", full)
+        with pytest.raises(RunError, match="Checkpoint 2 could not be written"):
+            checkpoints.save(2, small.state(2), small.meta)
+    checkpoints.save(3, small.state(3), small.meta)
+    checkpoints.close()
     assert small.directories() == ["1", "3"]
 
 

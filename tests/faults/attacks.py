@@ -170,23 +170,26 @@ class Attacker:
 
     def damage(self):
         """Flipped bytes in the newest checkpoint of a killed run."""
-        self.kill()
-        files = [path for path in (self.checkpoints / str(self._steps()[-1])).rglob("*") if path.is_file() and path.stat().st_size]
-        if len(self._steps()) > 1:
-            path = self.rng.choice(files)
-            content = bytearray(path.read_bytes())
-            for _ in range(8):
-                content[self.rng.randrange(len(content))] ^= 1 << self.rng.randrange(8)
-            path.write_bytes(content)
+        path = self.rng.choice([path for path in self._files_of_newest() if path.stat().st_size])
+        content = bytearray(path.read_bytes())
+        for _ in range(8):
+            content[self.rng.randrange(len(content))] ^= 1 << self.rng.randrange(8)
+        path.write_bytes(content)
 
     def lose(self):
         """A file of the newest checkpoint, or all of it, is gone."""
-        self.kill()
-        if len(self._steps()) > 1:
-            newest = self.checkpoints / str(self._steps()[-1])
-            files = [path for path in newest.rglob("*") if path.is_file()]
-            for path in files if self.rng.random() < 0.5 else [self.rng.choice(files)]:
-                path.unlink()
+        files = self._files_of_newest()
+        for path in files if self.rng.random() < 0.5 else [self.rng.choice(files)]:
+            path.unlink()
+
+    def _files_of_newest(self):
+        """Kill the run when there is an earlier checkpoint as well."""
+        job = self.start()
+        self._await(job, lambda: len(self._steps()) > 1)
+        self._pause()
+        job.send(signal.SIGKILL)
+        assert job.wait() == -signal.SIGKILL, job.printed()
+        return [path for path in (self.checkpoints / str(self._steps()[-1])).rglob("*") if path.is_file()]
 
     def fill(self):
         """A full disk: a write of a checkpoint fails."""

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent.parent
 ATTACKS = {
     "kills": (100, ["kill", "kill_saving", "kill_starting", "kill_committing"], 4000, 10),
     "signals": (20, ["terminate", "interrupt"], 1500, 10),
-    "damage": (20, ["damage", "lose"], 1000, 10),
+    "damage": (20, ["damage", "lose"], 3000, 10),
     "disks": (20, ["fill", "protect", "slow"], 2000, 20),
     "others": (10, ["two", "hang"], 5000, 100),
 }

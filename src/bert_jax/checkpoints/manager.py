@@ -103,7 +103,9 @@ class StagedManager:
 
     def check_for_errors(self) -> None:
         """Raise the error of a step that was written in the background, if it has failed."""
-        if self._copied and self._copied.done():
+        if self._copied is None:
+            self._checkpointer.check_for_errors()
+        elif self._copied.done():
             self.wait_until_finished()
 
     def restore(self, step: int, *, args: ocp.args.Composite) -> Any:

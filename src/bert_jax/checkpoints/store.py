@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import itertools
 import logging
@@ -287,6 +288,11 @@ class Checkpoints:
 
     def _not_written(self, step: int, error: Exception) -> RunError:
         """What failed; its files are removed, and Orbax's list of steps, in which it may still be, is read again."""
+        # Other files of the step may still be written in the background, and would fail in their turn when they are removed.
+        while True:
+            with contextlib.suppress(OSError, ValueError, RuntimeError):
+                self._manager.check_for_errors()
+                break
         if jax.process_index() == 0:
             shutil.rmtree(self.path / f"{step}{TEMPORARY}", ignore_errors=True)
         self._manager.reload()
