@@ -68,6 +68,7 @@ class Checkpoints:
         # asyncio also logs a traceback for each task of a failed save or read.
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         self._saving = 0
+        self._failed: set[int] = set()
         preservation = None if keep is None else Preservation(keep if isinstance(keep, Retention) else Retention(keep), losses)
         self._handlers = {_STATE: ocp.PyTreeCheckpointHandler(), _META: ocp.JsonCheckpointHandler()}
         with atomic.explained(self.path):
@@ -107,6 +108,7 @@ class Checkpoints:
         item = {"content": content, "digest": digest(content)}
         args = ocp.args.Composite(**{_STATE: ocp.args.PyTreeSave(state), _META: ocp.args.JsonSave(item)})
         self._saving = step
+        self._failed.discard(step)
         try:
             # Orbax would skip a step that is older than the newest one without a word.
             self._manager.save(step, args=args, force=True)
@@ -149,6 +151,8 @@ class Checkpoints:
     def close(self) -> None:
         """Release Orbax's resources."""
         self._manager.close()
+        # Writes of arrays that were under way when a save failed have created directories again.
+        self._remove_failed()
 
     def latest(self) -> int | None:
         """Newest committed step, or None."""
@@ -286,6 +290,10 @@ class Checkpoints:
                     file=sys.stderr,
                 )
 
+    def _remove_failed(self) -> None:
+        for step in self._failed if jax.process_index() == 0 else ():
+            shutil.rmtree(self.path / f"{step}{TEMPORARY}", ignore_errors=True)
+
     def _not_written(self, step: int, error: Exception) -> RunError:
         """What failed; its files are removed, and Orbax's list of steps, in which it may still be, is read again."""
         # Other files of the step may still be written in the background, and would fail in their turn when they are removed.
@@ -293,8 +301,8 @@ class Checkpoints:
             with contextlib.suppress(OSError, ValueError, RuntimeError):
                 self._manager.check_for_errors()
                 break
-        if jax.process_index() == 0:
-            shutil.rmtree(self.path / f"{step}{TEMPORARY}", ignore_errors=True)
+        self._failed.add(step)
+        self._remove_failed()
         self._manager.reload()
         last = self.latest()
         newest = f"step {last} is the newest complete one" if last is not None else "there is no earlier one"
