@@ -55,7 +55,7 @@ test: check $(WEIGHTS)
 	$(BIN)/python -m pytest -m "not slow" -n 2 --dist worksteal
 
 test-slow: $(VENV)/installed-test $(WEIGHTS)
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow -n 2 --dist worksteal
 
 check: $(VENV)/installed-test docs
 	$(BIN)/ruff check

@@ -184,7 +184,7 @@ def test_a_run_directory_of_another_config(experiment, tmp_path):
     refused(here("pretrain", experiment, "--train.seed", 5), "train.seed: 0 -> 5")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_signal_saves_the_run(experiment, tmp_path, number):
     command = [
         "pretrain",

@@ -424,6 +424,7 @@ def test_ctrl_c_during_predict_leaves_nothing(run, trained, tmp_path, monkeypatc
     assert {path.name for path in tmp_path.iterdir()} == {"rows.tsv"}
 
 
+@pytest.mark.slow
 def test_finetune_in_a_separate_process(init, data, tmp_path):
     out = ok(command(*finetune(init, data, tmp_path / "run", "--epochs", 0.5)))
     assert out.startswith(f"{tmp_path / 'run'}: accuracy ")

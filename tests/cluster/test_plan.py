@@ -108,6 +108,7 @@ def test_the_arithmetic_is_that_of_the_paper(estimated):
     assert estimated.mesh == {"slice": 2, "data": 2, "fsdp": 2, "tensor": 1}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("remat", "layers", "share"), [("dots", "scan", "attention"), ("full", "unroll", None)])
 def test_recomputation_is_stated_apart(estimated, remat, layers, share):
     """Also where the CPU's compiler would undo it, in unrolled layers."""

@@ -79,7 +79,7 @@ def test_gradients_are_those_of_the_reference(params):
     [
         ("unroll", "none"),
         ("scan", "full"),
-        ("unroll", "full"),
+        pytest.param("unroll", "full", marks=pytest.mark.slow),
         pytest.param("scan", "dots", marks=pytest.mark.slow),
         pytest.param("unroll", "dots", marks=pytest.mark.slow),
     ],

@@ -116,7 +116,7 @@ class Run:
         return self.launcher.place(batch)
 
 
-@pytest.fixture(scope="module", params=[pytest.param(way, marks=pytest.mark.slow if way == "pmap 8" else ()) for way in WAYS])
+@pytest.fixture(scope="module", params=[pytest.param(way, marks=pytest.mark.slow if way != "one device" else ()) for way in WAYS])
 def run(request):
     with quickly_compiled():
         made = Run(request.param)

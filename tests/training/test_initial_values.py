@@ -28,6 +28,8 @@ MODEL = dataclasses.replace(MODEL, vocab_size=96)
 MESHES = [(8 // (fsdp * tensor), fsdp, tensor) for tensor in (1, 2, 4) for fsdp in (1, 2, 4, 8) if fsdp * tensor <= 8]
 LAYOUTS = {"x".join(map(str, sizes)): MeshConfig(*sizes) for sizes in MESHES} | {"pmap": None}
 
+SOME = [layout if layout in ("2x2x2", "pmap") else pytest.param(layout, marks=pytest.mark.slow) for layout in LAYOUTS]
+
 
 def launcher_of(layout, model=MODEL):
     mesh = LAYOUTS[layout]
@@ -65,7 +67,7 @@ def alone():
     return {init: bits(jax.device_get(jax.jit(init)())) for init in (pretraining_state, task_params, moments)}
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", SOME)
 def test_initial_values_are_those_of_one_device(alone, layout):
     for init, expected in alone.items():
         state = create(init, layout)
@@ -81,7 +83,7 @@ def test_a_partitioned_program_would_differ(alone):
     assert bits(jax.jit(moments, out_shardings=layout)()) != alone[moments]
 
 
-@pytest.mark.parametrize("size", [1, 20_000])
+@pytest.mark.parametrize("size", [1, pytest.param(20_000, marks=pytest.mark.slow)])
 def test_values_do_not_depend_on_the_number_of_programs(alone, monkeypatch, size):
     monkeypatch.setattr(launchers, "_PART", size)
     assert bits(jax.device_get(create(pretraining_state, "2x2x2"))) == alone[pretraining_state]
@@ -103,7 +105,9 @@ def test_the_generator_of_a_run_is_always_the_same(alone, generator):
         assert bits(jax.device_get(create(pretraining_state, "1x8x1"))) == alone[pretraining_state]
 
 
-@pytest.mark.parametrize("sizes", [{}, {"fsdp": 8}, {"data": 2, "tensor": 4}], ids=str)
+@pytest.mark.parametrize(
+    "sizes", [{"data": 2, "tensor": 4}, *(pytest.param(sizes, marks=pytest.mark.slow) for sizes in ({}, {"fsdp": 8}))], ids=str
+)
 @pytest.mark.filterwarnings("ignore::bert_jax.errors.BertWarning")
 def test_what_a_partial_load_leaves_is_initialized_as_on_one_device(tmp_path, sizes):
     params = jax.device_get(init_params(MODEL, jax.random.key(5)))
@@ -155,9 +159,7 @@ def drawn_alone():
     return jax.device_get(jax.jit(draw_rows)((), jax.tree.map(jnp.asarray, ROWS)))
 
 
-@pytest.mark.parametrize(
-    "layout", [layout if layout in ("1x8x1", "2x2x2") else pytest.param(layout, marks=pytest.mark.slow) for layout in LAYOUTS]
-)
+@pytest.mark.parametrize("layout", SOME)
 def test_masks_and_dropout_are_those_of_one_device(drawn_alone, layout):
     launcher = launcher_of(layout)
     with launcher.context():

@@ -43,6 +43,7 @@ def run_under_slurm(*arguments):
     return done.stderr
 
 
+@pytest.mark.slow
 def test_pretraining_joins_before_schedules_are_evaluated(run_config, tmp_path):
     """``jax.distributed.initialize`` fails once a device has been used."""
     experiment = tmp_path / "experiment.py"

@@ -239,7 +239,9 @@ def test_some_answers_are_right_and_some_wrong(single):
     assert all(0 < right < weight for right, weight in shares.values()), shares
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in ("lstm", "causal") else ()) for name in CONFIGS]
+)
 def test_packed_examples_have_the_losses_and_gradients_of_single_ones(name):
     config = CONFIGS[name]
     (_, (sums, _)), packed = gradient(params_of(config), config, batches(packed=True))

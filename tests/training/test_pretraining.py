@@ -361,6 +361,7 @@ def test_a_non_finite_loss_stops_the_run_and_leaves_the_last_good_checkpoint(run
     assert pretrain(run_config).step == 8
 
 
+@pytest.mark.slow
 def test_a_model_learns_the_order_of_words(run_config):
     """In the made-up text each word follows from the one before it: far better than frequencies."""
     config = dataclasses.replace(
