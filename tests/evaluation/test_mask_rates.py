@@ -1,9 +1,8 @@
-"""Held-out losses at fixed mask rates, minimal pairs and sweeps, compared with their definitions."""
+"""Held-out losses at fixed mask rates, and sweeps, compared with their definitions."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 
 import jax
@@ -15,13 +14,11 @@ from bert_jax.config.data import DataConfig
 from bert_jax.config.masking import MaskPolicy
 from bert_jax.data import pipeline
 from bert_jax.errors import UserError
-from bert_jax.evaluation import mask_rates, minimal_pairs
-from bert_jax.evaluation.minimal_pairs import Columns
+from bert_jax.evaluation import mask_rates
 from bert_jax.evaluation.sweeps import Sweep
 from bert_jax.inference.bert import Bert
 from bert_jax.masking.replacement import mask_tokens
 from bert_jax.training import losses
-from tests import reference
 from tests.conftest import MODEL
 
 
@@ -94,50 +91,6 @@ def test_invalid_rates_and_models_are_refused(bert, corpus, tmp_path):
         mask_rates.score_at_rates(dataclasses.replace(bert, tokenizer=None), corpus.path)
     with pytest.raises(UserError, match="is not a corpus"):
         mask_rates.score_at_rates(bert, tmp_path)
-
-
-def test_pseudo_log_likelihood_is_that_of_the_reference(bert):
-    texts = ["alpha bravo charlie.", ("delta echo", "golf")]
-    result = bert.pseudo_log_likelihood(texts)
-    special_tokens = bert.tokenizer.special_tokens
-    params = jax.tree.map(lambda x: np.asarray(x, np.float64), bert.params)
-    for text, value in zip(texts, result, strict=True):
-        parts = [part.ids for part in bert.tokenizer.encode([text] if isinstance(text, str) else [*text])]
-        ids = np.concatenate([[special_tokens.cls], *(np.append(part, special_tokens.sep) for part in parts)])
-        types = np.repeat(np.arange(len(parts)), [len(part) + 1 + (number == 0) for number, part in enumerate(parts)])
-        total = 0.0
-        for place in np.flatnonzero(~np.isin(ids, (special_tokens.cls, special_tokens.sep))):
-            hidden, _ = reference.encode_one(
-                bert.config, params["bert"], np.where(np.arange(len(ids)) == place, special_tokens.mask, ids), types
-            )
-            total += np.log(reference.softmax(reference.mlm_logits(bert.config, params, hidden[[place]]))[0, ids[place]])
-        assert value == pytest.approx(total, rel=1e-4)
-
-
-@pytest.fixture
-def prefers_short(bert, monkeypatch):
-    """A model that prefers short sentences."""
-    monkeypatch.setattr(Bert, "pseudo_log_likelihood", lambda self, texts: np.array([-len(text) for text in texts], np.float32))
-    return bert
-
-
-def test_minimal_pairs(prefers_short, tmp_path):
-    path = tmp_path / "pairs.tsv"
-    path.write_text("phenomenon\tgood\tbad\nnumber\tA cat is.\tA cat are.\nnumber\tTwo cats are.\tTwo cat.\ncase\tsame\teven\n")
-    assert minimal_pairs.score(prefers_short, path) == {"number": 0.5, "case": 0.5, "all": 0.5}
-    path = tmp_path / "blimp.jsonl"
-    path.write_text(json.dumps({"sentence_good": "a", "sentence_bad": "ab", "UID": "x"}) + "\n")
-    assert minimal_pairs.score(prefers_short, path, columns=Columns("UID", "sentence_good", "sentence_bad")) == {
-        "x": 1.0,
-        "all": 1.0,
-    }
-
-
-def test_files_without_pairs_are_refused(prefers_short, tmp_path):
-    path = tmp_path / "pairs.tsv"
-    path.write_text("good\nA cat is.\n")
-    with pytest.raises(UserError, match=r"pairs.tsv.*bad"):
-        minimal_pairs.score(prefers_short, path)
 
 
 def sweep_of(values):

@@ -27,6 +27,7 @@ COMMANDS = {
     "finetune": "fine-tune a model on a task, or resume a run",
     "evaluate": "compute the official scores of a fine-tuned model",
     "predict": "apply a fine-tuned model to a file",
+    "minimal-pairs": "compute how often a model prefers acceptable sentences, as for BLiMP",
     "plan": "compute what a config needs on a cluster: memory, time and network",
     "doctor": "check a pretraining run before it starts",
     "bench": "measure the training speed of a config on this machine",
@@ -38,7 +39,7 @@ COMMANDS = {
     "features": "write the hidden states of every token",
     "convert": "convert a model to another format",
 }
-_COMPUTING = ("pretrain", "finetune", "evaluate", "predict", "bench", "replay", "embed", "features")
+_COMPUTING = ("pretrain", "finetune", "evaluate", "predict", "bench", "replay", "embed", "features", "minimal-pairs")
 # Commands of several processes.
 _DISTRIBUTED = ("pretrain", "finetune", "doctor")
 # Commands that save their run when they are stopped.

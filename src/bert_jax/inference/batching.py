@@ -66,7 +66,12 @@ def cut_texts(model: LoadedModel, texts: Sequence[Text], long: Long, sequence_le
 
 
 def compute(
-    model: LoadedModel, function: Callable[..., Any], rows: Sequence[Window], progress: Progress | None = None
+    model: LoadedModel,
+    function: Callable[..., Any],
+    rows: Sequence[Window],
+    progress: Progress | None = None,
+    *,
+    arrays: HostBatch | None = None,
 ) -> Iterator[tuple[list[int], Any]]:
     """Compute ``function(config, params, batch)`` on batches of windows.
 
@@ -75,6 +80,7 @@ def compute(
       function: compiled; see [`bert_jax.inference.compiled`][bert_jax.inference.compiled].
       rows: the windows.
       progress: called after each batch.
+      arrays: further arrays for the batches, with a row for each window.
 
     Yields:
       The index of the window in each of the first rows of a batch, and the result as NumPy arrays.
@@ -83,6 +89,9 @@ def compute(
     previous: tuple[list[int], Any] | None = None
     done = 0
     for indices, batch in windows.batches(rows, tokens=_batch_tokens(), sequence_length=positions, pad=pad):
+        for name, values in (arrays or {}).items():
+            padding = [(0, len(batch["input_ids"]) - len(indices)), *[(0, 0)] * (values.ndim - 1)]
+            batch[name] = np.pad(values[indices], padding)
         # The device computes this batch while the host handles the previous one.
         result = function(model.config, model.params, to_device(batch))
         if previous:

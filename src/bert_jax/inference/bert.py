@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, get_args
 
@@ -13,16 +12,15 @@ import numpy as np
 from jaxtyping import Float
 
 from bert_jax.data import windows
-from bert_jax.data.windows import Long, Text, Window
+from bert_jax.data.windows import Long, Text
 from bert_jax.errors import UserError
-from bert_jax.inference import compiled, embedding
+from bert_jax.inference import compiled, embedding, likelihood
 from bert_jax.inference.batching import Progress, TextFeatures, compute, cut_texts, text_features, to_device
+from bert_jax.inference.likelihood import Scoring
 from bert_jax.models.encoder import Encoded
 from bert_jax.models.loaded import LoadedModel, tokenizer_of
 from bert_jax.models.sentence_embedding import Normalize, Pooling, SentenceEmbedding
 from bert_jax.models.sentence_embedding import normalize as normalize_vectors
-
-_MIN_PROBABILITY = float(np.finfo(np.float32).tiny)
 
 
 class Prediction(NamedTuple):
@@ -193,32 +191,24 @@ class Bert(LoadedModel):
         vectors = self.embed([*first, *second], **{**options, "normalize": True})
         return vectors[: len(first)] @ vectors[len(first) :].T
 
-    def pseudo_log_likelihood(self, texts: Sequence[Text]) -> Float[np.ndarray, " N"]:
-        """Sum over a text's tokens of the log-probability of each when it alone is masked, in nats (Salazar et al. 2020).
+    def pseudo_log_likelihood(
+        self, texts: Sequence[Text], *, scoring: Scoring = "token", progress: Progress | None = None
+    ) -> Float[np.ndarray, " N"]:
+        """Sum over a text's tokens of the log-probability of each when it is masked, in nats, float32.
+
+        A masked row that several texts share is computed once.
+
+        Args:
+          texts: strings and pairs of strings.
+          scoring: what is masked with a token: "token", nothing else (Salazar et al. 2020), or "within-word", the later tokens of
+            its word (Kauf and Ivanova 2023).
+          progress: called with the number of predictions computed, and of all predictions.
 
         Raises:
           UserError: a text has more tokens than the model has positions; the model has no MLM head.
         """
         self.check("mlm")
-        tokenizer, rows, labels = tokenizer_of(self), list[Window](), list[int]()
-        for window in cut_texts(self, texts, "error", None):
-            # All tokens except [CLS], the [SEP] between the texts of a pair, and the last [SEP].
-            for position in {*range(1, len(window.ids) - 1)} - {window.first - 1}:
-                ids = window.ids.copy()
-                ids[position] = tokenizer.special_tokens.mask
-                rows.append(window._replace(ids=ids, keep=slice(position, position + 1)))
-                labels.append(int(window.ids[position]))
-        total = np.zeros(len(texts), np.float64)
-        function = functools.partial(
-            compiled.mask_probabilities,
-            mask_id=tokenizer.special_tokens.mask,
-            max_masks=1,
-            vocab_size=len(tokenizer.tokens),
-        )
-        for indices, probabilities in compute(self, function, rows):
-            for batch_row, index in enumerate(indices):
-                total[rows[index].text] += math.log(max(probabilities[batch_row, 0, labels[index]], _MIN_PROBABILITY))
-        return total.astype(np.float32)
+        return likelihood.pseudo_log_likelihood(self, texts, scoring=scoring, progress=progress)
 
     def features(
         self,

@@ -62,6 +62,20 @@ def mask_probabilities(
     return jax.nn.softmax(logits[..., :vocab_size], axis=-1)
 
 
+@functools.partial(jax.jit, static_argnums=0, static_argnames="vocab_size")
+def label_log_probabilities(config: ModelConfig, params: Params, batch: Batch, *, vocab_size: int) -> Float[Array, "B N"]:
+    """MLM log-probabilities of several labels at one position of each row.
+
+    Args:
+      config, params: the model.
+      batch: with ``labels`` int32 [B, N] and ``keep`` bool [B, S], whose first column is the position.
+      vocab_size: number of tokens that receive probability, the first of the model's vocabulary.
+    """
+    positions = batch["keep"].argmax(axis=1)[:, None]
+    logits = mlm_logits(config, params, encode(config, params, batch).hidden, positions)[:, 0, :vocab_size]
+    return jnp.take_along_axis(jax.nn.log_softmax(logits.astype(jnp.float32)), batch["labels"], axis=1)
+
+
 @functools.partial(jax.jit, static_argnums=0, static_argnames="layers")
 def layer_states(config: ModelConfig, params: Params, batch: Batch, *, layers: tuple[int, ...]) -> Float[Array, "C B S D"]:
     """States after C layers, given by their indices from 0."""
