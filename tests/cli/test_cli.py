@@ -145,7 +145,12 @@ def test_bad_experiments(tmp_path, experiment):
     refused(here("pretrain", tmp_path / "empty.py"), "no function config()")
     (tmp_path / "wrong.py").write_text("def config(): return 3")
     refused(here("pretrain", tmp_path / "wrong.py"), "returns an object of type int")
+    (tmp_path / "notes.md").write_text("# Notes\n\n3 eggs\n")
+    refused(here("pretrain", tmp_path / "notes.md"), "notes.md, line 3: SyntaxError: invalid syntax.")
+    (tmp_path / "short.py").write_text("import bert_jax\n\n\ndef config():\n    return bert_jax.Config(run='run')\n")
+    refused(here("pretrain", tmp_path / "short.py"), "short.py, line 5: TypeError: ")
     refused(here("pretrain", experiment, "--data.corpus", tmp_path), "is not a corpus")
+    refused(here("pretrain", experiment, "--data.corpus", tmp_path / "notes.md"), "notes.md is not a TFRecord file; text and JSON")
     refused(here("pretrain", experiment, "--data.sequence-length", 513), "exceeds model.max_position_embeddings 512")
     refused(here("pretrain", experiment, "--model.vocab-size", 9), "use --model.vocab-size 89")
     refused(here("pretrain", experiment, "--mesh.tensor", 3), "does not cover 8 devices")
@@ -231,7 +236,7 @@ def test_ctrl_c_while_preparing_leaves_nothing(tmp_path, text):
         assert running.wait(60) == 130
     messages = running.stderr.read()
     running.stderr.close()
-    assert "stopped by Ctrl-C; the same command continues with the next shard" in messages
+    assert "stopped by Ctrl-C; the same command continues after the last complete shard" in messages
     assert "Traceback" not in messages
     assert {path.name for path in tmp_path.iterdir()} == {"vocab", "endless.txt"}
 

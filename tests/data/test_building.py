@@ -352,7 +352,7 @@ def test_a_signal_keeps_finished_shards(tokenizer, tmp_path, number):
     done = files_below(files)
     assert len(done) >= 4
     if number == signal.SIGINT:
-        assert "the same command continues with the next shard" in message
+        assert "the same command continues after the last complete shard" in message
     subprocess.run(command, check=True, capture_output=True)
     build(find_inputs([text]), tmp_path / "whole", tokenizer)
     # With another fraction held out, so only the documents are compared.

@@ -218,12 +218,17 @@ def test_what_does_not_fit_is_refused(config, changes, message):
         Records(dataclasses.replace(config, **changes))
 
 
-def test_another_vocabulary_is_refused(config, tmp_path):
+def test_another_vocabulary_is_refused(config, written, tmp_path):
     small = tokenizers.WordPiece({"vocab.txt": "\n".join([*SPECIAL_TOKENS, "a", "b"]).encode()})
     tokenizers.save(small, tmp_path)
     with pytest.raises(UserError, match="but the vocabulary has 7 tokens; name the directory of the one with which it was made"):
         Records(dataclasses.replace(config, vocab=str(tmp_path)))
+    alone = tmp_path / "alone" / "data.tfrecord"
+    alone.parent.mkdir()
+    shutil.copy(next(written.glob("*.tfrecord*")), alone)
     with pytest.raises(UserError, match="contains no vocabulary; name the directory"):
+        Records(DataConfig(str(alone), sequence_length=LENGTH))
+    with pytest.raises(UserError, match=r"make_flax.py is not a TFRecord file; text and JSON lines become a corpus by"):
         Records(DataConfig(str(GOLDEN.parent / "make_flax.py"), sequence_length=LENGTH))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.machinery
 import json
+import re
 import shutil
 import struct
 import sys
@@ -209,3 +210,16 @@ def test_wandb_itself_stores_a_stopped_and_resumed_run_offline(tmp_path, monkeyp
     assert ("seed", "7") in [(update.key, update.value_json) for update in runs[0].config.update]
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert not [path for path in files if SECRET.encode() in path.read_bytes()]
+
+
+@pytest.mark.parametrize("columns", [80, 140])
+def test_steps_and_time_left_are_seen_in_a_narrow_terminal(tmp_path, monkeypatch, capsys, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    log = RunLog(tmp_path, start=0, steps=1_000_000, loggers=())
+    metrics = {"loss": 8.64, "mlm_accuracy": 0.037, "nsp_accuracy": 0.656, "goodput": 0.373, "tokens_per_second": 14_699}
+    log.progress(250_000, metrics)
+    log.close()
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert len(line.rstrip()) <= columns
+    assert re.search(r"250000/1000000 \d:\d\d:\d\d ETA \S+ +loss 8\.640  mlm 3\.7%", line)
+    assert ("14,699 tokens/s" in line) == (columns == 140)

@@ -55,10 +55,11 @@ class Device:
 class Simulation:
     """A start of a run whose parts take given seconds."""
 
-    def __init__(self, run, clock, start, startup, **log):
+    def __init__(self, run, clock, start, startup, *, rows_vary=False, **log):
         names = [name for name in (*TrainingJob.__annotations__, *vars(TrainingJob)) if not name.startswith("_")]
         fields = dict.fromkeys(names, lambda *more: None) | {"run_dir": str(run), "log": LogConfig(loggers=(), **log)}
         fields["launcher"] = types.SimpleNamespace(shards=1, rows=np.arange)
+        fields["rows_vary"] = rows_vary
         fields["flop"] = lambda counts, metrics: 4.0 * counts.tokens
         self.clock, self.step = clock, start
         self.log = RunLog(run, start=start, steps=10, loggers=())
@@ -242,6 +243,23 @@ def test_a_step_that_is_compiled_again_is_a_warning(tmp_path):
     summary = read_goodput(tmp_path)
     assert summary["recompilations"] == 1
     assert compilation.describe_changes([f"{name} from a to b" for name in "wxyz"]).endswith("y from a to b and 1 more")
+
+
+def test_rows_that_vary_by_design_are_no_warning(tmp_path):
+    """The number of rows changes, and then the type of the state, of which the user is told."""
+    run = Simulation(tmp_path, Clock(0.0), start=4, startup=0.0, rows_vary=True)
+    run.telemetry._watch.close()
+    run.telemetry._watch = compilation.CompilationWatch(jax.jit(lambda state, batch: (state, batch["input_ids"].sum())))
+
+    def batch(rows):
+        return {name: jnp.ones((rows, 8), jnp.int32) for name in ("input_ids", "segment_ids")}
+
+    for rows in (2, 2, 3):
+        run.telemetry.train_step(jnp.zeros(3), batch(rows))
+    with pytest.warns(BertWarning, match=r"compiled again at step 8, .*: what changed is  from float32\[3\] to int32\[3\]; keep"):
+        run.telemetry.train_step(jnp.zeros(3, jnp.int32), batch(3))
+    run.close()
+    assert read_goodput(tmp_path)["recompilations"] == 2
 
 
 def test_norms_by_layer_are_those_of_the_gradients_and_updates(quick):

@@ -44,8 +44,9 @@ _COMPUTING = ("pretrain", "finetune", "evaluate", "predict", "bench", "replay", 
 _DISTRIBUTED = ("pretrain", "finetune", "doctor")
 # Commands that save their run when they are stopped.
 _RESUMABLE = ("pretrain", "finetune")
-# What Ctrl-C means for the output of other commands, unless they remove what is incomplete.
-_STOPPED = {"prepare": "the same command continues with the next shard"}
+# What Ctrl-C means for other commands, unless they remove incomplete output.
+_STOPPED = dict.fromkeys(("inspect", "plan", "doctor", "replay", "checkpoints", "info", "fill-mask"), "nothing was written")
+_STOPPED["prepare"] = "the same command continues after the last complete shard"
 
 _USAGE = """usage: bert-jax COMMAND [options]
 

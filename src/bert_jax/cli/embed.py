@@ -28,9 +28,9 @@ from bert_jax.training.logging import progress_bar
 class Embed:
     """Compute one vector for each text.
 
-    TEXT is a file, - for standard input, or a text itself; several may be given. A text file (.txt) has one text on each line, with
-    " ||| " between the two texts of a pair; .csv, .tsv, .json, .jsonl and .parquet have columns or fields; each but .parquet also
-    with .gz. There is one vector for each text, in the same order, empty lines included. All vectors are held in memory.
+    TEXT is a file, - for standard input, or a text itself; several may be given. A text file (.txt) has one text on each line; the
+    two texts of a pair have " ||| " between them; .csv, .tsv, .json, .jsonl and .parquet have columns or fields; each but .parquet
+    also with .gz. There is one vector for each text, in the same order, empty lines included. All vectors are held in memory.
 
     The files of a model can say how a text becomes a vector, as those of sentence-transformers do; `bert-jax info MODEL` prints
     it. Otherwise the vector is the mean over all tokens. If a text has several windows, its mean and max are over the tokens of all

@@ -39,9 +39,9 @@ class Inspect:
     google` or any other program: a file, a directory, or a pattern such as 'data/*.tfrecord'.
 
     Of a corpus: the documents, sentences, words and tokens of each split; how long documents and sentences are; exact duplicates,
-    also between the splits; the share of [UNK]; for each sequence length the padding with one example in a row and with up to six
-    (the default of a run), the share of random pairs, and the share of examples that are cut; the most and the least frequent
-    tokens; and the first examples of a run with their masks.
+    also between the splits; the share of [UNK]; for each sequence length the padding with one example in a row and, as by
+    default in a run, with up to six, the share of random pairs, and the share of examples that are cut; the most and the least
+    frequent tokens; and the first examples of a run with their masks.
 
     Of TFRecord files: files, records and lengths, and from a sample of the records the padding, the share of random pairs, the
     predictions and what replaced them, the frequencies of tokens, and examples with the masks that are stored; and for each file

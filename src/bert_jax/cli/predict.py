@@ -59,7 +59,8 @@ def main(arguments: list[str]) -> int:
             options.model, task=options.task, task_data=options.task_data, labels=options.labels, threshold=options.threshold
         )
         count, empty = _write(predictor.predict(options.file, strict=options.strict), path, epath.Path(f"{options.out}.partial"))
-    print(f"{options.out}: {count:,} predictions{f', {empty:,} of them null for an empty text' if empty else ''}")
+    nulls = f", {empty:,} of them null for an empty text" if empty else ""
+    print(f"{options.out}: {count:,} prediction{'s' * (count != 1)}{nulls}")
     return 0
 
 

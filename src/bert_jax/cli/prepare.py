@@ -130,7 +130,7 @@ def _beam() -> Any:
     try:
         return importlib.import_module("bert_jax.data.beam")
     except ModuleNotFoundError as error:
-        raise UserError(f"--beam needs {error.name}; install it with `pip install bert-jax[beam]`.") from None
+        raise UserError(f"--beam needs {error.name}; install it with `pip install 'bert-jax[beam]'`.") from None
 
 
 def _build_corpus(options: Prepare, build: BuildOptions, inputs: list[Input], tokenizer: Tokenizer) -> dict[str, dict[str, int]]:

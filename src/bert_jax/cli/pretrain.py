@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import runpy
 import sys
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
 
@@ -102,20 +103,36 @@ def load_experiment(path: Path) -> Config:
     """Run an experiment's file and call its ``config()``.
 
     Raises:
-      UserError: the file does not exist, does not define ``config``, or ``config()`` does not return a
-        [`Config`][bert_jax.config.Config].
+      UserError: the file does not exist, is not Python, raises an exception, does not define ``config``, or ``config()`` does not
+        return a [`Config`][bert_jax.config.Config].
     """
     if path.is_dir():
         raise UserError(f"{path} is a directory; name the Python file of an experiment.")
     if not path.is_file():
         raise UserError(f"There is no experiment {path}.")
-    names = runpy.run_path(str(path))
-    if "config" not in names:
-        raise UserError(f"{path} has no function config(); define one that returns a bert_jax.Config.")
-    config = names["config"]()
+    with _explained(path):
+        names = runpy.run_path(str(path))
+        if "config" not in names:
+            raise UserError(f"{path} has no function config(); define one that returns a bert_jax.Config.")
+        config = names["config"]()
     if not isinstance(config, Config):
         raise UserError(f"config() in {path} returns an object of type {type(config).__name__}; it must return a bert_jax.Config.")
     return config
+
+
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Turn exceptions of an experiment into a sentence with its last line that was executed."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        line = error.lineno if isinstance(error, SyntaxError) else next(reversed(lines), None)
+        where = f"{path}, line {line}" if line else f"{path}"
+        reason = error.msg if isinstance(error, SyntaxError) else str(error)
+        raise UserError(f"{where}: {type(error).__name__}: {reason}.") from error
 
 
 def load_config(path: Path) -> Config:
@@ -133,10 +150,11 @@ def report(result: Result, run: str) -> str:
     if scores is None:
         return f"{run}: step {result.step}"
     gain = scores["unigram_loss"] - scores["mlm_loss"]
+    comparison = f"lower by {gain:.3f}" if gain >= 0 else f"higher by {-gain:.3f}"
     lines = [
         f"{run}: step {result.step}, held out",
         f"  MLM loss      {scores['mlm_loss']:.3f} nats; unigram model on the same tokens {scores['unigram_loss']:.3f}; "
-        f"lower by {gain:.3f}",
+        f"{comparison}",
         f"  MLM accuracy  {scores['mlm_accuracy']:.3f}",
     ]
     if "nsp_accuracy" in scores:

@@ -29,8 +29,8 @@ class Vocab:
     bpe) writes spiece.model. [PAD], [UNK], [CLS], [SEP] and [MASK] get the first ids.
 
     With --extend OLD --add N, a WordPiece vocabulary keeps its tokens, ids and rules, and gets up to N tokens that it lacks, those
-    that make the text shortest: first in the unused slots of OLD ([unused0], [unused1], ...), then at its end. `bert-jax convert
-    --vocab` and `finetune --vocab` give them to a model of OLD.
+    that make the text shortest: first in the unused slots of OLD ([unused0], [unused1], ...), then at its end. A model
+    of OLD gets them by the option --vocab of `bert-jax convert` or `bert-jax finetune`.
 
     Example: bert-jax vocab wiki.txt --out vocab --kind wordpiece --size 30522
 
@@ -90,7 +90,8 @@ def main(arguments: list[str]) -> int:
         return 0
     tokenizer = tokenizers.train(texts, kind=options.kind, size=options.size, lowercase=options.lowercase)
     tokenizers.create(tokenizer, out)
-    print(f"{out}: {options.kind}, {len(tokenizer.tokens):,} tokens")
+    size = len(tokenizer.tokens)
+    print(f"{out}: {options.kind}, {size:,} tokens{', all that the text has' if size < options.size else ''}")
     return 0
 
 

@@ -114,7 +114,7 @@ def _pipeline(arguments: Sequence[str]) -> Iterator[apache_beam.Pipeline]:
         details = getattr(error, "details", None)  # of an RPC
         lines = str(details() if callable(details) else error).strip().splitlines() or [type(error).__name__]
         reason = lines[-1].removesuffix(".")
-        raise RunError(f"Beam's pipeline failed: {reason}; the same command continues with the next shard.") from error
+        raise RunError(f"Beam's pipeline failed: {reason}; the same command continues after the last complete shard.") from error
 
 
 def _groups(inputs: Sequence[Input], options: BuildOptions) -> list[_Group]:

@@ -88,4 +88,4 @@ def _library() -> Any:
     try:
         return importlib.import_module("datasketch")
     except ImportError:
-        raise UserError("Near duplicates are found by datasketch; install it with `pip install bert-jax[duplicates]`.") from None
+        raise UserError("Near duplicates are found by datasketch; install it with `pip install 'bert-jax[duplicates]'`.") from None

@@ -71,4 +71,4 @@ def _load(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError:
-        raise UserError(f"Dumps of MediaWiki are read by {name}; install it with `pip install bert-jax[wiki]`.") from None
+        raise UserError(f"Dumps of MediaWiki are read by {name}; install it with `pip install 'bert-jax[wiki]'`.") from None

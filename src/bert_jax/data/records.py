@@ -68,8 +68,10 @@ class Records:
     def __init__(self, config: DataConfig) -> None:
         self._config = config
         self.train, self.held_out = find_files(config.corpus), find_files(config.held_out) if config.held_out else []
-        self.tokenizer = _tokenizer(config, self.train)
         self._open = functools.lru_cache(maxsize=_OPEN_FILES)(RecordFile)
+        # What is no such file has no vocabulary either.
+        self._open(self.train[0])
+        self.tokenizer = _tokenizer(config, self.train)
         for files in (self.train, self.held_out):
             if files:
                 self._check(files[0])

@@ -168,8 +168,9 @@ def _truncated(path: epath.PathLike, place: int) -> UserError:
 
 
 def _wrong_length(path: epath.PathLike, place: int) -> UserError:
-    kind = "is not a TFRecord file" if not place else f"is damaged at byte {place:,}"
-    return UserError(f"{path} {kind}: the checksum of a record's length differs.")
+    if not place:
+        return UserError(f"{path} is not a TFRecord file; text and JSON lines become a corpus by `bert-jax prepare`.")
+    return UserError(f"{path} is damaged at byte {place:,}: the checksum of a record's length differs.")
 
 
 def _damaged(path: epath.PathLike, place: int) -> UserError:

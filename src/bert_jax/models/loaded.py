@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from bert_jax.batch import Params
 from bert_jax.config.model import ModelConfig
 from bert_jax.errors import UserError
-from bert_jax.models.heads import heads_of
+from bert_jax.models.heads import PRETRAINING, heads_of
 from bert_jax.models.sentence_embedding import SentenceEmbedding
 from bert_jax.tokenizers import Tokenizer
 
@@ -51,7 +51,8 @@ class LoadedModel:
             if part not in (*_NOT_HEADS, *self.params):
                 heads = ", ".join(heads_of(self.params)) or "no heads"
                 unread = [reason.removesuffix(".") for name, reason in self.problems.items() if name not in _NOT_HEADS]
-                raise UserError(f"{'; '.join([f'The model has no {part} head; it has {heads}', *unread])}; fine-tune it first.")
+                hint = "load a model with the heads of pretraining" if part in PRETRAINING else "fine-tune it first"
+                raise UserError(f"{'; '.join([f'The model has no {part} head; it has {heads}', *unread])}; {hint}.")
 
 
 def tokenizer_of(model: LoadedModel) -> Tokenizer:

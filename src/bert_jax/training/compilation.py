@@ -88,4 +88,10 @@ def _describe(leaf: Any) -> str:
     shape = ",".join(map(str, getattr(leaf, "shape", ())))
     weak = " (weak)" if getattr(leaf, "weak_type", False) else ""
     spec = getattr(getattr(leaf, "sharding", None), "spec", None)
+    if spec is not None:
+        # Axes at the end that are not divided may be written or left out.
+        axes = [*spec]
+        while axes and axes[-1] is None:
+            axes.pop()
+        spec = jax.P(*axes)
     return f"{getattr(leaf, 'dtype', type(leaf).__name__)}[{shape}]{weak}" + (f" {spec}" if spec is not None else "")

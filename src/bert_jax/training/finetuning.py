@@ -156,6 +156,7 @@ class FinetuningJob:
 
     split = "dev"
     recovers = False
+    rows_vary = True
     best: str | None
 
     def __init__(self, config: FinetuneConfig, model: ModelConfig, pretrained: LoadedModel, data: TaskData, steps: int) -> None:

@@ -53,6 +53,8 @@ class TrainingJob(Protocol):
     batches: Batches
     source: Any
     """Arrays that ``init`` starts from."""
+    rows_vary: bool
+    """Whether batches have a few different numbers of rows, for each of which the step is compiled."""
     texts_per_example: int
     """Texts of an example, each of which is a segment of a row: more than one for multiple choice."""
     split: str

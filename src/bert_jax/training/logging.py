@@ -11,6 +11,7 @@ import jax
 from etils import epath
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Column
 
 from bert_jax.io import remote
 from bert_jax.io.spool import Spool
@@ -60,15 +61,16 @@ class RunLog:
         writes = jax.process_index() == 0
         self.console = Console(stderr=True, quiet=not writes)
         columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
+            BarColumn(bar_width=20),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TextColumn("ETA"),
             TimeRemainingColumn(),
+            # What a narrow terminal has no room for is cut from the end.
+            TextColumn("{task.description}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)),
         )
-        self._bar = Progress(*columns, console=self.console, refresh_per_second=4)
-        self._task = self._bar.add_task("compiling", total=steps, completed=start)
+        self._bar = Progress(*columns, console=self.console, refresh_per_second=4, expand=True)
+        self._task = self._bar.add_task("compiling" if start < steps else "", total=steps, completed=start)
         run = epath.Path(run)
         self._spool = Spool(run) if remote.is_remote(run) else None
         self.directory = self._spool.path if self._spool else run

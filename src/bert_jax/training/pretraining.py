@@ -147,6 +147,7 @@ class PretrainingJob:
     recovers = True
     source: Any = ()
     texts_per_example = 1
+    rows_vary = False
 
     def __init__(self, config: Config, data: PretrainingData, policy: ResolvedMaskPolicy | None, launcher: Launcher) -> None:
         self.config, self.data, self.launcher = config, data, launcher

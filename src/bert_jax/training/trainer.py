@@ -113,6 +113,8 @@ class Trainer:
     def run(self, stop: StopSignal) -> Result:
         """Train to the last step, until early stopping, or until a signal."""
         job, train = self.job, self.job.train
+        if self.step and not self._finished():
+            self.log.message(f"{job.run_dir} is resumed from step {self.step}.")
         if self._evaluation_is_missing():  # the run was killed between saving a step and scoring it
             self._evaluate(stop)
         stopped = stop.agreed()
