@@ -116,4 +116,4 @@ def test_the_command(text, tokenizer, corpus, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "apache_beam", None)
     monkeypatch.delitem(sys.modules, "bert_jax.data.beam")
     assert cli.main([*command, "--beam="]) == 2
-    assert "pip install bert-jax[beam]" in capsys.readouterr().err
+    assert "pip install 'bert-jax[beam]'" in capsys.readouterr().err

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import math
+import select
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +20,7 @@ from bert_jax.errors import UserError
 
 CHUNK_CHARACTERS = 32_000_000
 """Characters of text in a chunk, which becomes a shard."""
+_SIGNAL_SECONDS = 1.0
 _READ_BYTES = 2**20
 
 
@@ -183,11 +186,17 @@ class _Hashed(io.RawIOBase):
         super().__init__()
         self._file, self._reader = file, reader
         self.digest, self.bytes = hashlib.sha256(), 0
+        self._descriptor: int | None = None
+        with contextlib.suppress(OSError, AttributeError):
+            self._descriptor = file.fileno()
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
+        # A signal just before a read that blocks, of a pipe, would be noticed only after it.
+        while self._descriptor is not None and not select.select([self._descriptor], [], [], _SIGNAL_SECONDS)[0]:
+            pass
         count: int = self._file.readinto(buffer)
         self.digest.update(memoryview(buffer)[:count])
         self.bytes += count

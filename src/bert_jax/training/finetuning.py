@@ -155,8 +155,7 @@ class FinetuningJob:
     """
 
     split = "dev"
-    recovers = False
-    rows_vary = True
+    recovers, rows_vary = False, True
     best: str | None
 
     def __init__(self, config: FinetuneConfig, model: ModelConfig, pretrained: LoadedModel, data: TaskData, steps: int) -> None:
