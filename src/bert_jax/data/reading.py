@@ -20,7 +20,7 @@ from bert_jax.errors import UserError
 
 CHUNK_CHARACTERS = 32_000_000
 """Characters of text in a chunk, which becomes a shard."""
-_SIGNAL_SECONDS = 1.0
+_SIGNAL_MILLISECONDS = 1000
 _READ_BYTES = 2**20
 
 
@@ -185,17 +185,19 @@ class _Hashed(io.RawIOBase):
     def __init__(self, file: Any, reader: Reader) -> None:
         super().__init__()
         self._file, self._reader = file, reader
-        self.digest, self.bytes = hashlib.sha256(), 0
-        self._descriptor: int | None = None
+        self.digest, self.bytes, self._waits = hashlib.sha256(), 0, False
+        # Files of a store have no descriptor.
+        self._poll = select.poll()
         with contextlib.suppress(OSError, AttributeError):
-            self._descriptor = file.fileno()
+            self._poll.register(file.fileno(), select.POLLIN)
+            self._waits = True
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
         # A signal just before a read that blocks, of a pipe, would be noticed only after it.
-        while self._descriptor is not None and not select.select([self._descriptor], [], [], _SIGNAL_SECONDS)[0]:
+        while self._waits and not self._poll.poll(_SIGNAL_MILLISECONDS):
             pass
         count: int = self._file.readinto(buffer)
         self.digest.update(memoryview(buffer)[:count])
