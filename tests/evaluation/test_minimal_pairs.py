@@ -171,6 +171,8 @@ def test_files_without_pairs_are_refused(prefers_short, tmp_path, name, content,
     with pytest.raises(UserError, match=sentence):
         minimal_pairs.score(prefers_short, tmp_path / name)
     (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="There are no minimal pairs; name a file or a directory of them"):
+        minimal_pairs.score(prefers_short, [])
     with pytest.raises(UserError, match="has no files of pairs"):
         minimal_pairs.score(prefers_short, tmp_path / "empty")
 

@@ -127,7 +127,7 @@ def _explained(path: Path) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except Exception as error:
+    except Exception as error:  # An experiment is the user's program, which can raise any.
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
         line = error.lineno if isinstance(error, SyntaxError) else next(reversed(lines), None)
         where = f"{path}, line {line}" if line else f"{path}"

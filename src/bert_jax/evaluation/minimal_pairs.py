@@ -94,6 +94,8 @@ def score(
       (0.61, 0.48)
     """
     pairs = (*read(paths, good=good, bad=bad),)
+    if not pairs:
+        raise UserError("There are no minimal pairs; name a file or a directory of them.")
     texts = [text for pair in pairs for text in (pair.good, pair.bad)]
     likelihoods = model.pseudo_log_likelihood(texts, scoring=scoring, progress=progress).reshape(-1, 2)
     paradigms = _by(pairs, likelihoods, lambda pair: pair.paradigm)
