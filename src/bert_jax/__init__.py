@@ -10,6 +10,7 @@ from bert_jax.config import (
     ModelConfig,
     ModelOverrides,
     OptimConfig,
+    Phase,
     TaskDataConfig,
     TrainConfig,
 )
@@ -38,6 +39,7 @@ __all__ = [
     "ModelConfig",
     "ModelOverrides",
     "OptimConfig",
+    "Phase",
     "Predictor",
     "ResolvedMaskPolicy",
     "RunError",

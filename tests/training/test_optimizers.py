@@ -15,7 +15,7 @@ import pytest
 
 from bert_jax.config.optimizer import OptimConfig
 from bert_jax.models import heads
-from bert_jax.training import optimizers, step
+from bert_jax.training import learning_rate, optimizers, step
 from tests.conftest import MODEL
 
 STEPS, WARMUP, PEAK = 100, 10, 1e-2
@@ -30,18 +30,18 @@ STEPS, WARMUP, PEAK = 100, 10, 1e-2
     ],
 )
 def test_schedules(decay, expected):
-    rate = optimizers.schedule(OptimConfig(peak_lr=PEAK, warmup_steps=WARMUP, decay=decay), STEPS)
+    rate = learning_rate.schedule(OptimConfig(peak_lr=PEAK, warmup_steps=WARMUP, decay=decay), STEPS)
     np.testing.assert_allclose([rate(s) for s in range(STEPS + 1)], [expected(s) for s in range(STEPS + 1)], rtol=1e-5, atol=1e-9)
     assert rate(0) == 0
 
 
 def test_schedule_free_does_not_decay():
-    rate = optimizers.schedule(OptimConfig(name="schedule_free", peak_lr=PEAK, warmup_steps=WARMUP), STEPS)
+    rate = learning_rate.schedule(OptimConfig(name="schedule_free", peak_lr=PEAK, warmup_steps=WARMUP), STEPS)
     np.testing.assert_allclose([rate(s) for s in (0, WARMUP // 2, WARMUP, STEPS)], [0, PEAK / 2, PEAK, PEAK], rtol=1e-6)
 
 
 def test_schedule_without_warmup_starts_at_the_peak():
-    assert optimizers.schedule(OptimConfig(peak_lr=PEAK, warmup_steps=0), STEPS)(0) == pytest.approx(PEAK)
+    assert learning_rate.schedule(OptimConfig(peak_lr=PEAK, warmup_steps=0), STEPS)(0) == pytest.approx(PEAK)
 
 
 def params_and_grads():
@@ -68,7 +68,7 @@ def reference(config, params, grads):
     """Parameters after these gradients, by the papers' formulas."""
     p = named(params)
     m, v = ({name: np.zeros_like(x) for name, x in p.items()} for _ in range(2))
-    rate = optimizers.schedule(config, STEPS)
+    rate = learning_rate.schedule(config, STEPS)
     for t, grad in enumerate(grads, 1):
         g = named(grad)
         norm = np.sqrt(sum((x**2).sum() for x in g.values()))
@@ -171,7 +171,7 @@ def test_schedule_free_is_the_papers():
         updates, state = jax.jit(optimizer.update)(grad, state, params)
         params = optax.apply_updates(params, updates)
         # Optax weighs the average by the rate of the step to come.
-        rate, weight = float(optimizers.schedule(config, STEPS)(t - 1)), float(optimizers.schedule(config, STEPS)(t)) ** 2
+        rate, weight = float(learning_rate.schedule(config, STEPS)(t - 1)), float(learning_rate.schedule(config, STEPS)(t)) ** 2
         weights += weight
         for name, g in named(grad).items():
             y = config.b1 * x[name] + (1 - config.b1) * z[name]

@@ -15,7 +15,7 @@ from etils import epath
 from bert_jax.config.mesh import MeshConfig
 from bert_jax.data import pipeline, sources
 from bert_jax.errors import RunError, UserError
-from bert_jax.training import launchers, optimizers, pretraining
+from bert_jax.training import launchers, pretraining
 from bert_jax.training.pretraining import PretrainingJob, pretrain
 from tests.runs import interrupt_at, lines_of, quickly_compiled
 from tests.training.test_anomalies import assert_same, spikes
@@ -94,7 +94,7 @@ def test_skipping_equals_a_loop_that_leaves_the_batches_out(run_config, poison, 
     assert [line["step"] for line in trained] == [1, 2, 4, 5, 8]
     assert all(np.isfinite(value) for line in trained for value in line.values() if not isinstance(value, str))
     # The optimizer counts the updates, not the steps.
-    rate = optimizers.schedule(config.optim, 8)
+    rate = learning_rate.schedule(config.optim, 8)
     assert [line["learning_rate"] for line in trained] == [float(rate(count)) for count in range(5)]
     assert dumps_of(config) == {"step-3", "step-6", "step-7"}
     assert "loss is nan at step 3, which is skipped (1 so far)" in " ".join(capsys.readouterr().err.split())

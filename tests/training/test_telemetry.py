@@ -55,11 +55,11 @@ class Device:
 class Simulation:
     """A start of a run whose parts take given seconds."""
 
-    def __init__(self, run, clock, start, startup, *, rows_vary=False, **log):
+    def __init__(self, run, clock, start, startup, *, shapes_vary=False, **log):
         names = [name for name in (*TrainingJob.__annotations__, *vars(TrainingJob)) if not name.startswith("_")]
         fields = dict.fromkeys(names, lambda *more: None) | {"run_dir": str(run), "log": LogConfig(loggers=(), **log)}
         fields["launcher"] = types.SimpleNamespace(shards=1, rows=np.arange)
-        fields["rows_vary"] = rows_vary
+        fields["shapes_vary"] = shapes_vary
         fields["flop"] = lambda counts, metrics: 4.0 * counts.tokens
         self.clock, self.step = clock, start
         self.log = RunLog(run, start=start, steps=10, loggers=())
@@ -247,7 +247,7 @@ def test_a_step_that_is_compiled_again_is_a_warning(tmp_path):
 
 def test_rows_that_vary_by_design_are_no_warning(tmp_path):
     """The number of rows changes, and then the type of the state, of which the user is told."""
-    run = Simulation(tmp_path, Clock(0.0), start=4, startup=0.0, rows_vary=True)
+    run = Simulation(tmp_path, Clock(0.0), start=4, startup=0.0, shapes_vary=True)
     run.telemetry._watch.close()
     run.telemetry._watch = compilation.CompilationWatch(jax.jit(lambda state, batch: (state, batch["input_ids"].sum())))
 

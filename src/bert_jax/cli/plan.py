@@ -33,6 +33,8 @@ class Options:
     The step is compiled for simulated devices, so layouts, memory and collectives are those of a real program. No run directory is
     created. If the config does not fit into --memory, changes to it are compiled until one fits.
 
+    A run with phases has a plan for each of its parts.
+
     Example: bert-jax plan experiments/dynamic_masking.py --devices 256 --hardware v5e --mesh.fsdp 8
     """
 
@@ -59,9 +61,23 @@ def main(arguments: list[str]) -> int:
         return print_usage(_USAGE, arguments)
     default = Options(load_config(Path(arguments[0])))
     options = parse(default, arguments[1:], prog=f"bert-jax plan {arguments[0]}")
-    found = plan.plan(options.config, _device(options), devices=_devices(options), search=options.search)
-    print(json.dumps(to_json(found), indent=2) if options.json else "\n".join(summary(options.config, found)))
+    parts = options.config.parts()
+    plans = []
+    for (start, part), end in zip(parts, [*(start for start, _ in parts[1:]), options.config.train.steps], strict=True):
+        config = dataclasses.replace(part, **_length_of_part(part, end - start)) if len(parts) > 1 else part
+        found = plan.plan(config, _device(options), devices=_devices(options), search=options.search)
+        plans.append({"start": start} | to_json(found) if len(parts) > 1 else to_json(found))
+        if not options.json:
+            print("\n".join([*([f"from step {start:,}"] if len(parts) > 1 else []), *summary(config, found)]), flush=True)
+    if options.json:
+        print(json.dumps(plans if len(parts) > 1 else plans[0], indent=2))
     return 0
+
+
+def _length_of_part(config: Config, steps: int) -> dict[str, Any]:
+    """Fields of a run that is as long as a part of one; its learning rate does not matter here."""
+    train = dataclasses.replace(config.train, steps=steps)
+    return {"train": train, "optim": dataclasses.replace(config.optim, warmup_steps=0)}
 
 
 def _devices(options: Options) -> int:

@@ -22,12 +22,12 @@ from bert_jax.checkpoints import DIRECTORY, Checkpoints
 from bert_jax.cluster import network
 from bert_jax.cluster.compilation import resident_bytes, state_bytes
 from bert_jax.config.run import Config
-from bert_jax.data import nsp_labels
 from bert_jax.data.records import Records
-from bert_jax.data.sources import Documents
+from bert_jax.data.sources import Documents, PretrainingData
 from bert_jax.errors import BertWarning, UserError
 from bert_jax.io import atomic, remote
 from bert_jax.training import launchers, pretraining
+from bert_jax.training.phases import digest, open_parts
 from bert_jax.training.run_directory import OWNER, owned, require_fitting, require_shared
 
 # Documents that are read from each split, spread over it.
@@ -95,13 +95,17 @@ def _settings(opened: Opened) -> str:
 
 
 def _documents(opened: Opened) -> str:
-    config, data = opened
+    parts = open_parts(*opened)
+    sentences = {part.config.data.corpus: _examples(part.config, part.data) for part in parts}
+    return "; ".join(sentences.values())
+
+
+def _examples(config: Config, data: PretrainingData) -> str:
     if isinstance(data, Records):
-        if config.data.pairs:
-            nsp_labels.check(data, config.data)
         batch = next(data.train_batches(seed=config.train.seed, rows=np.arange(config.data.batch_size)))
         _check_ids(int(batch["input_ids"].max()), config)
         return "the first batch can be read"
+    assert isinstance(data, Documents)
     read = 0
     for split in (data.corpus.train, data.corpus.held_out):
         places = np.unique(np.linspace(0, max(len(split.documents) - 1, 0), min(_DOCUMENTS, len(split.documents))).astype(int))
@@ -245,7 +249,7 @@ def _checkpoint(opened: Opened) -> str:
             f"Checkpoint {step} in {path} is damaged ({problems[0]}); the run will go on from an earlier one. "
             f"`bert-jax checkpoints {path} --verify` reads all of them; check the disk."
         )
-    if corpus != opened.data.digest():
+    if corpus != digest(open_parts(*opened)):
         raise UserError(f"{path} was started with other data; restore its data, or choose another run directory.")
     return f"step {step} is whole"
 

@@ -90,7 +90,8 @@ def replay(path: epath.PathLike, *, mask: MaskPolicy | None = None, accumulate: 
       bert_jax.errors.UserError: ...no-such-run/anomalies/step-1 does not exist; ...
     """
     dump = dumps.read(path, mask=mask)
-    config, anomaly = dump.config, dump.anomaly
+    anomaly = dump.anomaly
+    config = [part for start, part in dump.config.parts() if start < anomaly.step][-1]
     parts = accumulate or config.optim.accumulate * dump.shards
     if config.data.batch_size % parts:
         raise UserError(
@@ -98,7 +99,7 @@ def replay(path: epath.PathLike, *, mask: MaskPolicy | None = None, accumulate: 
         )
     launcher = MeshLauncher(config.model, sharding.make_mesh(data=1, devices=jax.local_devices()[:1]))
     objective = step.pretraining(config.model, dump.policy, accumulate=parts, pairs=config.data.pairs)
-    optimizer = optimizers.make_optimizer(config.optim, config.train.steps)
+    optimizer = optimizers.make_optimizer(config.optim, config.train.steps, dump.config.phases)
     factor, window = config.train.spike_factor, config.train.spike_window
     rows = jax.device_get(dump.batch)
     with launcher.context():

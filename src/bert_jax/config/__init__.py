@@ -7,6 +7,7 @@ from bert_jax.config.masking import MaskPolicy
 from bert_jax.config.mesh import MeshConfig
 from bert_jax.config.model import SIZES, ModelConfig
 from bert_jax.config.optimizer import OptimConfig
+from bert_jax.config.phases import Phase
 from bert_jax.config.run import Config
 from bert_jax.config.training import TrainConfig
 
@@ -21,6 +22,7 @@ __all__ = [
     "ModelConfig",
     "ModelOverrides",
     "OptimConfig",
+    "Phase",
     "TaskDataConfig",
     "TrainConfig",
 ]

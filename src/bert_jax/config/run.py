@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+from bert_jax.config import lengths
 from bert_jax.config.data import DataConfig
 from bert_jax.config.format import from_json, to_json
 from bert_jax.config.logging import LogConfig
@@ -13,6 +14,7 @@ from bert_jax.config.masking import MaskPolicy
 from bert_jax.config.mesh import MeshConfig
 from bert_jax.config.model import ModelConfig
 from bert_jax.config.optimizer import OptimConfig
+from bert_jax.config.phases import Phase
 from bert_jax.config.training import TrainConfig
 from bert_jax.config.validation import build, check_choices
 from bert_jax.errors import UserError
@@ -50,6 +52,8 @@ class Config:
     """"mesh" compiles for an explicit mesh; "pmap" is replicated data parallelism over all devices."""
     train: TrainConfig = _TRAIN
     """Length of the run, evaluation and checkpoints."""
+    phases: tuple[Phase, ...] = ()
+    """Later parts of the run with other rows, such as the paper's last tenth with 512 tokens; train.steps includes them."""
     log: LogConfig = _LOG
     """What the run reports beside its losses, and where."""
 
@@ -82,6 +86,36 @@ class Config:
             )
         mesh.check_parallel(self.parallel)
         check_choices(self, "config")
+        self._check_phases()
+
+    def _check_phases(self) -> None:
+        if self.phases and lengths.has_lengths(self.train):
+            raise UserError("The starts of phases are steps, and so must be the length of the run: give train.steps.")
+        starts = [0, *(phase.start for phase in self.phases), self.train.steps]
+        for before, phase, end in zip(starts, self.phases, starts[2:], strict=False):
+            if not before < phase.start < end:
+                raise UserError(f"A phase starts at step {phase.start}; it must lie between {before} and {end}.")
+            if phase.peak_lr is not None and phase.warmup_steps >= end - phase.start:
+                raise UserError(
+                    f"A phase of {end - phase.start} steps has phases.warmup_steps {phase.warmup_steps}, which leaves none for the "
+                    "decay; use fewer."
+                )
+        accumulated: dict[int, int] = {}
+        for _, part in self.parts():
+            length, count = part.data.sequence_length, part.optim.accumulate
+            if accumulated.setdefault(length, count) != count:
+                raise UserError(f"Two parts of the run with {length} tokens in a row differ in accumulate; use the same.")
+
+    def parts(self) -> list[tuple[int, Config]]:
+        """First step and config of each part of the run; the first part has the run's own values.
+
+        Examples:
+          >>> config = Config("run", DataConfig("corpus"), phases=(Phase(900_000, sequence_length=512),))
+          >>> [(start, part.data.sequence_length) for start, part in config.parts()]
+          [(0, 128), (900000, 512)]
+        """
+        first = dataclasses.replace(self, phases=()) if self.phases else self
+        return [(0, first), *((phase.start, _with_phase(first, phase)) for phase in self.phases)]
 
     def to_json(self) -> str:
         """The config as JSON, with the format version under "format_version"."""
@@ -95,6 +129,17 @@ class Config:
           UserError: the JSON is of another format version, a key is unknown or missing, or a value is refused.
         """
         return build(cls, from_json(text), "config")
+
+
+def _with_phase(config: Config, phase: Phase) -> Config:
+    """The config with what a phase changes."""
+
+    def changed(section: Any, *names: str) -> Any:
+        given = {name: getattr(phase, name) for name in names if getattr(phase, name) is not None}
+        return dataclasses.replace(section, **given)
+
+    data = changed(config.data, "sequence_length", "batch_size", "corpus")
+    return dataclasses.replace(config, data=data, optim=changed(config.optim, "accumulate"))
 
 
 FREE_ON_RESUME = {

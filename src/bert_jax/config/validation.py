@@ -94,6 +94,8 @@ def build(cls: type, values: Any, where: str) -> Any:
         hint = hints[name]
         if dataclasses.is_dataclass(hint):
             value = build(typing.cast(type, hint), value, f"{where}.{name}")
+        elif isinstance(value, list) and dataclasses.is_dataclass(item := typing.get_args(hint)[0]):
+            value = [build(typing.cast(type, item), part, f"{where}.{name}[{index}]") for index, part in enumerate(value)]
         fields[name] = tuple(value) if isinstance(value, list) else value
     try:
         return cls(**fields)

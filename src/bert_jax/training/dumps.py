@@ -135,7 +135,7 @@ def read(path: epath.PathLike, *, mask: MaskPolicy | None = None) -> Dump:
             f"The mask policy of {directory} has functions or token weights, which a dump does not contain; name the run's "
             "experiment with --experiment, or pass the policy."
         )
-    optimizer = optimizers.make_optimizer(config.optim, config.train.steps)
+    optimizer = optimizers.make_optimizer(config.optim, config.train.steps, config.phases)
     shapes = {_STATE: jax.eval_shape(lambda: step.init_state(config, optimizer)), _BATCH: batch}
     place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     checkpoints = Checkpoints(directory)

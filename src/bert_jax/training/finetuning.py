@@ -30,7 +30,7 @@ from bert_jax.models.heads import POOLED_HEADS, init_params
 from bert_jax.models.loaded import LoadedModel
 from bert_jax.tasks import summary
 from bert_jax.tasks.layout import RowLayout, Shuffled
-from bert_jax.training import launchers, loggers, losses, optimizers, plots, step
+from bert_jax.training import launchers, learning_rate, loggers, losses, optimizers, plots, step
 from bert_jax.training.ensemble import EnsembleLauncher, Groups, default_runs_per_device, group_runs
 from bert_jax.training.job import Counts, Result, ShouldStop
 from bert_jax.training.launchers import Launcher
@@ -155,7 +155,7 @@ class FinetuningJob:
     """
 
     split = "dev"
-    recovers, rows_vary = False, True
+    recovers, shapes_vary = False, True
     best: str | None
 
     def __init__(self, config: FinetuneConfig, model: ModelConfig, pretrained: LoadedModel, data: TaskData, steps: int) -> None:
@@ -172,7 +172,7 @@ class FinetuningJob:
         self._seeds = [config.seed + index for _ in config.learning_rates for index in range(config.seeds)]
         rates = np.repeat(np.array(config.learning_rates, np.float32), config.seeds)
         optim = config.optim_config(steps)
-        self._schedule = optimizers.schedule(optim, steps)
+        self._schedule = learning_rate.schedule(optim, steps)
         self.train_step = self._train_step()
         layout = self._layout(self.launcher.shards * optim.accumulate)
         self.texts_per_example = layout.texts
@@ -264,7 +264,7 @@ class FinetuningJob:
         texts = counts._replace(examples=counts.examples * self.texts_per_example)
         return training_flop(self.model, texts, frozen=self.config.freeze_encoder)
 
-    def evaluate(self, params: Any, should_stop: ShouldStop) -> tuple[Scores, str] | None:
+    def evaluate(self, params: Any, step: int, should_stop: ShouldStop) -> tuple[Scores, str] | None:
         """Scores of every development split; of an ensemble those of the best run, and the main score of each."""
         main, sentences = self.data.task.main_score, []
         scores: Scores = {}

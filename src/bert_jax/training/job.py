@@ -53,8 +53,8 @@ class TrainingJob(Protocol):
     batches: Batches
     source: Any
     """Arrays that ``init`` starts from."""
-    rows_vary: bool
-    """Whether batches have a few different numbers of rows, for each of which the step is compiled."""
+    shapes_vary: bool
+    """Whether batches have a few different shapes, for each of which the step is compiled."""
     texts_per_example: int
     """Texts of an example, each of which is a segment of a row: more than one for multiple choice."""
     split: str
@@ -78,8 +78,8 @@ class TrainingJob(Protocol):
         """Floating-point operations of the matrix products of steps with these counts, the last of which has these metrics."""
         ...
 
-    def evaluate(self, params: Any, should_stop: ShouldStop) -> tuple[Scores, str] | None:
-        """Scores, and a sentence about them; None if the evaluation was abandoned."""
+    def evaluate(self, params: Any, step: int, should_stop: ShouldStop) -> tuple[Scores, str] | None:
+        """Scores after a step, and a sentence about them; None if the evaluation was abandoned."""
         ...
 
     def best_params(self, params: Any, scores: Scores) -> Params:

@@ -89,12 +89,14 @@ def launch(config: Config) -> Launcher:
       UserError: the devices, the model or the batch do not divide as configured.
     """
     launcher = for_model(config.model, config.mesh, config.parallel)
-    size, parts = config.data.batch_size, launcher.shards * config.optim.accumulate
-    if size % parts:
-        raise UserError(
-            f"data.batch_size {size} is not divisible by {launcher.shards} devices x {config.optim.accumulate} accumulated parts; "
-            f"use a multiple of {parts}."
-        )
+    for start, part in config.parts():
+        size, parts = part.data.batch_size, launcher.shards * part.optim.accumulate
+        if size % parts:
+            name = "data.batch_size" if not start else f"The batch size of the phase from step {start},"
+            raise UserError(
+                f"{name} {size} is not divisible by {launcher.shards} devices x {part.optim.accumulate} accumulated parts; "
+                f"use a multiple of {parts}."
+            )
     return launcher
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -12,33 +13,8 @@ from jaxtyping import Array, Float, Int
 
 from bert_jax import sharding
 from bert_jax.config.optimizer import OptimConfig
-
-
-def schedule(config: OptimConfig, steps: int) -> optax.Schedule:
-    """Learning rate at an update, counted from 0: linear warm-up, then linear decay to 0 at ``steps``.
-
-    With ``decay="from_zero"`` the line of the decay starts at step 0 (the original's ``optimization.py``), so that the rate drops
-    to ``peak_lr · (1 - warmup_steps / steps)`` at the end of warm-up; with "from_peak" the decay starts there, at the peak. Update
-    0 of a warm-up has rate 0 in both. With "schedule_free" the rate stays at the peak.
-
-    Args:
-      config: peak, warm-up and form of the decay.
-      steps: length of the run.
-
-    Examples:
-      >>> rate = schedule(bert_jax.OptimConfig(peak_lr=1.0, warmup_steps=10), 100)
-      >>> [round(float(rate(step)), 2) for step in (0, 5, 10, 100)]
-      [0.0, 0.5, 0.9, 0.0]
-    """
-    peak, warmup = config.peak_lr, config.warmup_steps
-    rise = optax.linear_schedule(0.0, peak, warmup)
-    if config.name == "schedule_free":
-        fall = optax.constant_schedule(peak)
-    elif config.decay == "from_peak":
-        fall = optax.linear_schedule(peak, 0.0, steps - warmup)
-    else:
-        fall = optax.linear_schedule(peak * (1 - warmup / steps), 0.0, steps - warmup)
-    return optax.join_schedules([rise, fall], [warmup]) if warmup else fall
+from bert_jax.config.phases import Phase
+from bert_jax.training import learning_rate
 
 
 def decayed(params: optax.Params) -> optax.Params:
@@ -226,11 +202,13 @@ def gradient_point(state: optax.OptState, params: optax.Params) -> optax.Params:
     return jax.tree.map(interpolate, params, iterates)
 
 
-def make_optimizer(config: OptimConfig, steps: int, *, scale_rate: Float[Array, ""] | float = 1.0) -> optax.GradientTransformation:
+def make_optimizer(
+    config: OptimConfig, steps: int, phases: Sequence[Phase] = (), *, scale_rate: Float[Array, ""] | float = 1.0
+) -> optax.GradientTransformation:
     """Build the optimizer: clip by global norm, scale, decay weights, trust ratio (LAMB), learning rate, in the original's order.
 
     Args:
-      config, steps: as for ``schedule``.
+      config, steps, phases: as for [`schedule`][bert_jax.training.learning_rate.schedule].
       scale_rate: factor on the learning rate; it may differ among the runs of an ensemble that share a compiled program.
 
     Examples:
@@ -242,7 +220,7 @@ def make_optimizer(config: OptimConfig, steps: int, *, scale_rate: Float[Array, 
     """
 
     def rate(count: Int[Array, ""]) -> Array | float:
-        return scale_rate * schedule(config, steps)(count)
+        return scale_rate * learning_rate.schedule(config, steps, phases)(count)
 
     clip = optax.clip_by_global_norm(config.clip_norm)
     if config.name == "schedule_free":

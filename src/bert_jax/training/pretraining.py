@@ -6,7 +6,6 @@ import dataclasses
 import json
 from typing import Any
 
-import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,19 +21,18 @@ from bert_jax.config.model import ModelConfig
 from bert_jax.config.run import FREE_ON_RESUME, Config
 from bert_jax.config.validation import differences
 from bert_jax.data import corpus as corpora
-from bert_jax.data import nsp_labels, sources
-from bert_jax.data.records import Records
+from bert_jax.data import sources
 from bert_jax.data.sources import Documents, PretrainingData
 from bert_jax.errors import UserError
 from bert_jax.masking import ResolvedMaskPolicy
 from bert_jax.masking.policy import with_identity
-from bert_jax.models.encoder import attention_implementation
 from bert_jax.models.heads import PRETRAINING
 from bert_jax.processes import Group
-from bert_jax.training import launchers, loggers, losses, optimizers, plots, step
+from bert_jax.training import launchers, learning_rate, loggers, losses, optimizers, plots, step
 from bert_jax.training.job import Batches, Counts, Result, ShouldStop
 from bert_jax.training.launchers import Launcher
 from bert_jax.training.logging import Scores, log
+from bert_jax.training.phases import batches, describe, digest, open_parts, part_at
 from bert_jax.training.run_directory import open_run_dir
 from bert_jax.training.throughput import training_flop
 from bert_jax.training.trainer import fit
@@ -89,20 +87,17 @@ def _pretrain(config: Config) -> Result:
     config, data, policy = open_run(config)
     # Before the launcher connects the devices, which waits for all processes.
     require_agreement(config, data)
-    if isinstance(data, Records) and config.data.pairs:
-        nsp_labels.check(data, config.data)
     launcher = launchers.launch(config)
-    attention, scoring = (
-        attention_implementation(config.model, config.data.sequence_length, training=training) for training in (True, False)
-    )
+    job = PretrainingJob(config, data, policy, launcher)
     loggers.check(config.log.loggers)
     with open_run_dir(config.run, config.to_json(), lambda stored: changes(stored, config), processes.group()) as directory:
-        log(f"attention: {attention}" + (f" (evaluation: {scoring})" if scoring != attention else ""))
+        for part in job.parts:
+            log(describe(part, with_start=len(job.parts) > 1))
         if lengths.has_lengths(config.train):
             log(f"length: {config.train.steps:,} steps" + _points(config))
         if data.static_masks and config.data.held_out is None:
             log("There are no evaluations, because data.held_out names no files.")
-        return fit(PretrainingJob(config, data, policy, launcher), directory)
+        return fit(job, directory)
 
 
 def resolve(config: Config) -> Config:
@@ -147,24 +142,25 @@ class PretrainingJob:
     recovers = True
     source: Any = ()
     texts_per_example = 1
-    rows_vary = False
 
     def __init__(self, config: Config, data: PretrainingData, policy: ResolvedMaskPolicy | None, launcher: Launcher) -> None:
         self.config, self.data, self.launcher = config, data, launcher
         self.run_dir, self.train, self.log = config.run, config.train, config.log
-        self._optimizer = optimizers.make_optimizer(config.optim, self.train.steps)
-        self._schedule = optimizers.schedule(config.optim, self.train.steps)
+        self._optimizer = optimizers.make_optimizer(config.optim, self.train.steps, config.phases)
+        self._schedule = learning_rate.schedule(config.optim, self.train.steps, config.phases)
         pairs = config.data.pairs
-        objective = step.pretraining(config.model, policy, accumulate=config.optim.accumulate, pairs=pairs)
+        self.parts = open_parts(config, data)
+        accumulate = {part.config.data.sequence_length: part.config.optim.accumulate for part in self.parts}
+        objective = step.pretraining(config.model, policy, accumulate=accumulate, pairs=pairs)
         self._losses = tuple(objective.weights)
         self.train_step = step.make_train_step(objective, self._optimizer, axis_name=launcher.axis_name, norms=config.log.norms)
         held_out = policy.held_out() if policy else None
         unigram = data.unigram_log_probabilities()
         eval_step = step.make_eval_step(config.model, held_out, unigram, axis_name=launcher.axis_name, pairs=pairs)
         self._eval_step = launcher.compile(eval_step)
-        self._rows = launcher.rows(config.data.batch_size)
-        self.batches = _CheckedBatches(data.train_batches(seed=self.train.seed, rows=self._rows), config.model)
-        self._digest = data.digest()
+        self.shapes_vary = len(self.parts) > 1
+        self.batches = _CheckedBatches(batches(self.parts, launcher.rows, seed=self.train.seed), config.model)
+        self._digest = digest(self.parts)
         # The digest of a function's program would be another one in the context of a mesh.
         self._stored = json.loads(config.to_json())
 
@@ -181,15 +177,17 @@ class PretrainingJob:
         """Operations of the matrix products of steps, with as many predictions per token as in the last one."""
         return training_flop(self.config.model, counts, predictions=metrics["prediction_rate"] * counts.tokens)
 
-    def evaluate(self, params: Params, should_stop: ShouldStop) -> tuple[Scores, str] | None:
+    def evaluate(self, params: Params, step: int, should_stop: ShouldStop) -> tuple[Scores, str] | None:
         """Held-out scores, with those of a unigram model and of the majority class for comparison."""
-        config, total = self.config, None
-        for batch in self.data.eval_batches(rows=self._rows, limit=self.train.eval_batches):
+        part, total = part_at(self.parts, step), None
+        config, data = part.config, part.data
+        rows = self.launcher.rows(config.data.batch_size)
+        for batch in data.eval_batches(rows=rows, limit=self.train.eval_batches):
             if should_stop():
                 return None
             sums = self._eval_step(params, self.launcher.place(batch))
             total = sums if total is None else jax.tree.map(jnp.add, total, sums)
-        if total is None and self.data.static_masks:
+        if total is None and data.static_masks:
             return None
         if total is None:
             raise UserError(f"{config.data.corpus} has no held-out examples; prepare it with a larger --held-out.")
@@ -221,7 +219,7 @@ class PretrainingJob:
 class _CheckedBatches:
     """Batches, the first of which is checked against the model's vocabulary."""
 
-    def __init__(self, batches: grain.DatasetIterator[HostBatch], model: ModelConfig) -> None:
+    def __init__(self, batches: Batches, model: ModelConfig) -> None:
         self._batches, self._model, self._checked = batches, model, False
 
     def get_state(self) -> dict[str, Any]:
@@ -272,7 +270,7 @@ def open_run(config: Config) -> tuple[Config, PretrainingData, ResolvedMaskPolic
     if not isinstance(data, Documents):
         _require_defaults(config)
         return config, data, None
-    length = config.data.sequence_length
+    length = max(part.data.sequence_length for _, part in config.parts())
     policy = masking.resolve(config.mask, data.tokenizer, steps=config.train.steps, sequence_length=length)
     masking.check(policy, length)
     if config.mask.select in ("word", "ngram", "span"):

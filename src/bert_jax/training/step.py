@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple, TypeVar
 
 import jax
@@ -57,17 +57,23 @@ class Objective(NamedTuple):
     """sums(params, batch, key=dropout key) -> (sum, weight) of each loss and of each other metric."""
     prepare: Callable[[Key[Array, ""], Batch, TrainState], Batch] = lambda key, batch, state: batch
     """prepare(key, batch, state) -> the batch to learn from; masking happens here."""
-    accumulate: int = 1
-    """Micro-batches whose gradients make one step."""
+    accumulate: int | Mapping[int, int] = 1
+    """Micro-batches whose gradients make one step; or by the number of tokens in a row, where a run has rows of several lengths."""
+
+    def micro_batches(self, batch: Batch) -> int:
+        """Micro-batches of a batch."""
+        return self.accumulate if isinstance(self.accumulate, int) else self.accumulate[batch["segment_ids"].shape[-1]]
 
 
-def pretraining(model: ModelConfig, policy: ResolvedMaskPolicy | None, *, accumulate: int = 1, pairs: bool = True) -> Objective:
+def pretraining(
+    model: ModelConfig, policy: ResolvedMaskPolicy | None, *, accumulate: int | Mapping[int, int] = 1, pairs: bool = True
+) -> Objective:
     """The MLM loss, and the NSP loss where batches have sentence pairs.
 
     Args:
       model: the model.
       policy: from [`resolve_policy`][bert_jax.resolve_policy]; None where batches are masked already.
-      accumulate: micro-batches of a step.
+      accumulate: micro-batches of a step, as in ``Objective``.
       pairs: whether batches have sentence pairs.
     """
 
@@ -142,7 +148,7 @@ def make_train_step(
             return sum(means, jnp.float32(0)), sums
 
         point = optimizers.gradient_point(state.opt_state, state.params)
-        grads, sums = _accumulate(jax.grad(loss, has_aux=True), point, batch, objective.accumulate)
+        grads, sums = _accumulate(jax.grad(loss, has_aux=True), point, batch, objective.micro_batches(batch))
         grads, sums = _sum_over((grads, sums), axis_name)
         with jax.named_scope("optimizer"):
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params)

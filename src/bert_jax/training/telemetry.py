@@ -61,7 +61,7 @@ class Telemetry:
         clock: Callable[[], float],
     ) -> None:
         self._log, self._clock, self._step, self._first = log, clock, start, start
-        self._records, self._rows_vary = not finished, job.rows_vary
+        self._records, self._shapes_vary = not finished, job.shapes_vary
         self._watch = CompilationWatch(step, clock)
         self._profile = ProfileWindow(job.run_dir, job.log.profile_steps)
         peak = job.log.peak_flops or peak_flops(jax.devices()[0])
@@ -148,7 +148,7 @@ class Telemetry:
         if step > self._first + 1:
             changed = describe_changes(self._watch.changes)
             self._events.write("recompilation", self._clock(), step, seconds=seconds, changed=changed)
-            if self._rows_vary and any(change.startswith("input_ids ") for change in self._watch.changes):
+            if self._shapes_vary and any(change.startswith("input_ids ") for change in self._watch.changes):
                 return
             warnings.warn(
                 f"The training step was compiled again at step {step}, which took {seconds:.1f} s: what changed is {changed}; "

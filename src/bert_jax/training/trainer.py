@@ -214,7 +214,7 @@ class Trainer:
     def _score(self, stop: StopSignal) -> None:
         job = self.job
         params = job.launcher.params(self.state)
-        evaluated = job.evaluate(params, lambda: stop.agreed() is not None)
+        evaluated = job.evaluate(params, self.step, lambda: stop.agreed() is not None)
         if evaluated is None:
             return
         scores, sentence = evaluated
