@@ -18,7 +18,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 # A package imports only itself and those before it.
 ORDER = [
     "errors", "batch", "io", "processes", "config", "tokenizers", "sharding", "ops", "models", "masking", "data", "tasks",
-    "checkpoints", "convert", "training", "inference", "evaluation", "cluster", "cli",
+    "checkpoints", "convert", "training", "inference", "evaluation", "cluster", "recipes", "cli",
 ]  # fmt: skip
 NO_JAX = {"tokenizers", "data", "tasks"}
 MAX_LINES, MAX_FUNCTION_LINES, MAX_STEP_LINES = 320, 60, 40

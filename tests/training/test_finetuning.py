@@ -27,7 +27,6 @@ from bert_jax.tasks import registry
 from bert_jax.training import losses, optimizers, scoring, step, trainer
 from bert_jax.training.finetuning import finetune
 from bert_jax.training.job import Result
-from bert_jax.training.logging import read_metrics
 from tests.conftest import MODEL, files_below
 from tests.runs import TASK_DATA, config_of, interrupt_at, lines_of, log_every_step, one_device, save_model, write_data
 
@@ -139,12 +138,13 @@ def test_an_evaluation_that_a_signal_stopped_is_repeated(unbroken, init, data, t
 
 
 def contents_of(path):
-    """Sizes and times of the files of a run by name, and the contents of its metrics and its config."""
+    """Sizes and times of the files of a run by name, and the contents of those that every start writes again."""
+    written = ("config.json", "metrics.jsonl", "goodput.jsonl")
     files = {}
     for file in Path(path).rglob("*"):
-        if file.is_file() and "tensorboard" not in file.parts and file.name not in ("config.json", "metrics.jsonl"):
+        if file.is_file() and "tensorboard" not in file.parts and file.name not in written:
             files[str(file)] = (file.stat().st_size, file.stat().st_mtime)
-    return files, read_metrics(path), (Path(path) / "config.json").read_text()
+    return files, [(Path(path) / name).read_text() for name in written]
 
 
 def test_a_complete_run_is_not_changed(unbroken, monkeypatch, capsys):

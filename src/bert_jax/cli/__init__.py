@@ -27,6 +27,8 @@ COMMANDS = {
     "finetune": "fine-tune a model on a task, or resume a run",
     "evaluate": "compute the official scores of a fine-tuned model",
     "predict": "apply a fine-tuned model to a file",
+    "presets": "show what other programs compute differently, as fields of a config",
+    "reproduce": "run the recipes of a table of a paper, and report ours beside the published values",
     "minimal-pairs": "compute how often a model prefers acceptable sentences, as for BLiMP",
     "plan": "compute what a config needs on a cluster: memory, time and network",
     "doctor": "check a pretraining run before it starts",
@@ -39,11 +41,13 @@ COMMANDS = {
     "features": "write the hidden states of every token",
     "convert": "convert a model to another format",
 }
-_COMPUTING = ("pretrain", "finetune", "evaluate", "predict", "bench", "replay", "embed", "features", "minimal-pairs")
+_COMPUTING = (
+    "pretrain", "finetune", "reproduce", "evaluate", "predict", "bench", "replay", "embed", "features", "minimal-pairs",
+)  # fmt: skip
 # Commands of several processes.
 _DISTRIBUTED = ("pretrain", "finetune", "doctor")
 # Commands that save their run when they are stopped.
-_RESUMABLE = ("pretrain", "finetune")
+_RESUMABLE = ("pretrain", "finetune", "reproduce")
 # What Ctrl-C means for other commands, unless they remove incomplete output.
 _STOPPED = dict.fromkeys(("inspect", "plan", "doctor", "replay", "checkpoints", "info", "fill-mask"), "nothing was written")
 _STOPPED["prepare"] = "the same command continues after the last complete shard"

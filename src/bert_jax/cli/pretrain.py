@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import runpy
 import sys
@@ -15,17 +16,19 @@ import tyro
 from bert_jax.config import schedules
 from bert_jax.config.run import Config
 from bert_jax.errors import UserError
+from bert_jax.recipes import presets
 from bert_jax.training.pretraining import Result, pretrain, resolve
 
 _Options = TypeVar("_Options")
 
-_USAGE = """usage: bert-jax pretrain EXPERIMENT.py [--section.field VALUE ...]
+_USAGE = """usage: bert-jax pretrain EXPERIMENT.py [--preset NAME] [--section.field VALUE ...]
 
 Pretrain a model, or resume its run. The same command resumes a run that was stopped.
 
 EXPERIMENT.py is a Python file with a function config() -> bert_jax.Config. Every field of the config is an option:
 `bert-jax pretrain EXPERIMENT.py --help` lists them with the values of the experiment. The resulting config is printed and stored
-in the run directory. --attention is short for --model.attention.
+in the run directory. --attention is short for --model.attention. --preset sets the arithmetic of another program, such as
+google2018 or nvidia, before other options are applied; `bert-jax presets` lists them.
 
 Example: bert-jax pretrain experiments/quickstart.py --optim.peak-lr 3e-4 --mask.rate "linear(0.3, 0.15)"
 """
@@ -37,7 +40,8 @@ def main(arguments: list[str]) -> int:
         return print_usage(_USAGE, arguments)
     path, *options = arguments
     description = f"Pretrain with the config of {path}, or resume its run."
-    config = parse(load_experiment(Path(path)), options, prog=f"bert-jax pretrain {path}", description=description)
+    default, options = with_preset(load_experiment(Path(path)), options)
+    config = parse(default, options, prog=f"bert-jax pretrain {path}", description=description)
     # The config as it is stored is printed before the run starts.
     print((config := resolve(config)).to_json(), flush=True)
     result = pretrain(config)
@@ -45,6 +49,18 @@ def main(arguments: list[str]) -> int:
         return 128 + result.signal
     print(report(result, config.run))
     return 0
+
+
+def with_preset(config: Config, arguments: list[str]) -> tuple[Config, list[str]]:
+    """Return the config with the preset that the arguments name, if any, and the other arguments.
+
+    Raises:
+      UserError: there is no such preset, or no name is given.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--preset", nargs="?", const="")
+    found, rest = parser.parse_known_args(arguments)
+    return (config if found.preset is None else presets.apply(config, found.preset)), rest
 
 
 def print_usage(usage: str, arguments: list[str]) -> int:

@@ -14,11 +14,13 @@ from bert_jax.config.validation import require_positive
 from bert_jax.data.readers import Sentences, read_documents
 from bert_jax.errors import UserError
 from bert_jax.tokenizers import Extension
+from bert_jax.tokenizers.settings import ORIGINAL_MAX_WORD_LENGTH
+from bert_jax.tokenizers.wordpiece import WordPiece
 
 # Tokens that are shown of an extension.
 _SHOWN = 10
 # What the old vocabulary decides.
-_NOT_WITH_EXTEND = ("size", "kind", "lowercase", "no-lowercase")
+_NOT_WITH_EXTEND = ("size", "kind", "lowercase", "no-lowercase", "max-word-length")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +49,8 @@ class Vocab:
     """Number of tokens, special tokens included."""
     lowercase: bool = True
     """Fold case; WordPiece then also strips accents."""
+    max_word_length: int = ORIGINAL_MAX_WORD_LENGTH
+    """WordPiece: characters above which a word becomes [UNK]; 100 in transformers and in the original's first release."""
     extend: str | None = None
     """Directory with vocab.txt or tokenizer.json, or a model, whose vocabulary is extended instead of learning a new one."""
     add: int | None = None
@@ -67,6 +71,9 @@ class Vocab:
             raise UserError("--extend needs the number of new tokens; give it with --add.")
         if self.add is not None:
             require_positive("--add", self.add)
+        require_positive("--max-word-length", self.max_word_length)
+        if self.kind != "wordpiece" and self.max_word_length != ORIGINAL_MAX_WORD_LENGTH:
+            raise UserError("--max-word-length is for WordPiece; SentencePiece has no longest word.")
 
 
 def main(arguments: list[str]) -> int:
@@ -89,6 +96,8 @@ def main(arguments: list[str]) -> int:
         print("\n".join(_report(out, extension)))
         return 0
     tokenizer = tokenizers.train(texts, kind=options.kind, size=options.size, lowercase=options.lowercase)
+    if isinstance(tokenizer, WordPiece):
+        tokenizer = tokenizer.with_max_word_length(options.max_word_length)
     tokenizers.create(tokenizer, out)
     size = len(tokenizer.tokens)
     print(f"{out}: {options.kind}, {size:,} tokens{', all that the text has' if size < options.size else ''}")

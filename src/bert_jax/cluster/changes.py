@@ -63,6 +63,9 @@ def _shards(config: Config, devices: int) -> int:
 
 
 def _accumulations(config: Config, devices: int) -> list[int]:
+    if config.optim.replicas > 1:
+        # They are computed one after the other already, and their number changes the result.
+        return []
     counts, count = [], 2 * config.optim.accumulate
     while config.data.batch_size % (_shards(config, devices) * count) == 0:
         counts.append(count)

@@ -83,14 +83,16 @@ def estimate(config: Config, shapes: Shapes, *, masked: bool = False) -> Estimat
     layout = batch_sharding(launcher.mesh)
     batch = {name: jax.ShapeDtypeStruct(shape, dtype, sharding=layout) for name, (shape, dtype) in shapes.items()}
     accumulate = config.optim.accumulate
-    objective = step.pretraining(config.model, policy, accumulate=accumulate, pairs=config.data.pairs)
+    objective = step.pretraining(
+        config.model, policy, accumulate=accumulate, pairs=config.data.pairs, **step.replicas(config.optim)
+    )
     with launcher.context():
         function = step.make_train_step(objective, optimizer, axis_name=launcher.axis_name)
         program: Any = launcher.compile_step(function)
         compiled = program.lower(state, batch).compile()
         rows, length = config.data.batch_size, config.data.sequence_length
         slots = prediction_slots(policy, length, shapes["example_ids"][0][1]) if policy else shapes["mlm_ids"][0][1]
-        chunks = losses.logit_chunks(rows // accumulate, slots, config.model.vocab_size)
+        chunks = losses.logit_chunks(rows // max(accumulate, config.optim.replicas), slots, config.model.vocab_size)
     lengths = np.full(rows, length)
     predictions = benchmark.count_predictions(policy, lengths) if policy else float(rows * slots)
     forward = forward_flop(config.model, lengths, predictions)

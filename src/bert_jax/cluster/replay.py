@@ -93,12 +93,16 @@ def replay(path: epath.PathLike, *, mask: MaskPolicy | None = None, accumulate: 
     anomaly = dump.anomaly
     config = [part for start, part in dump.config.parts() if start < anomaly.step][-1]
     parts = accumulate or config.optim.accumulate * dump.shards
+    if config.optim.replicas > 1:
+        parts = config.optim.replicas
     if config.data.batch_size % parts:
         raise UserError(
             f"The batch has {config.data.batch_size} rows, which {parts} micro-batches do not divide; use --accumulate N."
         )
     launcher = MeshLauncher(config.model, sharding.make_mesh(data=1, devices=jax.local_devices()[:1]))
-    objective = step.pretraining(config.model, dump.policy, accumulate=parts, pairs=config.data.pairs)
+    objective = step.pretraining(
+        config.model, dump.policy, accumulate=parts, pairs=config.data.pairs, **step.replicas(config.optim)
+    )
     optimizer = optimizers.make_optimizer(config.optim, config.train.steps, dump.config.phases)
     factor, window = config.train.spike_factor, config.train.spike_window
     rows = jax.device_get(dump.batch)

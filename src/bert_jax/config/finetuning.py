@@ -203,6 +203,8 @@ class FinetuneConfig:
             raise UserError(
                 f"optim.warmup_steps is {self.optim.warmup_steps}; set the warm-up of fine-tuning runs with --warmup-ratio."
             )
+        if self.optim.replicas > 1:
+            raise UserError("optim.replicas is for pretraining; fine-tuning divides its loss by the weight of the whole batch.")
         if self.reinit_layers < 0:
             raise UserError(f"reinit_layers is {self.reinit_layers}; it must not be negative.")
         for name in ("runs_per_device", "patience"):

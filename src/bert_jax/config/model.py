@@ -63,7 +63,7 @@ class ModelConfig:
     type_vocab_size: int = 2
     """Number of token types (segments)."""
     initializer_range: float = 0.02
-    """Standard deviation of the truncated normal distribution of initial weights."""
+    """Standard deviation of the normal distribution of initial weights, before it is truncated."""
     layer_norm_eps: float = 1e-12
     """Constant added to the variance in layer norms."""
     position_embedding_type: Literal["learned", "sinusoidal"] = "learned"
@@ -72,6 +72,8 @@ class ModelConfig:
     """Dropout rate of the states that a task's head reads; None: hidden_dropout_prob."""
     tie_word_embeddings: bool = True
     """The output layer of the MLM head has the word embeddings as its weights, as in the paper, rather than a table of its own."""
+    initializer: Literal["truncated_normal", "normal"] = "truncated_normal"
+    """Distribution of initial weights: truncated at two standard deviations, as in the original, or not, as in transformers."""
     causal: bool = False
     """Tokens do not attend to later tokens (the "LTR" model of the paper's section 5.1); pretrain with mask.select next."""
     states: States = "last"

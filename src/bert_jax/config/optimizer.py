@@ -36,6 +36,10 @@ class OptimConfig:
     """Linear decay to 0 at the last step:
     "from_zero": the original's line, with its peak at step 0, so that the rate drops at the end of warm-up;
     "from_peak": a line with its peak at the end of warm-up."""
+    decay_power: float | int = 1
+    """Power of the decay; 0.5 in NVIDIA's pretraining."""
+    first_update: Literal[0, 1] = 0
+    """Number of the first update in the schedule: 0, with which the first rate of a warm-up is 0; or 1, as NVIDIA counts."""
     b1: float = 0.9
     """Decay rate of the first moment."""
     b2: float = 0.999
@@ -46,19 +50,30 @@ class OptimConfig:
     """Decoupled weight decay of all parameters except layer norms and biases."""
     clip_norm: float = 1.0
     """Global gradient norm above which gradients are scaled down."""
+    replicas: int = 1
+    """Parts of a batch whose losses have means of their own, which are averaged, as the original does over TPU cores.
+    Row r belongs to part r mod replicas; the parts are computed one after the other, on any number of devices.
+    1: means over the whole batch, in which all predictions weigh the same."""
+    clip_replicas: bool = False
+    """Clip the gradients of each of these parts before they are averaged, as the original does, instead of their average."""
     layer_decay: float = 1.0
     """Factor on the learning rate from each layer to the one below it (layer-wise decay); 1: none."""
     accumulate: int = 1
     """Micro-batches whose gradients make one step; the result is that of the whole batch at once."""
 
     def __post_init__(self) -> None:
-        for name in ("peak_lr", "eps", "clip_norm", "accumulate"):
+        for name in ("peak_lr", "eps", "clip_norm", "accumulate", "replicas", "decay_power"):
             require_positive(f"optim.{name}", getattr(self, name))
         for name in ("warmup_steps", "weight_decay"):
             if not getattr(self, name) >= 0:
                 raise UserError(f"optim.{name} is {getattr(self, name)}; it must not be negative.")
         if not 0 < self.layer_decay <= 1:
             raise UserError(f"optim.layer_decay is {self.layer_decay}; it must lie in (0, 1].")
+        if self.replicas > 1 and self.accumulate > 1:
+            raise UserError(
+                f"optim.replicas is {self.replicas} and optim.accumulate {self.accumulate}; replicas are computed one after the "
+                "other already, so leave accumulate out."
+            )
         require_share("optim.b1", self.b1)
         require_share("optim.b2", self.b2)
         check_choices(self, "optim")

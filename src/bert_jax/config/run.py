@@ -80,6 +80,8 @@ class Config:
             )
         if data.batch_size % optim.accumulate:
             raise UserError(f"data.batch_size {data.batch_size} is not divisible by optim.accumulate {optim.accumulate}.")
+        if data.batch_size % optim.replicas:
+            raise UserError(f"data.batch_size {data.batch_size} is not divisible by optim.replicas {optim.replicas}.")
         if optim.warmup_steps >= self.train.steps:
             raise UserError(
                 f"optim.warmup_steps {optim.warmup_steps} leaves none of train.steps {self.train.steps} for the decay; use fewer."

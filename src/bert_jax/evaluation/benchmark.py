@@ -109,7 +109,7 @@ def run(config: Config, *, steps: int, profile: bool = False) -> Report:
     batch = launcher.place({name: values[rows] for name, values in random_batch(data, model.vocab_size).items()})
     with launcher.context():
         start = time.perf_counter()
-        objective = step.pretraining(model, policy, accumulate=config.optim.accumulate)
+        objective = step.pretraining(model, policy, accumulate=config.optim.accumulate, **step.replicas(config.optim))
         function = step.make_train_step(objective, optimizer, axis_name=launcher.axis_name)
         train_step = launcher.compile_step(function).lower(state, batch).compile()
 

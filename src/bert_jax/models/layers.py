@@ -25,13 +25,17 @@ class Block(nn.Module):
 
     config: ModelConfig
 
+    @property
+    def _initializer(self) -> nn.initializers.Initializer:
+        return getattr(nn.initializers, self.config.initializer)(self.config.initializer_range)
+
     def weight(self, name: str, *shape: int) -> Array:
-        """A truncated-normal matrix (the original's ``create_initializer``), in the compute dtype."""
-        return self._declare(name, nn.initializers.truncated_normal(self.config.initializer_range), shape, self.config.dtype)
+        """A matrix, by default truncated-normal (the original's ``create_initializer``), in the compute dtype."""
+        return self._declare(name, self._initializer, shape, self.config.dtype)
 
     def table(self, name: str, *shape: int) -> Array:
-        """A truncated-normal embedding table; float32, because the gradients of frequent rows are long sums."""
-        return self._declare(name, nn.initializers.truncated_normal(self.config.initializer_range), shape, "float32")
+        """An embedding table; float32, because the gradients of frequent rows are long sums."""
+        return self._declare(name, self._initializer, shape, "float32")
 
     def vector(self, name: str, *shape: int, value: float = 0.0) -> Array:
         """A bias or a layer-norm parameter, initially ``value``, in float32."""

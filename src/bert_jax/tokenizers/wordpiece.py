@@ -120,6 +120,11 @@ class WordPiece:
             }
         return WordPiece({**self.files, CONFIG: json.dumps(config, indent=2, ensure_ascii=False).encode()})
 
+    def with_max_word_length(self, length: int) -> WordPiece:
+        """The same vocabulary with another number of characters above which a word becomes [UNK]."""
+        config = parse_object(self.files[CONFIG], CONFIG) | {MAX_WORD_LENGTH_KEY: length}
+        return WordPiece({**self.files, CONFIG: json.dumps(config, indent=2, ensure_ascii=False).encode()})
+
     def with_added(self, tokens: Sequence[AddedToken]) -> WordPiece:
         """The same tokenizer with further tokens, which have ids."""
         return WordPiece({**self.files, CONFIG: add_tokens(self.files[CONFIG], tokens)})

@@ -90,12 +90,13 @@ def launch(config: Config) -> Launcher:
     """
     launcher = for_model(config.model, config.mesh, config.parallel)
     for start, part in config.parts():
-        size, parts = part.data.batch_size, launcher.shards * part.optim.accumulate
+        divisor = max(part.optim.accumulate, part.optim.replicas)
+        size, parts = part.data.batch_size, launcher.shards * divisor
         if size % parts:
             name = "data.batch_size" if not start else f"The batch size of the phase from step {start},"
+            what = "accumulated parts" if part.optim.accumulate > 1 else "replicas"
             raise UserError(
-                f"{name} {size} is not divisible by {launcher.shards} devices x {part.optim.accumulate} accumulated parts; "
-                f"use a multiple of {parts}."
+                f"{name} {size} is not divisible by {launcher.shards} devices x {divisor} {what}; use a multiple of {parts}."
             )
     return launcher
 

@@ -12,11 +12,11 @@ from bert_jax.config.phases import Phase
 
 
 def schedule(config: OptimConfig, steps: int, phases: Sequence[Phase] = ()) -> optax.Schedule:
-    """Learning rate at an update, counted from 0: linear warm-up, then linear decay to 0 at ``steps``.
+    """Learning rate at an update, counted from 0: linear warm-up, then decay to 0 at ``steps``.
 
     With ``decay="from_zero"`` the line of the decay starts at step 0 (the original's ``optimization.py``), so that the rate drops
     to ``peak_lr · (1 - warmup_steps / steps)`` at the end of warm-up; with "from_peak" the decay starts there, at the peak. Update
-    0 of a warm-up has rate 0 in both. With "schedule_free" the rate stays at the peak.
+    0 of a warm-up has rate 0 in both, unless ``first_update`` is 1. With "schedule_free" the rate stays at the peak.
 
     Args:
       config: peak, warm-up and form of the decay.
@@ -43,8 +43,8 @@ def _schedule(config: OptimConfig, steps: int) -> optax.Schedule:
     rise = optax.linear_schedule(0.0, peak, warmup)
     if config.name == "schedule_free":
         fall = optax.constant_schedule(peak)
-    elif config.decay == "from_peak":
-        fall = optax.linear_schedule(peak, 0.0, steps - warmup)
     else:
-        fall = optax.linear_schedule(peak * (1 - warmup / steps), 0.0, steps - warmup)
-    return optax.join_schedules([rise, fall], [warmup]) if warmup else fall
+        top = peak if config.decay == "from_peak" else peak * (1 - warmup / steps) ** config.decay_power
+        fall = optax.polynomial_schedule(top, 0.0, config.decay_power, steps - warmup)
+    rate = optax.join_schedules([rise, fall], [warmup]) if warmup else fall
+    return (lambda count: rate(count + 1)) if config.first_update else rate

@@ -151,7 +151,7 @@ class PretrainingJob:
         pairs = config.data.pairs
         self.parts = open_parts(config, data)
         accumulate = {part.config.data.sequence_length: part.config.optim.accumulate for part in self.parts}
-        objective = step.pretraining(config.model, policy, accumulate=accumulate, pairs=pairs)
+        objective = step.pretraining(config.model, policy, accumulate=accumulate, pairs=pairs, **step.replicas(config.optim))
         self._losses = tuple(objective.weights)
         self.train_step = step.make_train_step(objective, self._optimizer, axis_name=launcher.axis_name, norms=config.log.norms)
         held_out = policy.held_out() if policy else None

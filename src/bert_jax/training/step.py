@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, TypedDict, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int, Key, UInt32
 from bert_jax import ops
 from bert_jax.batch import Batch, Params
 from bert_jax.config.model import ModelConfig
+from bert_jax.config.optimizer import OptimConfig
 from bert_jax.config.run import Config
 from bert_jax.masking import ResolvedMaskPolicy, mask_tokens
 from bert_jax.models.heads import init_params
@@ -60,20 +61,33 @@ class Objective(NamedTuple):
     accumulate: int | Mapping[int, int] = 1
     """Micro-batches whose gradients make one step; or by the number of tokens in a row, where a run has rows of several lengths."""
 
+    replicas: int = 1
+    """Parts of a batch whose losses have means of their own, which are averaged; with more than one, ``accumulate`` is 1."""
+    clip_norm: float | None = None
+    """Norm above which the gradients of each replica are scaled down; None: they are not."""
+
     def micro_batches(self, batch: Batch) -> int:
-        """Micro-batches of a batch."""
+        """Parts of a batch that are computed one after the other."""
+        if self.replicas > 1:
+            return self.replicas
         return self.accumulate if isinstance(self.accumulate, int) else self.accumulate[batch["segment_ids"].shape[-1]]
 
 
 def pretraining(
-    model: ModelConfig, policy: ResolvedMaskPolicy | None, *, accumulate: int | Mapping[int, int] = 1, pairs: bool = True
+    model: ModelConfig,
+    policy: ResolvedMaskPolicy | None,
+    *,
+    accumulate: int | Mapping[int, int] = 1,
+    replicas: int = 1,
+    clip_norm: float | None = None,
+    pairs: bool = True,
 ) -> Objective:
     """The MLM loss, and the NSP loss where batches have sentence pairs.
 
     Args:
       model: the model.
       policy: from [`resolve_policy`][bert_jax.resolve_policy]; None where batches are masked already.
-      accumulate: micro-batches of a step, as in ``Objective``.
+      accumulate, replicas, clip_norm: as in ``Objective``.
       pairs: whether batches have sentence pairs.
     """
 
@@ -85,7 +99,27 @@ def pretraining(
         sums=functools.partial(_pretraining_sums, model, pairs=pairs),
         prepare=prepare,
         accumulate=accumulate,
+        replicas=replicas,
+        clip_norm=clip_norm,
     )
+
+
+class Replicas(TypedDict):
+    """The fields of an ``Objective`` that concern replicas."""
+
+    replicas: int
+    clip_norm: float | None
+
+
+def replicas(config: OptimConfig) -> Replicas:
+    """How an optimizer's config treats replicas.
+
+    Examples:
+      >>> replicas(bert_jax.OptimConfig(replicas=8))
+      {'replicas': 8, 'clip_norm': None}
+    """
+    clips = config.clip_replicas and config.replicas > 1
+    return {"replicas": config.replicas, "clip_norm": config.clip_norm if clips else None}
 
 
 def _pretraining_sums(model: ModelConfig, params: Params, batch: Batch, *, key: Key[Array, ""], pairs: bool) -> Sums:
@@ -144,12 +178,17 @@ def make_train_step(
 
         def loss(params: Params, part: Batch) -> tuple[Array, Sums]:
             sums = objective.sums(params, part, key=dropout)
+            if objective.replicas > 1:
+                sums |= _divided({name: sums[name] for name in weights}, axis_name)
+                return sum((sums[name][0] for name in weights), jnp.float32(0)) / objective.replicas, sums
             means = (sums[name][0] / losses.nonzero(weight) for name, weight in weights.items())
             return sum(means, jnp.float32(0)), sums
 
         point = optimizers.gradient_point(state.opt_state, state.params)
-        grads, sums = _accumulate(jax.grad(loss, has_aux=True), point, batch, objective.micro_batches(batch))
-        grads, sums = _sum_over((grads, sums), axis_name)
+        grad = _clipped(jax.grad(loss, has_aux=True), objective, axis_name)
+        grads, sums = _accumulate(grad, point, batch, objective.micro_batches(batch))
+        # Clipping needs the sums over devices of each replica.
+        grads, sums = grads if objective.clip_norm else _sum_over(grads, axis_name), _sum_over(sums, axis_name)
         with jax.named_scope("optimizer"):
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
@@ -195,9 +234,7 @@ def make_eval_step(
     return eval_step
 
 
-def _accumulate(
-    grad: Callable[[Params, Batch], tuple[Params, Sums]], params: Params, batch: Batch, parts: int
-) -> tuple[Params, Sums]:
+def _accumulate(grad: Grad, params: Params, batch: Batch, parts: int) -> tuple[Params, Sums]:
     """Sum gradients and metric sums over ``parts`` micro-batches, one after the other."""
     if parts == 1:
         return grad(params, batch)
@@ -209,6 +246,29 @@ def _accumulate(
         return jax.tree.map(jnp.add, total, grad(params, part)), None
 
     return jax.lax.scan(add, total, jax.tree.map(lambda x: x[1:], micro))[0]
+
+
+def _divided(sums: Sums, axis_name: str | None) -> Sums:
+    """Sums and weights of a replica, divided by its weight, so that over devices they sum to its means and to 1."""
+    totals = {name: losses.nonzero(_sum_over(weight, axis_name)) for name, (_, weight) in sums.items()}
+    return {name: (value / totals[name], weight / totals[name]) for name, (value, weight) in sums.items()}
+
+
+Grad = Callable[[Params, Batch], tuple[Params, Sums]]
+
+
+def _clipped(grad: Grad, objective: Objective, axis_name: str | None) -> Grad:
+    """The gradients of each replica, summed over devices and clipped, if the objective says so."""
+    if objective.clip_norm is None:
+        return grad
+    # Each replica's part of the loss has the factor 1 / replicas.
+    clip = optax.clip_by_global_norm(objective.clip_norm / objective.replicas)
+
+    def clipped(params: Params, part: Batch) -> tuple[Params, Sums]:
+        grads, sums = grad(params, part)
+        return clip.update(_sum_over(grads, axis_name), optax.EmptyState())[0], sums
+
+    return clipped
 
 
 def _sum_over(tree: T, axis_name: str | None) -> T:

@@ -1,0 +1,5 @@
+"""Reproduction of published tables: their recipes, the runs, and the report."""
+
+from bert_jax.recipes.tables import Column, Inputs, Row, Table, sampling_band
+
+__all__ = ["Column", "Inputs", "Row", "Table", "sampling_band"]
