@@ -18,6 +18,7 @@ from bert_jax.cluster import layers
 from bert_jax.cluster.layers import NotFinite
 from bert_jax.config.masking import MaskPolicy
 from bert_jax.config.model import ModelConfig
+from bert_jax.config.run import Config
 from bert_jax.errors import UserError
 from bert_jax.training import dumps, optimizers, step
 from bert_jax.training.anomalies import ANOMALY, FINE, first_watch, watched
@@ -92,13 +93,7 @@ def replay(path: epath.PathLike, *, mask: MaskPolicy | None = None, accumulate: 
     dump = dumps.read(path, mask=mask)
     anomaly = dump.anomaly
     config = [part for start, part in dump.config.parts() if start < anomaly.step][-1]
-    parts = accumulate or config.optim.accumulate * dump.shards
-    if config.optim.replicas > 1:
-        parts = config.optim.replicas
-    if config.data.batch_size % parts:
-        raise UserError(
-            f"The batch has {config.data.batch_size} rows, which {parts} micro-batches do not divide; use --accumulate N."
-        )
+    parts = _parts(config, dump.shards, accumulate)
     launcher = MeshLauncher(config.model, sharding.make_mesh(data=1, devices=jax.local_devices()[:1]))
     objective = step.pretraining(
         config.model, dump.policy, accumulate=parts, pairs=config.data.pairs, **step.replicas(config.optim)
@@ -131,6 +126,18 @@ def replay(path: epath.PathLike, *, mask: MaskPolicy | None = None, accumulate: 
         output=output,
         gradients=gradients,
     )
+
+
+def _parts(config: Config, shards: int, accumulate: int | None) -> int:
+    """Parts of the batch that are computed one after the other; the number of replicas is part of the result, and is kept."""
+    if config.optim.replicas > 1:
+        return config.optim.replicas
+    parts = accumulate or config.optim.accumulate * shards
+    if config.data.batch_size % parts:
+        raise UserError(
+            f"The batch has {config.data.batch_size} rows, which {parts} micro-batches do not divide; use --accumulate N."
+        )
+    return parts
 
 
 def _placed(launcher: MeshLauncher, tree: Any) -> Any:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from etils import epath
 from matplotlib.figure import Figure
 
 from bert_jax.io import atomic
@@ -103,7 +104,7 @@ def markdown(table: Table, cells: list[Cell], facts: Mapping[str, Any]) -> str:
 def write(reproduction: Reproduction, facts: Mapping[str, Any]) -> Path:
     """Write ``report.md``, ``report.json`` and ``report.png`` into the directory of the runs; return the first one's path."""
     table, cells = reproduction.table, reproduction.cells()
-    directory = reproduction.directory
+    directory = epath.Path(reproduction.directory)
     directory.mkdir(parents=True, exist_ok=True)
     content = {
         "title": table.title,
@@ -131,7 +132,7 @@ def write(reproduction: Reproduction, facts: Mapping[str, Any]) -> Path:
             part.write_text(written)
     with atomic.replaced_path(directory / f"{REPORT}.png") as part:
         picture(table, cells).savefig(part, dpi=150, format="png")
-    return directory / f"{REPORT}.md"
+    return reproduction.directory / f"{REPORT}.md"
 
 
 def picture(table: Table, cells: list[Cell]) -> Figure:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, get_args
 
 import jax
 import numpy as np
+from etils import epath
 from jaxtyping import Float
 
 from bert_jax import convert
@@ -67,8 +68,8 @@ class Reproduction:
       directory: where the runs are; the same directory resumes them.
 
     Examples:
-      >>> from bert_jax.recipes.tables import Column
-      >>> row = Row(checkpoint="bert", finetuning={"rte": FinetuneConfig("", "rte", "", "GLUE")})
+      >>> from bert_jax.recipes import Column, Row
+      >>> row = Row(checkpoint="bert", finetuning={"rte": bert_jax.FinetuneConfig("", "rte", "", "GLUE")})
       >>> table = Table("Table 1", {"BERT": row}, {"RTE": Column("rte", "accuracy")}, baseline="BERT", finetuning_seeds=2)
       >>> [run.config.run for run in Reproduction(table, Path("runs/table1")).runs()]
       ['runs/table1/BERT/0/rte-0', 'runs/table1/BERT/0/rte-1']
@@ -203,12 +204,13 @@ def _scores(config: Config | FinetuneConfig) -> dict[str, float] | None:
 def _store(config: Config | FinetuneConfig) -> None:
     """Store the scores of a run that has just ended."""
     split = "held_out" if isinstance(config, Config) else "dev"
-    scores = read_metrics(config.run, split=split)[-1]
+    line = read_metrics(config.run, split=split)[-1]
+    scores = {name: float(value) for name, value in line.items() if name not in ("step", "split", "seconds")}
     if isinstance(config, Config):
         scores["perplexity"] = math.exp(scores["mlm_loss"])
     else:
         scores["perfect"] = registry.get(config.task).perfect
-    with atomic.replaced_path(Path(config.run) / RESULT) as part:
+    with atomic.replaced_path(epath.Path(config.run) / RESULT) as part:
         part.write_text(json.dumps({"config": _stored(config), "scores": scores}, indent=2) + "\n")
 
 
