@@ -47,7 +47,7 @@ def shape(name: str) -> dict[str, int]:
 
 def table(scale: str, inputs: Inputs) -> Table:
     """Return the recipes of the table."""
-    perplexity = Column("pretraining", "perplexity", paper="PPL", higher_is_better=False)
+    perplexity = Column("pretraining", "perplexity", paper="PPL")
     if scale == "laptop":
         rows, columns = laptop(inputs)
         values = {name: PAPER[counterpart] for name, counterpart in LAPTOP.items()}

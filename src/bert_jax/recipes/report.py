@@ -32,7 +32,6 @@ class Comparison(NamedTuple):
     """Difference of the means, paired by seeds, with its interval."""
     paper: float | None
     """Difference of the published values."""
-    higher_is_better: bool
 
     @property
     def verdict(self) -> str:
@@ -57,7 +56,7 @@ def compare(table: Table, cells: list[Cell]) -> dict[tuple[str, str], Comparison
             continue
         published = [_published(table, name, title) for name in (row, table.baseline)]
         paper = None if None in published else round(float(published[0] or 0) - float(published[1] or 0), 4)
-        comparisons[row, title] = Comparison(multibootstrap(differences), paper, table.columns[title].higher_is_better)
+        comparisons[row, title] = Comparison(multibootstrap(differences), paper)
     return comparisons
 
 

@@ -95,8 +95,8 @@ class Column:
     """What a column shows.
 
     Examples:
-      >>> Column("squad", "f1", paper="SQuAD F1").higher_is_better
-      True
+      >>> Column("squad", "f1", paper="SQuAD F1").score
+      'f1'
     """
 
     run: str
@@ -105,7 +105,6 @@ class Column:
     """Name of the score."""
     paper: str | None = None
     """Column of the paper with which this one is compared; on a laptop, a task of the same kind."""
-    higher_is_better: bool = True
 
 
 @dataclass(frozen=True)
