@@ -77,7 +77,7 @@ def copied(records, tmp_path):
 
 
 def config_of(path, **changes):
-    return DataConfig(str(path), sequence_length=LENGTH, batch_size=4, **changes)
+    return DataConfig(str(path), sequence_length=LENGTH, batch_size=8, **changes)
 
 
 def check(path, **changes):

@@ -15,7 +15,7 @@ from etils import epath
 from bert_jax.config.mesh import MeshConfig
 from bert_jax.data import pipeline, sources
 from bert_jax.errors import RunError, UserError
-from bert_jax.training import launchers, pretraining
+from bert_jax.training import launchers, learning_rate, pretraining
 from bert_jax.training.pretraining import PretrainingJob, pretrain
 from tests.runs import interrupt_at, lines_of, quickly_compiled
 from tests.training.test_anomalies import assert_same, spikes
