@@ -486,7 +486,7 @@ REFUSED = {
         {"task_data": dataclasses.replace(TASK_DATA, sequence_length=65)},
         "length of 65 tokens exceeds the model's 64 positions; use 64 or fewer",
     ),
-    "no run": ({"run": "{tmp}/taken"}, "taken exists and is not a run; choose another --run"),
+    "no run": ({"run": "{tmp}/taken"}, "taken exists and is not a run; choose another run directory"),
     "another column": (
         {"task_data": dataclasses.replace(TASK_DATA, label="topic")},
         "train.tsv has no column 'topic' but 'label', 'text'",

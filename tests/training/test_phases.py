@@ -42,7 +42,7 @@ def test_a_second_phase_is_the_run_by_hand(run_config):
     # The second phase does not repeat the order of the first one.
     longer = sources.open_data(second.config.data).train_batches(seed=run_config.train.seed + 1, rows=np.arange(8))
     steps = [jax.jit(job.train_step) for job in jobs]
-    state = launchers.create(lambda: first.init(()), first.launcher.shardings(jax.eval_shape(first.init, ())))
+    state = launchers.create(lambda: first.init({}), first.launcher.shardings(jax.eval_shape(first.init, {})))
     with first.launcher.context():
         for number in range(8):
             batch = next(first.batches if number < 4 else longer)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import runpy
 import sys
-import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
 
@@ -16,19 +14,22 @@ import tyro
 from bert_jax.config import schedules
 from bert_jax.config.run import Config
 from bert_jax.errors import UserError
-from bert_jax.recipes import presets
+from bert_jax.recipes import budget, presets, python_files
 from bert_jax.training.pretraining import Result, pretrain, resolve
 
 _Options = TypeVar("_Options")
 
-_USAGE = """usage: bert-jax pretrain EXPERIMENT.py [--preset NAME] [--section.field VALUE ...]
+_USAGE = """usage: bert-jax pretrain EXPERIMENT.py[:FUNCTION] [--preset NAME] [--hours HOURS] [--section.field VALUE ...]
 
 Pretrain a model, or resume its run. The same command resumes a run that was stopped.
 
 EXPERIMENT.py is a Python file with a function config() -> bert_jax.Config. Every field of the config is an option:
 `bert-jax pretrain EXPERIMENT.py --help` lists them with the values of the experiment. The resulting config is printed and stored
 in the run directory. --attention is short for --model.attention. --preset sets the arithmetic of another program, such as
-google2018 or nvidia, before other options are applied; `bert-jax presets` lists them.
+google2018 or nvidia, before other options are applied; `bert-jax presets` lists them. --hours measures the speed of a step, and gives
+the run as many steps as take so many hours; warm-up and phases keep their shares.
+
+A recipe may have variants, such as laptop() for two CPU cores: EXPERIMENT.py:laptop.
 
 Example: bert-jax pretrain experiments/quickstart.py --optim.peak-lr 3e-4 --mask.rate "linear(0.3, 0.15)"
 """
@@ -40,8 +41,13 @@ def main(arguments: list[str]) -> int:
         return print_usage(_USAGE, arguments)
     path, *options = arguments
     description = f"Pretrain with the config of {path}, or resume its run."
-    default, options = with_preset(load_experiment(Path(path)), options)
+    found, options = _shortcuts(options)
+    default = load_experiment(path)
+    if found.preset is not None:
+        default = presets.apply(default, found.preset)
     config = parse(default, options, prog=f"bert-jax pretrain {path}", description=description)
+    if found.hours is not None:
+        config = budget.within(config, found.hours)
     # The config as it is stored is printed before the run starts.
     print((config := resolve(config)).to_json(), flush=True)
     result = pretrain(config)
@@ -51,16 +57,22 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def with_preset(config: Config, arguments: list[str]) -> tuple[Config, list[str]]:
-    """Return the config with the preset that the arguments name, if any, and the other arguments.
+def _shortcuts(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Return the options that are no fields of a config, and the other arguments.
 
     Raises:
-      UserError: there is no such preset, or no name is given.
+      UserError: hours is not a number.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--preset", nargs="?", const="")
+    parser.add_argument("--hours", nargs="?", const="")
     found, rest = parser.parse_known_args(arguments)
-    return (config if found.preset is None else presets.apply(config, found.preset)), rest
+    if found.hours is not None:
+        try:
+            found.hours = float(found.hours)
+        except ValueError:
+            raise UserError(f"--hours is {found.hours!r}; give a number of hours such as 24 or 0.5.") from None
+    return found, rest
 
 
 def print_usage(usage: str, arguments: list[str]) -> int:
@@ -115,40 +127,20 @@ def _parse(word: str, types: tuple[Any, ...]) -> float | str | None:
     return word
 
 
-def load_experiment(path: Path) -> Config:
-    """Run an experiment's file and call its ``config()``.
+def load_experiment(name: str | Path) -> Config:
+    """Run an experiment's file and call its ``config()``, or another function of it: ``FILE.py:FUNCTION``.
 
     Raises:
-      UserError: the file does not exist, is not Python, raises an exception, does not define ``config``, or ``config()`` does not
-        return a [`Config`][bert_jax.config.Config].
+      UserError: the file does not exist, is not Python, raises an exception, or does not define the function, or the function does
+        not return a [`Config`][bert_jax.config.Config].
     """
+    file, _, function = str(name).partition(".py:")
+    path = Path(f"{file}.py" if function else name)
     if path.is_dir():
         raise UserError(f"{path} is a directory; name the Python file of an experiment.")
     if not path.is_file():
         raise UserError(f"There is no experiment {path}.")
-    with _explained(path):
-        names = runpy.run_path(str(path))
-        if "config" not in names:
-            raise UserError(f"{path} has no function config(); define one that returns a bert_jax.Config.")
-        config = names["config"]()
-    if not isinstance(config, Config):
-        raise UserError(f"config() in {path} returns an object of type {type(config).__name__}; it must return a bert_jax.Config.")
-    return config
-
-
-@contextlib.contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    """Turn exceptions of an experiment into a sentence with its last line that was executed."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:  # An experiment is the user's program, which can raise any.
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
-        line = error.lineno if isinstance(error, SyntaxError) else next(reversed(lines), None)
-        where = f"{path}, line {line}" if line else f"{path}"
-        reason = error.msg if isinstance(error, SyntaxError) else str(error)
-        raise UserError(f"{where}: {type(error).__name__}: {reason}.") from error
+    return python_files.call(path, f"{function or 'config'}()", Config)
 
 
 def load_config(path: Path) -> Config:

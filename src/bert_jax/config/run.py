@@ -54,12 +54,24 @@ class Config:
     """Length of the run, evaluation and checkpoints."""
     phases: tuple[Phase, ...] = ()
     """Later parts of the run with other rows, such as the paper's last tenth with 512 tokens; train.steps includes them."""
+    init: str | None = None
+    """Model that is pretrained further, of any format that `bert-jax convert` reads; None: random initial parameters."""
+    init_vocab: str | None = None
+    """Directory of an extension of its vocabulary, made by `bert-jax vocab --extend`, with which the corpus was prepared.
+    The rows of its new tokens start as the mean of their parts."""
     log: LogConfig = _LOG
     """What the run reports beside its losses, and where."""
 
     def __post_init__(self) -> None:
         model, data, optim, mesh = self.model, self.data, self.optim, self.mesh
-        for name, path in {"run": self.run, "data.corpus": data.corpus, "data.vocab": data.vocab}.items():
+        paths = {
+            "run": self.run,
+            "data.corpus": data.corpus,
+            "data.vocab": data.vocab,
+            "init": self.init,
+            "init_vocab": self.init_vocab,
+        }
+        for name, path in paths.items():
             refuse_credentials(path or "", name)
         if data.sequence_length > model.max_position_embeddings:
             raise UserError(
@@ -86,6 +98,8 @@ class Config:
             raise UserError(
                 f"optim.warmup_steps {optim.warmup_steps} leaves none of train.steps {self.train.steps} for the decay; use fewer."
             )
+        if self.init_vocab is not None and self.init is None:
+            raise UserError("init_vocab extends the vocabulary of the model that init names; give both.")
         mesh.check_parallel(self.parallel)
         check_choices(self, "config")
         self._check_phases()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import runpy
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +22,7 @@ from bert_jax.config.run import Config
 from bert_jax.errors import UserError
 from bert_jax.io import atomic
 from bert_jax.io.parsing import read_json
+from bert_jax.recipes import python_files
 from bert_jax.recipes.tables import PRETRAINING, Inputs, Scale, Table
 from bert_jax.tasks import registry
 from bert_jax.training.finetuning import finetune
@@ -160,13 +160,7 @@ def load_table(name: str, scale: Scale, inputs: Inputs, recipes: Path) -> Table:
             f"There is no table {name!r} in {recipes}, which has: {known}. Run the command in a clone of the repository, or name "
             "the directory with --recipes."
         )
-    make = runpy.run_path(str(path)).get("table")
-    if make is None:
-        raise UserError(f"{path} has no function table(scale, inputs); define one that returns a bert_jax.recipes.Table.")
-    table = make(scale, inputs)
-    if not isinstance(table, Table):
-        raise UserError(f"table() in {path} returns an object of type {type(table).__name__}; it must return a Table.")
-    return table
+    return python_files.call(path, "table(scale, inputs)", Table, scale, inputs)
 
 
 def _slug(name: str) -> str:

@@ -28,7 +28,7 @@ from bert_jax.masking import ResolvedMaskPolicy
 from bert_jax.masking.policy import with_identity
 from bert_jax.models.heads import PRETRAINING
 from bert_jax.processes import Group
-from bert_jax.training import launchers, learning_rate, loggers, losses, optimizers, plots, step
+from bert_jax.training import initialization, launchers, learning_rate, loggers, losses, optimizers, plots, step
 from bert_jax.training.job import Batches, Counts, Result, ShouldStop
 from bert_jax.training.launchers import Launcher
 from bert_jax.training.logging import Scores, log
@@ -85,14 +85,16 @@ def pretrain(config: Config) -> Result:
 
 def _pretrain(config: Config) -> Result:
     config, data, policy = open_run(config)
+    source = initialization.read(config, data.tokenizer)
     # Before the launcher connects the devices, which waits for all processes.
-    require_agreement(config, data)
+    require_agreement(config, data, source)
     launcher = launchers.launch(config)
-    job = PretrainingJob(config, data, policy, launcher)
+    job = PretrainingJob(config, data, policy, launcher, source)
     loggers.check(config.log.loggers)
     with open_run_dir(config.run, config.to_json(), lambda stored: changes(stored, config), processes.group()) as directory:
         for part in job.parts:
             log(describe(part, with_start=len(job.parts) > 1))
+        log(initialization.describe(config, source))
         if lengths.has_lengths(config.train):
             log(f"length: {config.train.steps:,} steps" + _points(config))
         if data.static_masks and config.data.held_out is None:
@@ -115,14 +117,14 @@ def changes(stored: str, config: Config) -> list[str]:
     return differences(Config.from_json(stored), Config.from_json(config.to_json()), FREE_ON_RESUME)
 
 
-def require_agreement(config: Config, data: PretrainingData) -> None:
+def require_agreement(config: Config, data: PretrainingData, source: Params) -> None:
     """Check that all processes have started the same run on the same data.
 
     Raises:
       UserError: as [`require_agreement`][bert_jax.processes.agreement.require_agreement].
     """
     digests = {"content of the data": data.digest(), "vocabulary": tokenizers.digest(data.tokenizer)}
-    processes.require_agreement(processes.group(), config.to_json(), digests)
+    processes.require_agreement(processes.group(), config.to_json(), digests | initialization.digests(source))
 
 
 class PretrainingJob:
@@ -133,6 +135,7 @@ class PretrainingJob:
       data: the opened data.
       policy: the run's mask policy, resolved with the data's tokenizer; None where the data is masked already.
       launcher: where to compute.
+      source: parameters that the run starts from, from [`read`][bert_jax.training.initialization.read]; empty: random ones.
     """
 
     split = corpora.HELD_OUT
@@ -140,11 +143,17 @@ class PretrainingJob:
     best: str | None = None
     patience: int | None = None
     recovers = True
-    source: Any = ()
     texts_per_example = 1
 
-    def __init__(self, config: Config, data: PretrainingData, policy: ResolvedMaskPolicy | None, launcher: Launcher) -> None:
-        self.config, self.data, self.launcher = config, data, launcher
+    def __init__(
+        self,
+        config: Config,
+        data: PretrainingData,
+        policy: ResolvedMaskPolicy | None,
+        launcher: Launcher,
+        source: Params | None = None,
+    ) -> None:
+        self.config, self.data, self.launcher, self.source = config, data, launcher, source or {}
         self.run_dir, self.train, self.log = config.run, config.train, config.log
         self._optimizer = optimizers.make_optimizer(config.optim, self.train.steps, config.phases)
         self._schedule = learning_rate.schedule(config.optim, self.train.steps, config.phases)
@@ -165,9 +174,8 @@ class PretrainingJob:
         self._stored = json.loads(config.to_json())
 
     def init(self, source: Any) -> step.TrainState:
-        """The state before the first step, a function of the seed."""
-        del source
-        return step.init_state(self.config, self._optimizer)
+        """The state before the first step, a function of the seed and of ``source``."""
+        return step.init_state(self.config, self._optimizer, source)
 
     def learning_rate(self, step: int) -> float:
         """Learning rate of an update, counted from 0."""

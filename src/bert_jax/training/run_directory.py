@@ -82,11 +82,11 @@ def require_fitting(run: epath.Path, differences: Callable[[str], list[str]]) ->
     if path.exists():
         if changed := differences(path.read_text()):
             raise UserError(
-                f"{run} contains a run with another config ({'; '.join(changed)}); choose another --run, or the config it was "
-                "started with."
+                f"{run} contains a run with another config ({'; '.join(changed)}); choose another run directory, or the config "
+                "it was started with."
             )
     elif run.exists() and (not run.is_dir() or any(entry.name not in _OURS for entry in run.iterdir())):
-        raise UserError(f"{run} exists and is not a run; choose another --run.")
+        raise UserError(f"{run} exists and is not a run; choose another run directory.")
 
 
 @contextlib.contextmanager
@@ -111,7 +111,7 @@ def owned(run: epath.Path, group: Group) -> Iterator[lease.Lease | None]:
         try:
             lock.acquire()
         except filelock.Timeout:
-            raise UserError(f"{run} is in use by another process; wait for it, or choose another --run.") from None
+            raise UserError(f"{run} is in use by another process; wait for it, or choose another run directory.") from None
     try:
         yield None
     finally:

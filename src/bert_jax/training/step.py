@@ -19,7 +19,7 @@ from bert_jax.config.optimizer import OptimConfig
 from bert_jax.config.run import Config
 from bert_jax.masking import ResolvedMaskPolicy, mask_tokens
 from bert_jax.models.heads import init_params
-from bert_jax.training import losses, optimizers
+from bert_jax.training import initialization, losses, optimizers
 from bert_jax.training.losses import Sums
 from bert_jax.training.norms import layer_norms
 
@@ -28,6 +28,8 @@ _INIT, _MASK, _DROPOUT, _EVAL_MASK = range(4)
 
 LOSS_EMA_DECAY = 0.98
 """Decay of the exponential moving average of the MLM loss; half of its weight lies in the last 34 steps."""
+
+_NO_PARAMS: Params = {}
 
 T = TypeVar("T")
 Metrics = dict[str, Float[Array, ""]]
@@ -139,10 +141,10 @@ def _select_losses(sums: Sums, pairs: bool) -> Sums:
     return sums if pairs else {name: value for name, value in sums.items() if not name.startswith("nsp_")}
 
 
-def init_state(config: Config, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state before the first step, a function of ``config.train.seed``."""
+def init_state(config: Config, optimizer: optax.GradientTransformation, source: Params = _NO_PARAMS) -> TrainState:
+    """The state before the first step, a function of ``config.train.seed`` and of the parameters that the run starts from."""
     key = jax.random.key(config.train.seed, impl=ops.GENERATOR)
-    params = init_params(config.model, jax.random.fold_in(key, _INIT))
+    params = initialization.complete(init_params(config.model, jax.random.fold_in(key, _INIT)), source)
     # The loss of a uniform guess.
     loss = jnp.log(jnp.float32(config.model.vocab_size)) if config.mask.depends_on_loss() else None
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), jax.random.key_data(key), loss)
