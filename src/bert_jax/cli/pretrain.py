@@ -26,8 +26,8 @@ Pretrain a model, or resume its run. The same command resumes a run that was sto
 EXPERIMENT.py is a Python file with a function config() -> bert_jax.Config. Every field of the config is an option:
 `bert-jax pretrain EXPERIMENT.py --help` lists them with the values of the experiment. The resulting config is printed and stored
 in the run directory. --attention is short for --model.attention. --preset sets the arithmetic of another program, such as
-google2018 or nvidia, before other options are applied; `bert-jax presets` lists them. --hours measures the speed of a step, and gives
-the run as many steps as take so many hours; warm-up and phases keep their shares.
+google2018 or nvidia, before other options are applied; `bert-jax presets` lists them. --hours measures the speed of a step, and
+gives the run as many steps as take so many hours; warm-up and phases keep their shares.
 
 A recipe may have variants, such as laptop() for two CPU cores: EXPERIMENT.py:laptop.
 

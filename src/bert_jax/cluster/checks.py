@@ -76,6 +76,11 @@ def _vocabulary(opened: Opened) -> str:
     return f"{len(tokenizer.tokens):,} tokens, {rows:,} rows, digest {tokenizers.digest(tokenizer)[:8]}"
 
 
+def _initial_parameters(opened: Opened) -> str:
+    source = initialization.read(opened.config, opened.data.tokenizer)
+    return initialization.describe(opened.config, source).removeprefix("initial parameters: ")
+
+
 def _settings(opened: Opened) -> str:
     train, data = opened.config.train, opened.config.data
     if train.eval_every > train.steps:
@@ -258,7 +263,8 @@ def _hosts(opened: Opened) -> str:
     group, path = processes.group(), remote.open_path(opened.config.run)
     if len(group) == 1:
         return "one process"
-    pretraining.require_agreement(opened.config, opened.data)
+    source = initialization.read(opened.config, opened.data.tokenizer)
+    pretraining.require_agreement(opened.config, opened.data, source)
     with _written(path) if group.index == 0 else contextlib.nullcontext():
         require_shared(path, group)
     return f"{len(group)} processes agree on config, data, code, packages and devices, and see the same run directory"
@@ -274,7 +280,7 @@ def _network(opened: Opened) -> str:
 
 
 CHECKS: tuple[Check, ...] = (
-    _jax, _data, _vocabulary, _hosts, _settings, _documents, _devices, _memory, _run_directory, _disk, _checkpoint, _network,
+    _jax, _data, _vocabulary, _hosts, _initial_parameters, _settings, _documents, _devices, _memory, _run_directory, _disk, _checkpoint, _network,
 )  # fmt: skip
 """The checks; each returns what is in order, and raises what is not."""
-NEED_DATA = (_vocabulary, _settings, _documents, _checkpoint, _hosts)
+NEED_DATA = (_vocabulary, _initial_parameters, _settings, _documents, _checkpoint, _hosts)
