@@ -1,8 +1,8 @@
 """The paper's "LTR & No NSP" ablation (section 5.1, table 5) at the size of the quickstart: a left-to-right language model.
 
 In pretraining and fine-tuning, each token attends only to itself and to earlier tokens; pretraining predicts the next token.
-Classification reads the last token, the only one that attends to all others. In the ablation with a BiLSTM, the BiLSTM is added for
-fine-tuning.
+Classification reads the last token, the only one that attends to all others. In the ablation with a BiLSTM, the BiLSTM is added
+for fine-tuning.
 
     bert-jax pretrain experiments/left_to_right.py     # after `make pretrain`, which prepares the corpus
     bert-jax finetune squad --init runs/left_to_right --data SQUAD --run runs/ltr

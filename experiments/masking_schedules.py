@@ -4,9 +4,9 @@
     python experiments/masking_schedules.py CORPUS --out runs/schedules --steps 1200 --seeds 3 --size tiny
 
 CORPUS is a directory written by `bert-jax prepare`. Each policy is pretrained with each seed. Runs of the same seed are paired:
-they start with the same parameters and read the same examples in the same order. All runs are scored on the held-out split with the
-same masks at four rates. The command resumes runs that were stopped. The table is printed and written to OUT/table.md, the curves
-to OUT/curves.png.
+they start with the same parameters and read the same examples in the same order. All runs are scored on the held-out split with
+the same masks at four rates. The command resumes runs that were stopped. The table is printed and written to OUT/table.md, the
+curves to OUT/curves.png.
 """
 
 import argparse

@@ -6,9 +6,9 @@ Expected on the held-out split after 2,400 steps (five runs that differ in seed,
 1.14, 1.36, 1.36 and 2.55 nats below that of a unigram model on the same tokens; NSP accuracy 4 to 10 points above the majority
 class.
 
-A run of minutes needs other settings than the paper: initial weights with a standard deviation of 0.05 at a hidden size of 128 (the
-paper's 0.02 suits 768 or 1,024; here attention would stay uniform for most of the run), AdamW with a high peak learning rate, no
-dropout, and sequences of 64 tokens. All other settings are those of the paper.
+A run of minutes needs other settings than the paper: initial weights with a standard deviation of 0.05 at a hidden size of 128
+(the paper's 0.02 suits 768 or 1,024; here attention would stay uniform for most of the run), AdamW with a high peak learning
+rate, no dropout, and sequences of 64 tokens. All other settings are those of the paper.
 """
 
 import bert_jax

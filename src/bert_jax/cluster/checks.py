@@ -26,7 +26,7 @@ from bert_jax.data.records import Records
 from bert_jax.data.sources import Documents, PretrainingData
 from bert_jax.errors import BertWarning, UserError
 from bert_jax.io import atomic, remote
-from bert_jax.training import launchers, pretraining
+from bert_jax.training import initialization, launchers, pretraining
 from bert_jax.training.phases import digest, open_parts
 from bert_jax.training.run_directory import OWNER, owned, require_fitting, require_shared
 
@@ -280,7 +280,8 @@ def _network(opened: Opened) -> str:
 
 
 CHECKS: tuple[Check, ...] = (
-    _jax, _data, _vocabulary, _hosts, _initial_parameters, _settings, _documents, _devices, _memory, _run_directory, _disk, _checkpoint, _network,
+    _jax, _data, _vocabulary, _initial_parameters, _hosts, _settings, _documents, _devices, _memory, _run_directory, _disk,
+    _checkpoint, _network,
 )  # fmt: skip
 """The checks; each returns what is in order, and raises what is not."""
 NEED_DATA = (_vocabulary, _initial_parameters, _settings, _documents, _checkpoint, _hosts)
