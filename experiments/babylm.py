@@ -18,7 +18,6 @@ import dataclasses
 import bert_jax
 from bert_jax import recipes
 
-
 SMALL = ",".join(f"{millions}M" for millions in (*range(1, 11), *range(20, 101, 10)))
 LARGE = ",".join(f"{millions}M" for millions in range(200, 1001, 100))
 

@@ -1,15 +1,15 @@
 """Pretraining BERT-Base further on text of another domain, with words of that domain in the vocabulary.
 
-    bert-jax vocab --extend uncased_L-12_H-768_A-12 ...     # docs/guides/data.md has the whole command
-    bert-jax prepare biomedical.txt --vocab domain_vocab --out data/domain
+    bert-jax vocab domain.txt --extend data/uncased_L-12_H-768_A-12 --add 1000 --out data/domain_vocab
+    bert-jax prepare domain.txt --vocab data/domain_vocab --out data/domain
     bert-jax pretrain experiments/domain.py
-    bert-jax pretrain experiments/domain.py --init-vocab None      # the same without new words
+    bert-jax pretrain experiments/domain.py --init-vocab None --data.corpus data/domain_old_words     # without new words
 
-The encoder and the heads for MLM and NSP start from the released model; unused rows of the table are taken first, and each new
-row starts as the mean of the word's parts. Sources: BioBERT (Lee et al. 2020) goes on for 200,000 to 1 million steps with the old
-vocabulary; don't stop pretraining (Gururangan et al. 2020) for 12,500 steps of 2,048 rows of 512 tokens at 5e-4, and gains 0.4 to
-4.6 points F1 in its eight tasks with RoBERTa. The number of steps here is theirs; the rate is a fifth of it. Not run by us at
-this size.
+The encoder and the heads for MLM and NSP start from the released model. Unused rows of its table are taken first; each new row
+starts as the mean of those of the word's parts. With more new words than unused rows, set --model.vocab-size.
+
+12,500 steps are those of Gururangan et al. (2020, section 3.2), who pretrain RoBERTa further on four domains and report higher
+scores in their eight tasks; the other settings are ours. Not run by us at this size.
 """
 
 import bert_jax

@@ -1,6 +1,6 @@
 """Multilingual BERT: one model for 104 languages, with exponentially smoothed shares of the languages.
 
-    bert-jax prepare --languages wiki --smoothing 0.7 ...     # docs/guides/data.md has the whole command
+    bert-jax prepare de=de.jsonl sw=sw.jsonl ... --smoothing 0.7 --language de=de,sw=sw,... --vocab vocab --out data/wiki_104
     bert-jax pretrain experiments/multilingual.py --mesh.fsdp 4
     bert-jax pretrain experiments/multilingual.py:laptop
 

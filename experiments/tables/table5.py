@@ -152,8 +152,8 @@ def laptop(inputs: Inputs) -> tuple[dict[str, Row], dict[str, Column]]:
         task="ner",
         data=entities,
         task_data=bert_jax.TaskDataConfig(sequence_length=64, context="sentence", scheme="loose"),
-        epochs=12.0,
-        eval_every=12.0,
+        epochs=8.0,
+        eval_every=8.0,
     )
     columns = {
         "topics": Column("topics", "accuracy", paper="SST-2"),
