@@ -40,7 +40,9 @@ def main(arguments: list[str]) -> int:
     if not arguments or arguments[0].startswith("-"):
         return print_usage(_USAGE, arguments)
     path, *options = arguments
-    description = f"Pretrain with the config of {path}, or resume its run."
+    description = (
+        f"Pretrain with the config of {path}, or resume its run. `bert-jax pretrain --help` explains --preset and --hours."
+    )
     found, options = _shortcuts(options)
     default = load_experiment(path)
     if found.preset is not None:

@@ -92,7 +92,7 @@ def run(config: Config, *, steps: int, profile: bool = False) -> Report:
         file of token weights.
     """
     if config.train.distributed:
-        raise UserError("bench measures a single process; leave out --train.distributed.")
+        raise UserError("Steps are measured in a single process; leave out --train.distributed.")
     policy, launcher, attention = (
         policy_without_vocabulary(config),
         launchers.launch(config),
