@@ -8,8 +8,8 @@ tokens at 4e-3, 12.8 % warm-up. The decay has a power of 0.5. Their 1.2 hours on
 with a standard deviation of 0.023 in the stability test), SQuAD 1.1 F1 90.68 ± .16, exact match 83.96 ± .27, MRPC 86.0 ± 1.2 and
 SST-2 91.74 ± .45.
 
-What differs: their optimizer starts phase 2 anew, here its state is carried over; they have at most 20 and 80 predictions in a
-row. Micro-batches (accumulate) suit 64 devices. Not run by us at this size.
+What differs: the moments are carried over in both, but their bias correction counts from 0 again in phase 2; and their data has
+static masks. Micro-batches (accumulate) suit 64 devices. Not run by us at this size.
 """
 
 import bert_jax
