@@ -65,7 +65,7 @@ def by_hand(config, numbers):
     job = PretrainingJob(opened, data, policy, launchers.launch(opened))
     with job.launcher.context():
         step = job.launcher.compile_step(job.train_step)
-        state = launchers.create(lambda: job.init(()), job.launcher.shardings(jax.eval_shape(job.init, ())))
+        state = launchers.create(lambda: job.init({}), job.launcher.shardings(jax.eval_shape(job.init, {})))
         batches = [next(job.batches) for _ in range(max(number or 0 for number in numbers))]
         job.batches.close()
         for number in numbers:
@@ -218,7 +218,7 @@ def test_spikes_are_skipped_as_by_hand(run_config, quick):
     losses = []
     with job.launcher.context():
         step = jax.jit(job.train_step)
-        state = launchers.create(lambda: job.init(()), job.launcher.shardings(jax.eval_shape(job.init, ())))
+        state = launchers.create(lambda: job.init({}), job.launcher.shardings(jax.eval_shape(job.init, {})))
         for _ in range(8):
             after, metrics = step(state, job.launcher.place(next(job.batches)))
             losses.append(float(metrics["loss"]))

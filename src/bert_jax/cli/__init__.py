@@ -139,14 +139,13 @@ def _run(command: str, arguments: list[str]) -> int:
             sys.stdout.flush()
             return status
     except KeyboardInterrupt:
-        other = _STOPPED.get(command, "incomplete output was removed")
-        done = "the same command resumes from the last checkpoint" if resumable else other
+        done = "the same command resumes from the last checkpoint" if resumable else _stopped(command)
         return _fail(f"stopped by Ctrl-C; {done}.", 130)
     except SystemExit as error:
         if error.code != 128 + signal.SIGTERM:
             sys.stdout.flush()  # a command's --help ends here
             raise
-        return 128 + signal.SIGTERM
+        return _fail(f"stopped by SIGTERM; {_stopped(command)}.", 128 + signal.SIGTERM)
     except Exception as error:
         sentence, status = explain(error)
         if sentence is None:
@@ -156,6 +155,11 @@ def _run(command: str, arguments: list[str]) -> int:
         sys.unraisablehook = unraisable_hook
         if sigterm_handler is not None:
             signal.signal(signal.SIGTERM, sigterm_handler)
+
+
+def _stopped(command: str) -> str:
+    """What a command leaves behind that was stopped and is not resumed from a checkpoint."""
+    return _STOPPED.get(command, "incomplete output was removed")
 
 
 def _show_warning(show: Callable[..., None], message: Warning | str, category: type[Warning], *args: Any, **kwargs: Any) -> None:
