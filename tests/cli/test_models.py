@@ -284,6 +284,7 @@ def test_a_signal_leaves_nothing_behind(model, tmp_path, number):
         _, messages = running.communicate(timeout=60)
         assert running.returncode == 128 + number, messages
         assert "Traceback" not in messages
+        assert f"stopped by {'Ctrl-C' if number == signal.SIGINT else 'SIGTERM'}; incomplete output was removed." in messages
         assert {path.name for path in tmp_path.iterdir()} == {"many.txt"}
 
 

@@ -42,7 +42,7 @@ class Embed:
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """Run directory, or a model of any format that `bert-jax convert` reads."""
-    text: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="TEXT")]
+    text: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="TEXT", help_behavior_hint="(required)")]
     """Files, - for standard input, or texts."""
     out: str | None = None
     """File to create: .npy (float32 [N, D]), .parquet or .jsonl (both with columns text and embedding).

@@ -32,7 +32,7 @@ class Features:
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """Run directory, or a model of any format that `bert-jax convert` reads."""
-    text: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="TEXT")]
+    text: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="TEXT", help_behavior_hint="(required)")]
     """Files of any format that `bert-jax embed` reads, - for standard input, or texts."""
     out: str
     """JSON Lines file to create."""

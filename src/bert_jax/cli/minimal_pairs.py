@@ -32,7 +32,7 @@ class MinimalPairs:
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """Run directory, or a model of any format that `bert-jax convert` reads."""
-    files: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
+    files: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FILE", help_behavior_hint="(required)")]
     """Files of pairs, or directories of them."""
     scoring: Scoring = "token"
     """What is masked when a token is predicted: token, it alone; within-word, it and the later tokens of its word."""

@@ -46,7 +46,9 @@ class Prepare:
     Example: bert-jax prepare wiki.txt --vocab vocab --out corpus
     """
 
-    text: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="TEXT [TEXT ...]")]
+    text: Annotated[
+        tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="TEXT [TEXT ...]", help_behavior_hint="(required)")
+    ]
     """Files, patterns such as 'wiki/*.jsonl.gz', directories, - for standard input, or tfds:NAME for a data set of TFDS.
     Text files have one sentence per line and a blank line between documents; .jsonl, .json and .parquet a record for each document.
     .xml is a dump of MediaWiki.

@@ -39,7 +39,9 @@ class Vocab:
     Example: bert-jax vocab domain.txt --extend bert-base-uncased --add 1000 --out larger
     """
 
-    text: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="TEXT [TEXT ...]")]
+    text: Annotated[
+        tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="TEXT [TEXT ...]", help_behavior_hint="(required)")
+    ]
     """Files, patterns, directories, or data sets of TFDS, as for `bert-jax prepare`; they are read twice for WordPiece."""
     out: str
     """Directory to create."""
