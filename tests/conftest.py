@@ -184,6 +184,16 @@ def init(tmp_path_factory, tokenizer) -> str:
     return save_model(tmp_path_factory.mktemp("init") / "model", tokenizer)
 
 
+@pytest.fixture(scope="module")
+def unoptimized():
+    """Compile quickly in the whole module, also in its processes: neither the speed of programs nor their last bit matters."""
+    from tests.runs import quickly_compiled
+
+    with quickly_compiled(), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+        yield
+
+
 @pytest.fixture
 def quick():
     """Compile quickly, and run on one device."""

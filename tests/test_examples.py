@@ -16,6 +16,8 @@ import pytest
 
 import bert_jax
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 NAMESPACE = {"bert_jax": bert_jax, "jax": jax, "jnp": jnp, "np": np}
 MODULES = [
     importlib.import_module(module.name)

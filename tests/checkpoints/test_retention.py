@@ -18,6 +18,8 @@ from bert_jax.config.retention import Retention
 from bert_jax.training.logging import held_out_losses
 from tests.cli.test_cli import here
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 HOUR = datetime.timedelta(hours=1)
 
 

@@ -22,6 +22,8 @@ from bert_jax.models.loaded import LoadedModel
 from bert_jax.training import launchers, optimizers, step
 from tests.conftest import MODEL
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 LAYOUTS = {
     "data 8": {},
     "fsdp 8": {"mesh": MeshConfig(1, 8, 1)},

@@ -24,6 +24,8 @@ from bert_jax.config.run import Config
 from bert_jax.training.job import Result
 from bert_jax.training.pretraining import resolve
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 EXPERIMENT = """
 import bert_jax
 def config():
@@ -90,12 +92,12 @@ def test_from_text_to_predictions(tmp_path, text, kind, size):
     again = bert_jax("pretrain", path, "--optim.peak-lr", "3e-4", "--parallel", "pmap")
     assert ok(again).partition("\n}\n")[2] == report
     assert "is complete at step 6" in again.stderr
-    out = ok(bert_jax("fill-mask", tmp_path / "run", "alpha [MASK] charlie."))
+    out = ok(here("fill-mask", tmp_path / "run", "alpha [MASK] charlie."))
     percentages = [float(line.split()[0].removesuffix("%")) for line in out.splitlines()]
     assert len(percentages) == 5
     assert percentages == sorted(percentages, reverse=True)
     assert 0 < sum(percentages) <= 100
-    predictions = json.loads(ok(bert_jax("fill-mask", tmp_path / "run", "[MASK] [MASK]", "--json", "--top-k", 2)))
+    predictions = json.loads(ok(here("fill-mask", tmp_path / "run", "[MASK] [MASK]", "--json", "--top-k", 2)))
     assert [[set(prediction) for prediction in mask] for mask in predictions] == [[{"token", "probability"}] * 2] * 2
     assert all(1 > first["probability"] >= second["probability"] > 0 for first, second in predictions)
 

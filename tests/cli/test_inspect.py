@@ -23,6 +23,8 @@ from bert_jax.evaluation.masked_examples import Example, Prediction
 from tests.cli.test_cli import bert_jax as command
 from tests.cli.test_cli import here, ok, refused
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 ESCAPE = "\x1b["
 
 

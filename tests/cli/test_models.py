@@ -23,6 +23,8 @@ from tests.cli.test_cli import PROGRAM, here, ok, refused
 from tests.cli.test_cli import bert_jax as command
 from tests.conftest import MODEL
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 LINES = ["alpha bravo", "", "charlie delta. ||| echo foxtrot.", "golf hotel india"]
 
 

@@ -20,6 +20,8 @@ from bert_jax.data.building import write_corpus
 from bert_jax.training.pretraining import pretrain
 from tests.processes.hosts import Hosts
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 SECONDS = 30
 
 

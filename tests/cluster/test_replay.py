@@ -23,6 +23,8 @@ from tests.cli.test_cli import here
 from tests.runs import quickly_compiled
 from tests.training.test_anomalies import with_gradient
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 
 def short(config, **changes):
     train = dataclasses.replace(config.train, steps=4, eval_every=4, save_every=4)

@@ -582,6 +582,7 @@ def test_a_failed_conversion_leaves_nothing(bert, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.usefixtures("quick")
 def test_a_run_can_be_saved_in_every_format(run_config, tmp_path):
     # Other formats do not store how layers are compiled, so the default is used for equal programs.
     run_config = dataclasses.replace(run_config, model=dataclasses.replace(run_config.model, layers="unroll"))

@@ -26,6 +26,8 @@ from bert_jax.tokenizers.protocol import SPECIAL_TOKENS
 from bert_jax.training.logging import read_metrics
 from bert_jax.training.pretraining import pretrain
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 GOLDEN = pathlib.Path(__file__).parent.parent / "golden" / "google_records"
 LENGTH = 32
 

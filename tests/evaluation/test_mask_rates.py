@@ -21,6 +21,8 @@ from bert_jax.masking.replacement import mask_tokens
 from bert_jax.training import losses
 from tests.conftest import MODEL
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 
 @pytest.fixture(scope="module")
 def bert(tokenizer):

@@ -146,7 +146,7 @@ def test_every_choice_has_a_value_for_every_preset():
         assert choice.field or choice.note
 
 
-@pytest.mark.parametrize("parallel", ["mesh", "pmap"])
+@pytest.mark.parametrize("parallel", ["mesh", pytest.param("pmap", marks=pytest.mark.slow)])
 def test_replicas_do_not_depend_on_the_devices(parallel, batches):
     """Replicas are parts of the batch: four of them on eight devices are those of one device, also where each is clipped."""
     config = config_of("google2018")

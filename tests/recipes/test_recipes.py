@@ -24,6 +24,8 @@ from bert_jax.recipes.python_files import call
 from bert_jax.training.learning_rate import schedule
 from bert_jax.training.pretraining import pretrain
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 EXPERIMENTS = Path(__file__).parent.parent.parent / "experiments"
 RECIPES = sorted(path.stem for path in EXPERIMENTS.glob("*.py") if "def config()" in path.read_text())
 WITH_LAPTOP = [name for name in RECIPES if "def laptop()" in (EXPERIMENTS / f"{name}.py").read_text()]

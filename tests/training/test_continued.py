@@ -21,6 +21,8 @@ from bert_jax.training.pretraining import PretrainingJob, pretrain
 from tests.runs import interrupt_at
 from tests.training.test_pretraining import assert_bit_equal, elsewhere
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 
 @pytest.fixture
 def first(run_config):

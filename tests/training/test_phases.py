@@ -56,7 +56,7 @@ def test_a_second_phase_is_the_run_by_hand(run_config):
     assert [line["step"] for line in held_out] == [4, 8]
 
 
-@pytest.mark.parametrize("stop_at", [2, 4, 6])
+@pytest.mark.parametrize("stop_at", [pytest.param(2, marks=pytest.mark.slow), 4, 6])
 @pytest.mark.usefixtures("quick")
 def test_a_run_resumes_in_either_phase_bit_for_bit(run_config, tmp_path, monkeypatch, stop_at):
     config = dataclasses.replace(run_config, phases=PHASES)
@@ -71,6 +71,7 @@ def test_a_run_resumes_in_either_phase_bit_for_bit(run_config, tmp_path, monkeyp
     assert_bit_equal(unbroken, config)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick")
 def test_micro_batches_of_a_phase_change_nothing(run_config, tmp_path):
     plain = dataclasses.replace(run_config, phases=PHASES)
@@ -141,7 +142,9 @@ def test_a_phase_with_another_vocabulary_is_refused(run_config, tmp_path, text):
         pretrain(config)
 
 
-def test_another_start_of_a_phase_is_another_run(run_config):
+@pytest.mark.usefixtures("quick")
+def test_another_start_of_a_phase_is_another_run(run_config, monkeypatch):
+    interrupt_at(monkeypatch, 1, lambda: os.kill(os.getpid(), signal.SIGTERM))
     pretrain(dataclasses.replace(run_config, phases=PHASES))
     with pytest.raises(UserError, match="phases"):
         pretrain(dataclasses.replace(run_config, phases=(dataclasses.replace(PHASES[0], start=5),)))

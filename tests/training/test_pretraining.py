@@ -423,7 +423,8 @@ def long_run(run_config):
     return dataclasses.replace(run_config, train=TrainConfig(steps=40, eval_every=40, save_every=1, log_every=1, keep=3))
 
 
-def test_killed_and_started_again_equals_unbroken_bit_for_bit(run_config, tmp_path):
+def test_killed_and_started_again_equals_unbroken_bit_for_bit(run_config, tmp_path, monkeypatch):
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
     config = long_run(run_config)
     unbroken = elsewhere(config, tmp_path)
     finish(in_process(unbroken))
