@@ -18,6 +18,8 @@ from bert_jax.inference.verification import probe
 from tests.conftest import files_below
 from tests.runs import config_of, lines_of, save_model, write_data
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 # Made by bert_jax before it stored a format version (commit ac198e3), with that version's outputs on these texts.
 OLD = Path(__file__).parent / "golden" / "format_1"
 TEXTS = [

@@ -36,6 +36,8 @@ from tests.conftest import files_below
 from tests.runs import config_of, interrupt_at, lines_of, save_model, write_data
 from tests.stores import BUCKET, SCHEMES, emulators
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 
 @pytest.fixture(scope="module", autouse=True)
 def copies(tmp_path_factory):

@@ -10,6 +10,8 @@ import pytest
 
 from bert_jax.checkpoints import manifest, report
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 # Orbax writes these two when it commits a step. They say when and where; nothing of them is used to restore a state, so that a
 # flipped bit that leaves their form intact does not matter.
 WITHOUT_DIGEST = {"_CHECKPOINT_METADATA", "commit_success.txt"}

@@ -19,6 +19,8 @@ from bert_jax.checkpoints import manifest
 from bert_jax.errors import RunError, UserError
 from bert_jax.training import run_directory
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 
 @pytest.fixture
 def checkpoints(small):

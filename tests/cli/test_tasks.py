@@ -23,6 +23,8 @@ from tests.cli.test_cli import bert_jax as command
 from tests.cli.test_cli import here, ok, refused
 from tests.runs import config_of, interrupt_at, lines_of, one_device, quickly_compiled, save_model, write_data, write_table
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 HEADS = {
     "classify": {"sequence_classification": 2},
     "mnli": {"sequence_classification": 3},

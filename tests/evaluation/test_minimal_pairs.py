@@ -21,6 +21,8 @@ from bert_jax.inference.bert import Bert
 from tests import reference
 from tests.conftest import MODEL
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 # Words of the text from which the vocabulary was learned, and others that are cut into pieces.
 PAIRS = [
     ("alpha bravo charlie.", "alpha bravo delta.", "order", "words"),

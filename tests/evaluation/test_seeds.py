@@ -22,6 +22,8 @@ from bert_jax.training.logging import RUN_PREFIX
 from tests.runs import config_of, interrupt_at, quickly_compiled, save_model, write_data
 from tests.training.test_ensemble import devices
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 
 def resampled(scores, draws=40_000):
     """Percentiles of the means of samples of the same size, drawn with replacement: the definition."""

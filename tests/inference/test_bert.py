@@ -17,6 +17,8 @@ from bert_jax.inference.bert import Bert
 from tests import reference
 from tests.conftest import MODEL
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 
 @pytest.fixture(scope="module")
 def bert(tokenizer):

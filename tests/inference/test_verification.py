@@ -18,6 +18,8 @@ from bert_jax.models import init_params
 from bert_jax.models.sentence_embedding import Normalize, SentenceEmbedding
 from tests.conftest import MODEL
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 WORDS = ["the capital of France is Paris", "how many tokens does a text have", "it depends on the vocabulary", "a naïve café"]
 
 
@@ -38,7 +40,7 @@ def readings(report):
         ("wordpiece", {"mlm": 0, "nsp": 2}),
         ("unigram", {"token_classification": 3}),
         ("bpe", {"question_answering": 2}),
-        ("wordpiece", {"multiple_choice": 1}),
+        pytest.param("wordpiece", {"multiple_choice": 1}, marks=pytest.mark.slow),
     ],
 )
 def test_transformers_reads_exports(tmp_path, kind, heads):

@@ -21,6 +21,8 @@ from bert_jax.masking import replacement, schedules, selection, token_weights
 from bert_jax.masking.replacement import prediction_slots
 from tests.conftest import MASK_ID, POLICY, VOCAB, make_batch, with_policy
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 KEY = jax.random.key(0)
 # Compiled as fast as may be: these programs run for milliseconds.
 OPTIONS = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}

@@ -27,6 +27,8 @@ from tests.conftest import MODEL, POLICY, make_batch
 from tests.recipes import trajectory
 from tests.recipes.trajectory import PROGRAMS
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 GOLDEN = pathlib.Path(__file__).parent.parent / "golden"
 RECORDS, ORIGINAL = GOLDEN / "google_records", GOLDEN / "google_training"
 STEPS, WARMUP, PEAK = 100, 10, 1e-3

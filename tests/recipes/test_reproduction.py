@@ -22,6 +22,8 @@ from bert_jax.recipes.reproduction import Cell, Reproduction, load_table
 from bert_jax.training.logging import read_metrics
 from tests.runs import config_of, interrupt_at, write_data
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 EXPERIMENTS = Path(__file__).parent.parent.parent / "experiments" / "tables"
 
 

@@ -36,6 +36,8 @@ from tests.runs import (
     write_data,
 )
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 
 def test_tasks_are_registered_by_their_names():
     assert [*registry.TASKS] == [task.name for task in registry.TASKS.values()]

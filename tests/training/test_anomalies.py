@@ -16,6 +16,8 @@ from bert_jax.training.anomalies import ANOMALY, FINE, LOSS_LIMIT, NOT_FINITE, S
 from tests.runs import quickly_compiled
 from tests.training.test_step import BATCH, CONFIG, objective
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 WAYS = {"one device": {}, "mesh 2 x 2 x 2": {"mesh": MeshConfig(2, 2, 2)}, "pmap 8": {"parallel": "pmap"}}
 # A part of the batch that only one device holds.
 ROW = 11

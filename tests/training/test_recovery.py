@@ -21,6 +21,8 @@ from tests.runs import interrupt_at, lines_of, quickly_compiled
 from tests.training.test_anomalies import assert_same, spikes
 from tests.training.test_pretraining import final_state
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 
 class Killed(Exception):
     """The end of a process that saves nothing."""

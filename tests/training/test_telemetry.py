@@ -31,6 +31,8 @@ from bert_jax.training.telemetry import Telemetry
 from tests.conftest import MODEL, POLICY, make_batch
 from tests.runs import config_of, interrupt_at, lines_of, quickly_compiled, write_data
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 
 class Clock:
     """Seconds that a test sets."""
