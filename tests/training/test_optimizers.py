@@ -40,6 +40,17 @@ def test_schedule_free_does_not_decay():
     np.testing.assert_allclose([rate(s) for s in (0, WARMUP // 2, WARMUP, STEPS)], [0, PEAK / 2, PEAK, PEAK], rtol=1e-6)
 
 
+@pytest.mark.parametrize("steps", [20, 100, 655, 7038])
+def test_a_compiled_schedule_with_a_root_ends_with_a_number(steps):
+    """Whatever the division is compiled to: a negative fraction of one rounding has no square root."""
+    config = OptimConfig(peak_lr=PEAK, warmup_steps=steps // 4, decay_power=0.5, first_update=1)
+    rates = jax.jit(jax.vmap(learning_rate.schedule(config, steps)))(jnp.arange(steps))
+    assert np.isfinite(rates).all()
+    # The root of a rounding error is not one.
+    assert 0 <= rates[-1] < rates[-2] / 10
+    np.testing.assert_allclose(rates[-2], PEAK * (0.75**0.5) * (1 / (steps - steps // 4)) ** 0.5, rtol=1e-2)
+
+
 def test_schedule_without_warmup_starts_at_the_peak():
     assert learning_rate.schedule(OptimConfig(peak_lr=PEAK, warmup_steps=0), STEPS)(0) == pytest.approx(PEAK)
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 
 from bert_jax.config.optimizer import OptimConfig
 from bert_jax.config.phases import Phase
@@ -45,6 +47,11 @@ def _schedule(config: OptimConfig, steps: int) -> optax.Schedule:
         fall = optax.constant_schedule(peak)
     else:
         top = peak if config.decay == "from_peak" else peak * (1 - warmup / steps) ** config.decay_power
-        fall = optax.polynomial_schedule(top, 0.0, config.decay_power, steps - warmup)
+        fraction = optax.linear_schedule(1.0, 0.0, steps - warmup)
+
+        def fall(count: ArrayLike) -> ArrayLike:
+            # XLA multiplies by the reciprocal of the steps, so that the last fraction may be just below 0, and its root no number.
+            return top * jnp.maximum(fraction(count), 0.0) ** config.decay_power
+
     rate = optax.join_schedules([rise, fall], [warmup]) if warmup else fall
     return (lambda count: rate(count + 1)) if config.first_update else rate
