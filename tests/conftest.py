@@ -186,7 +186,7 @@ def init(tmp_path_factory, tokenizer) -> str:
 
 @pytest.fixture(scope="module")
 def unoptimized():
-    """Compile quickly in the whole module, also in its processes: neither the speed of programs nor their last bit matters."""
+    """Compile quickly in the whole module, also in its processes; what is compared there is compiled alike, or has a tolerance."""
     from tests.runs import quickly_compiled
 
     with quickly_compiled(), pytest.MonkeyPatch.context() as patch:
