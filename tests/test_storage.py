@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import gzip
 import importlib.util
@@ -195,6 +196,39 @@ def test_a_lease_ends_when_its_owner_is_killed(store, monkeypatch):
         with pytest.raises(RunError, match="This process has lost the corpus"):
             lost.check()
     lost.release()
+
+
+def test_a_paused_owner_goes_on_unless_another_process_had_the_directory(store, monkeypatch):
+    monkeypatch.setattr(lease, "TERM", 1.0)
+    monkeypatch.setattr(lease.Lease, "_renew", lambda self: self._done.wait())
+    with lease.held(store, "the corpus") as paused:
+        time.sleep(1.1)
+        paused.check()
+        with pytest.raises(UserError, match="is being built by process"):
+            lease.Lease(store, "the corpus")
+        time.sleep(1.1)
+        with lease.held(store, "the corpus"):
+            pass
+        with pytest.raises(RunError, match="This process has lost the corpus"):
+            paused.check()
+    assert not store.exists()
+
+
+def test_an_owner_whose_store_does_not_answer_stops_in_bounded_time(store, monkeypatch):
+    async def hang(*arguments, **options):
+        await asyncio.sleep(60)
+
+    monkeypatch.setattr(lease, "TERM", 1.0)
+    with lease.held(store, "the corpus") as held:
+        with monkeypatch.context() as patch:
+            patch.setattr(held._store, "_pipe_file", hang)
+            patch.setattr(lease, "_ANSWER_SECONDS", 0.5)
+            time.sleep(1.3)
+            began = time.monotonic()
+            with pytest.raises(RunError, match=r"The store of the corpus did not answer for 1 seconds \(FSTimeoutError\)"):
+                held.check()
+            assert time.monotonic() - began < 5
+        held.check()
 
 
 def test_a_lease_is_renewed(store, monkeypatch):

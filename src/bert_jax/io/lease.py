@@ -2,7 +2,8 @@
 
 A lease is an object with a number. Whoever creates the next number owns the directory; a store creates an object for one of
 several that try. A number may be followed by the next one when its lease has ended. So a process that was killed holds up others
-for one term, and no two processes can take over at once. The clocks of machines must agree to a few seconds.
+for one term, and no two processes can take over at once. An owner that could not renew its lease in time takes the next number like
+the others. The clocks of machines must agree to a few seconds.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 from etils import epath
 
@@ -22,6 +24,8 @@ from bert_jax.io import remote
 
 TERM = 60.0
 """Seconds for which a lease is valid unless it is renewed."""
+_ANSWER_SECONDS = TERM / 4
+"""The clients themselves wait for minutes for an answer that was lost."""
 _PREFIX = "lease-"
 
 
@@ -45,25 +49,34 @@ class Lease:
         try:
             if self._number > 1:
                 _require_ended(_place(directory, self._number - 1), f"{what} is being {doing}", patient=patient)
-            self._store.pipe_file(os.fspath(self._path), self._content(), mode="create")
+            self._write(self._number, mode="create")
         except (FileExistsError, FileNotFoundError):
             raise UserError(f"{what} is being {doing} by another process; wait for it, or choose another name.") from None
-        self._done = threading.Event()
+        self._lock, self._done = threading.Lock(), threading.Event()
         self._thread = threading.Thread(target=self._renew, daemon=True)
         self._thread.start()
-
-    @property
-    def _path(self) -> epath.Path:
-        return _place(self._directory, self._number)
 
     def check(self) -> None:
         """Check that the lease is still held.
 
+        A lease that has ended, because this process was paused, say, is held again if no other process has had the directory since.
+
         Raises:
-          RunError: it could not be renewed in time, and another process may have taken over.
+          RunError: another process has taken over or may do so, since the store cannot be reached.
         """
-        if time.monotonic() - self._renewed > TERM or not self._is_newest():
-            raise RunError(f"This process has lost {self._what} to another one, because it was paused or disconnected; it stops.")
+        with self._lock:
+            if self._has_ended():
+                try:
+                    self._extend()
+                except Exception as error:
+                    raise RunError(
+                        f"The store of {self._what} did not answer for {TERM:.0f} seconds ({remote.first_line(error)}); this "
+                        "process stops, because another one may use it now."
+                    ) from error
+            if not self._is_newest():
+                raise RunError(
+                    f"This process has lost {self._what} to another one, because it was paused or disconnected; it stops."
+                )
 
     def release(self) -> None:
         """End the lease at once."""
@@ -73,22 +86,38 @@ class Lease:
             if number <= self._number:
                 _place(self._directory, number).unlink(missing_ok=True)
 
+    def _has_ended(self) -> bool:
+        return time.monotonic() - self._renewed > TERM
+
     def _is_newest(self) -> bool:
         return max(_numbers(self._directory), default=0) == self._number
 
     def _renew(self) -> None:
         while not self._done.wait(TERM / 4):
-            began = time.monotonic()
-            # A failed renewal is tried again; `check` notices when the term is over.
-            with contextlib.suppress(Exception):
-                if began - self._renewed > TERM or not self._is_newest():
+            # A failed renewal is tried again, and reported by `check`.
+            with self._lock, contextlib.suppress(Exception):
+                if not self._is_newest():
                     return
-                self._store.pipe_file(os.fspath(self._path), self._content())
-                self._renewed = began
+                self._extend()
 
-    def _content(self) -> bytes:
-        owner = f"process {os.getpid()} on {socket.gethostname()}"
-        return json.dumps({"owner": owner, "ends": time.time() + TERM}).encode()
+    def _extend(self) -> None:
+        began = time.monotonic()
+        if self._has_ended():
+            # Another process may take the next number at any moment. If one did and has finished, it has deleted this one.
+            with contextlib.suppress(FileExistsError):
+                self._write(self._number + 1, mode="create")
+                if not _place(self._directory, self._number).exists():
+                    _place(self._directory, self._number + 1).unlink()
+                    return
+                self._number += 1
+        else:
+            self._write(self._number)
+        self._renewed = began
+
+    def _write(self, number: int, **options: str) -> None:
+        path = os.fspath(_place(self._directory, number))
+        content = {"owner": f"process {os.getpid()} on {socket.gethostname()}", "ends": time.time() + TERM}
+        _ask(self._store, "_pipe_file", path, json.dumps(content).encode(), **options)
 
 
 @contextlib.contextmanager
@@ -107,8 +136,12 @@ def is_lease(path: epath.Path) -> bool:
 
 
 def _numbers(directory: epath.Path) -> list[int]:
-    found = directory.iterdir() if directory.exists() else ()
-    return [int(path.name.removeprefix(_PREFIX)) for path in found if is_lease(path)]
+    try:
+        found = _ask(remote.filesystem(directory), "_ls", os.fspath(directory), detail=False)
+    except FileNotFoundError:
+        return []
+    names = [os.path.basename(path) for path in found]
+    return [int(name.removeprefix(_PREFIX)) for name in names if name.startswith(_PREFIX)]
 
 
 def _place(directory: epath.Path, number: int) -> epath.Path:
@@ -125,3 +158,10 @@ def _require_ended(path: epath.Path, what: str, *, patient: bool) -> None:
                 f"{left:.0f} seconds."
             )
         time.sleep(min(left, TERM / 20))
+
+
+def _ask(store: Any, method: str, *arguments: Any, **options: Any) -> Any:
+    """Call a method of an fsspec file system, which must answer in time."""
+    import fsspec.asyn
+
+    return fsspec.asyn.sync(store.loop, getattr(store, method), *arguments, timeout=_ANSWER_SECONDS, **options)

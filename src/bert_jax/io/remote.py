@@ -23,7 +23,7 @@ from bert_jax.errors import UserError
 _TIMEOUT = 20.0
 _ADDRESS = re.compile(r"(?:[\w-]+=)?(?P<scheme>gs|s3|az)://(?P<bucket>[^/\s]*)(?:/\S*)?")
 # Packages whose exceptions mean that a store has failed.
-_CLIENTS = ("aiohttp", "aiobotocore", "botocore", "gcsfs", "google", "s3fs")
+_CLIENTS = ("aiohttp", "aiobotocore", "botocore", "fsspec", "gcsfs", "google", "s3fs")
 
 
 class _Store(NamedTuple):
