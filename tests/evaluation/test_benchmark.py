@@ -123,9 +123,12 @@ ENTRY %main (a: f32[2]) -> f32[2] {
 
 @pytest.mark.slow
 def test_the_profile_accounts_for_the_whole_step():
-    report = benchmark.run(CONFIG, steps=3, profile=True)
+    # Large enough for arithmetic to outweigh waiting, also on a busy machine.
+    model = dataclasses.replace(CONFIG.model, hidden_size=128, intermediate_size=512, max_position_embeddings=128)
+    config = dataclasses.replace(CONFIG, model=model, data=DataConfig("", sequence_length=128, batch_size=32))
+    report = benchmark.run(config, steps=3, profile=True)
     assert report.attention == "reference"
-    assert report.tokens == 16 * 32
+    assert report.tokens == 32 * 128
     assert len(report.seconds) == 3
     assert min(report.seconds) > 0
     assert report.first > min(report.seconds)
