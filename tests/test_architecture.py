@@ -62,6 +62,12 @@ def test_every_package_is_in_the_order():
     assert {package(path) for path in FILES} == {*ORDER, "__init__"}
 
 
+def test_the_tree_in_the_readme_has_the_packages_in_their_order():
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    tree = readme.split("src/bert_jax/\n")[1].split("\nexperiments/")[0]
+    assert [line.split()[0].removesuffix("/").removesuffix(".py") for line in tree.splitlines()] == ORDER
+
+
 @pytest.mark.parametrize("path", FILES, ids=relative)
 def test_modules_are_documented_and_small(path):
     text = path.read_text()
